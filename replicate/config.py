@@ -1,0 +1,435 @@
+"""Every setting of a run as frozen dataclasses, with presets, checks and overrides.
+
+A configuration is complete: two runs with equal `config_hash` on the same machine give the same
+losses. Unknown keys and impossible values raise `ValueError` with a value that would work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+ACTIVATIONS = ("relu2", "gelu", "swiglu")
+ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """Which operand of the FFN's six products is sparse in the sparse phase, and how.
+
+    The products are the paper's equations 1, 3, 4, 5, 7 and 8; `products()` lists them. At most one
+    operand of a product is sparse, as sparse tensor cores require.
+    """
+
+    # 2:4 weights, one flag for each product that reads a weight (straight-through gradients).
+    w1: bool = False  # product 1, y1 = x S24(W1), groups of four along d_model
+    w2: bool = False  # product 2, y3 = y2 S24(W2), groups along d_ff
+    w2_t: bool = False  # product 3, dy2 = dy3 S24(W2^T), groups along d_model
+    w1_t: bool = False  # product 5, dx = dy1 S24(W1^T), groups along d_ff
+    weight_method: str = "soft"  # "soft" (section 2.2) or "hard" (top 2 of 4)
+    weight_scale: bool = False  # S-STE's beta, computed at the first sparse step and frozen
+
+    # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
+    activation: str = "dense"
+    selection: str = "magnitude"  # the 2 of 4: "magnitude", "soft", "learned" or "static"
+    inner: bool = True  # Venom only: also keep 2 of 4 inside the chosen clusters
+    mask_reuse: bool = True  # dy1 carries the forward mask; False prunes dy1 on its own
+    outputs: str = "full"  # y1 and dy2 in "full", then masked (algorithms 1, 2); or "selected" (figure 4d)
+
+    # dW2 = y2^T dy3 and dW1 = x^T dy1, whose reduction runs over tokens (2503.16672).
+    wgrad: str = "dense"  # "dense", "24" (2 of 4 tokens by magnitude) or "mvue" (unbiased draw)
+    wgrad_dense_share: float = 0.05  # share of the densest features kept dense
+    wgrad_permute: bool = True  # shuffle tokens by a fixed permutation before grouping them
+
+    # Venom's blocks. With n clusters and top-k, M = 4 n / k: top-4, 2, 1 of 16 give M = 16, 32, 64.
+    routing: str = "token"  # "token" (causal, the recipe), "static", "oracle-token", "oracle-block"
+    n_clusters: int = 16
+    top_k: int = 4
+    metric: str = "dot"  # "dot", "l2" or "cosine"
+    v: int = 64  # rows of a block, used by "oracle-block" and by the kernels
+    refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
+
+    def __post_init__(self) -> None:
+        _one_of("weight_method", self.weight_method, ("soft", "hard"))
+        _one_of("activation", self.activation, ("dense", "24", "venom"))
+        _one_of("selection", self.selection, ("magnitude", "soft", "learned", "static"))
+        _one_of("outputs", self.outputs, ("full", "selected"))
+        _one_of("wgrad", self.wgrad, ("dense", "24", "mvue"))
+        _one_of("routing", self.routing, ("token", "static", "oracle-token", "oracle-block"))
+        _one_of("metric", self.metric, ("dot", "l2", "cosine"))
+        _at_least("n_clusters", self.n_clusters, 1)
+        _at_least("v", self.v, 1)
+        _at_least("refresh_every", self.refresh_every, 0)
+        if not 1 <= self.top_k <= self.n_clusters:
+            raise ValueError(f"top_k is {self.top_k}; choose 1 to n_clusters = {self.n_clusters}")
+        if not 0 <= self.wgrad_dense_share <= 1:
+            raise ValueError(f"wgrad_dense_share is {self.wgrad_dense_share}; choose 0 to 1")
+        if self.activation != "dense" and (self.w2 or self.w1_t):
+            raise ValueError(
+                "products 2 and 5 already have a sparse activation; set w2=False and w1_t=False "
+                "(one sparse operand a product, as sparse tensor cores require)"
+            )
+        if self.outputs == "selected" and (self.activation != "venom" or self.w1 or self.w2_t):
+            raise ValueError(
+                "outputs='selected' computes only Venom's blocks of products 1 and 3; it needs "
+                "activation='venom', w1=False and w2_t=False"
+            )
+
+    @property
+    def any(self) -> bool:
+        """True if the sparse phase differs from the dense one."""
+        return (
+            self.w1
+            or self.w2
+            or self.w1_t
+            or self.w2_t
+            or self.activation != "dense"
+            or self.wgrad != "dense"
+        )
+
+    @property
+    def m(self) -> int:
+        """Venom's M: 4 of M columns survive the block choice, so M = 4 n_clusters / top_k."""
+        return 4 * self.n_clusters // self.top_k
+
+    def products(self) -> list[tuple[str, str, str]]:
+        """(formula, sparse operand, format) of the six products in the paper's order.
+
+        The format is "dense", "2:4", "venom" (sparse operand) or "sampled" (only some outputs).
+        """
+        kind = {"dense": "dense", "24": "2:4", "venom": "venom"}[self.activation]
+        along_tokens = {"dense": kind if kind == "venom" else "dense"}.get(self.wgrad, "2:4")
+        sampled = "sampled" if self.outputs == "selected" else "dense"
+
+        def weight(flag: bool, name: str, other: str = "dense") -> tuple[str, str]:
+            return (name, "2:4") if flag else ("y1" if other == "sampled" else "-", other)
+
+        def act(name: str, flag: bool, w: str) -> tuple[str, str]:
+            return (name, kind) if kind != "dense" else weight(flag, w)
+
+        rows = [
+            ("y1 = x W1", *weight(self.w1, "W1", sampled)),
+            ("y3 = y2 W2", *act("y2", self.w2, "W2")),
+            ("dy2 = dy3 W2^T", *weight(self.w2_t, "W2^T", sampled)),
+            ("dW2 = y2^T dy3", "y2^T" if along_tokens != "dense" else "-", along_tokens),
+            ("dx = dy1 W1^T", *act("dy1", self.w1_t, "W1^T")),
+            ("dW1 = x^T dy1", "dy1" if along_tokens != "dense" else "-", along_tokens),
+        ]
+        return rows
+
+    def check_shape(self, d_model: int, d_ff: int) -> None:
+        """Raise ValueError if an FFN of this shape cannot carry these formats."""
+        for name, value in (("d_model", d_model), ("d_ff", d_ff)):
+            if self.any and value % 4:
+                raise ValueError(f"{name} is {value}, no multiple of 4; try {_near(value, 4)}")
+        if self.activation != "venom":
+            return
+        unit = 4 * self.n_clusters
+        if d_ff % unit:
+            raise ValueError(
+                f"d_ff is {d_ff}; {self.n_clusters} equal clusters of groups of four need a "
+                f"multiple of {unit}: try {_near(d_ff, unit)}, or fewer clusters"
+            )
+        if self.routing == "oracle-block" and d_ff % self.m:
+            raise ValueError(f"d_ff is {d_ff}, no multiple of M = {self.m}; try {_near(d_ff, self.m)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the GPT: a Llama-3-like decoder with a two-matrix squared-ReLU FFN by default."""
+
+    vocab_size: int = 512
+    n_layer: int = 3
+    d_model: int = 96
+    d_ff: int = 384
+    n_head: int = 3
+    n_kv_head: int = 0  # 0 means n_head; fewer is grouped-query attention
+    seq_len: int = 128
+    activation: str = "relu2"  # "relu2", "gelu" or "swiglu"
+    tie_embeddings: bool = True
+    rope_theta: float = 10000.0
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_layer", "d_model", "d_ff", "n_head", "seq_len"):
+            _at_least(name, getattr(self, name), 1)
+        _one_of("activation", self.activation, ACTIVATIONS)
+        if self.d_model % self.n_head or (self.d_model // self.n_head) % 2:
+            raise ValueError(
+                f"d_model {self.d_model} over n_head {self.n_head} must be an even whole number; "
+                f"try d_model = {2 * self.n_head * max(1, round(self.d_model / 2 / self.n_head))}"
+            )
+        if self.n_head % self.kv_heads:
+            raise ValueError(f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}")
+        if self.sparsity.any:
+            if self.activation != "relu2":
+                raise ValueError(f"sparsity needs activation='relu2', not {self.activation!r}")
+            self.sparsity.check_shape(self.d_model, self.d_ff)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.n_kv_head or self.n_head
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Lengths are in optimiser steps unless the name says otherwise."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: str = "stdlib"  # see replicate.data
+    steps: int = 240
+    batch_size: int = 8  # sequences a micro-batch
+    grad_accum: int = 1  # micro-batches a step
+    lr: float = 3e-3
+    min_lr_share: float = 0.1  # the cosine ends at lr * min_lr_share
+    lr_warmup: int = 20
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0  # gradient norm; 0 never clips
+    dense_warmup: int = 60  # dense steps before the first sparse one (the paper: 1000)
+    sparse_share: float = 1.0  # share of the steps after the warm-up that are sparse
+    order: str = "sparse-dense"  # order of those steps
+    interleave: int = 10  # period in steps of order "interleaved"
+    seed: int = 1
+    dtype: str = "auto"  # "auto": float32 on a CPU, bfloat16 autocast on a GPU
+    stats_every: int = 20
+    eval_every: int = 0  # 0: at the end only
+    eval_batches: int = 16
+    final_window: int = 100  # the paper's loss is the mean over the last 100 steps
+    # How, not what: these do not enter the hash.
+    device: str = "auto"
+    compile: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 0  # 0: none
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "grad_accum",
+            "interleave",
+            "eval_batches",
+            "final_window",
+            "log_every",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        for name in (
+            "lr_warmup",
+            "dense_warmup",
+            "stats_every",
+            "eval_every",
+            "checkpoint_every",
+            "weight_decay",
+        ):
+            _at_least(name, getattr(self, name), 0)
+        if not 0 < self.lr <= 1:
+            raise ValueError(f"lr is {self.lr}; choose above 0, at most 1 (3e-4 is a usual value)")
+        for name in ("min_lr_share", "sparse_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose 0 to 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose 0 up to, but not, 1")
+        if not self.clip >= 0:
+            raise ValueError(f"clip is {self.clip}; choose 0 (never) or a positive gradient norm")
+        _one_of("order", self.order, ORDERS)
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
+        if self.lr_warmup > self.steps:
+            raise ValueError(f"lr_warmup is {self.lr_warmup}, longer than steps = {self.steps}")
+        s = self.model.sparsity
+        tokens = self.batch_size * self.model.seq_len
+        if s.activation == "venom" and s.routing == "oracle-block" and (s.v > tokens or tokens % s.v):
+            raise ValueError(f"v is {s.v}; blocks of v rows must divide the {tokens} tokens of a batch")
+        if s.wgrad != "dense" and tokens % 4:
+            raise ValueError(f"a batch has {tokens} tokens; 2:4 along tokens needs a multiple of 4")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens one optimiser step reads."""
+        return self.batch_size * self.grad_accum * self.model.seq_len
+
+
+HOW_NOT_WHAT = ("device", "compile", "log_every", "checkpoint_every")
+
+SPARSITY_PRESETS: dict[str, SparsityConfig] = {
+    "dense": SparsityConfig(),
+    # Table 3's rows
+    "w1": SparsityConfig(w1=True),
+    "w1+w1t": SparsityConfig(w1=True, w1_t=True),
+    "w2": SparsityConfig(w2=True),
+    "w2+w2t": SparsityConfig(w2=True, w2_t=True),
+    "w1+w2": SparsityConfig(w1=True, w2=True),
+    "w1+w2+t": SparsityConfig(w1=True, w1_t=True, w2=True, w2_t=True),
+    "act24": SparsityConfig(activation="24"),
+    "act24+wgrad": SparsityConfig(activation="24", wgrad="24"),
+    "venom16": SparsityConfig(activation="venom", top_k=4),
+    "venom32": SparsityConfig(activation="venom", top_k=2),
+    "venom64": SparsityConfig(activation="venom", top_k=1),
+    # The recipe the paper's table lacks: algorithms 1 and 2 as printed
+    "recipe": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=4),
+    "recipe32": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=2),
+    "recipe64": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=1),
+    # Figure 4d: only the selected blocks, weights dense
+    "figure4d": SparsityConfig(activation="venom", top_k=4, outputs="selected"),
+    # Controls
+    "static16": SparsityConfig(activation="venom", top_k=4, routing="static"),
+    "oracle16": SparsityConfig(activation="venom", top_k=4, routing="oracle-token"),
+    "block16": SparsityConfig(activation="venom", top_k=4, routing="oracle-block"),
+    "no-mask-reuse": SparsityConfig(activation="24", mask_reuse=False),
+}
+
+MODEL_PRESETS: dict[str, ModelConfig] = {
+    "smoke": ModelConfig(),
+    "laptop": ModelConfig(vocab_size=1024, n_layer=4, d_model=128, d_ff=512, n_head=4, seq_len=128),
+    "study10m": ModelConfig(vocab_size=4096, n_layer=6, d_model=384, d_ff=1536, n_head=6, seq_len=512),
+    "study40m": ModelConfig(vocab_size=4096, n_layer=8, d_model=640, d_ff=2560, n_head=10, seq_len=1024),
+    "llama1b": ModelConfig(
+        vocab_size=128256, n_layer=22, d_model=2048, d_ff=8192, n_head=16, seq_len=8192, rope_theta=500000.0
+    ),
+    "llama7b": ModelConfig(
+        vocab_size=128256, n_layer=32, d_model=4096, d_ff=16384, n_head=32, seq_len=8192,
+        tie_embeddings=False, rope_theta=500000.0,
+    ),
+}  # fmt: skip
+
+TRAIN_PRESETS: dict[str, TrainConfig] = {
+    "smoke": TrainConfig(),
+    "laptop": TrainConfig(
+        model=MODEL_PRESETS["laptop"], steps=600, batch_size=16, lr=3e-3, lr_warmup=40, dense_warmup=100,
+    ),
+    "study10m": TrainConfig(
+        model=MODEL_PRESETS["study10m"], corpus="pysrc", steps=3000, batch_size=64, lr=2e-3, lr_warmup=100,
+        dense_warmup=200, stats_every=50, eval_batches=64, eval_every=500,
+    ),
+    "study40m": TrainConfig(
+        model=MODEL_PRESETS["study40m"], corpus="pysrc", steps=2000, batch_size=64, lr=1e-3, lr_warmup=100,
+        dense_warmup=200, stats_every=50, eval_batches=64, eval_every=500,
+    ),
+    "llama1b": TrainConfig(
+        model=MODEL_PRESETS["llama1b"], corpus="dclm", steps=60000, batch_size=2, lr=3e-4, lr_warmup=1000,
+        dense_warmup=1000, sparse_share=0.5, stats_every=1000,
+    ),
+    "llama7b": TrainConfig(
+        model=MODEL_PRESETS["llama7b"], corpus="dclm", steps=48000, batch_size=2, lr=4e-4, lr_warmup=1000,
+        dense_warmup=1000, sparse_share=10 / 48, stats_every=1000,
+    ),
+}  # fmt: skip
+
+
+def train_preset(name: str, sparsity: str | SparsityConfig = "dense", **changes: Any) -> TrainConfig:
+    """The training preset `name` with a sparsity (preset name or config) and field changes.
+
+    Raises ValueError naming the known presets, or the unknown field, with the nearest match.
+    """
+    config = _preset(TRAIN_PRESETS, name, "training preset")
+    if isinstance(sparsity, str):
+        sparsity = _preset(SPARSITY_PRESETS, sparsity, "sparsity preset")
+    config = replace(config, model=replace(config.model, sparsity=sparsity))
+    return with_changes(config, changes)
+
+
+def with_changes(config: Any, changes: dict[str, Any]) -> Any:
+    """A copy of a config with `changes`, keys dotted for nested fields: {"model.d_ff": 512}.
+
+    A change may be a string, as on the command line; it is read as the type of the field. Changes
+    that only fit together (d_ff and n_clusters) are applied together. Raises ValueError for unknown keys.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    flat: dict[str, Any] = {}
+    names = [f.name for f in fields(config)]
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if head not in names:
+            raise ValueError(_unknown(head, names, type(config).__name__))
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        else:
+            flat[head] = _as_type(key, value, getattr(config, head))
+    for head, inner in nested.items():
+        part = flat.get(head, getattr(config, head))
+        if not dataclasses.is_dataclass(part):
+            raise ValueError(
+                f"{head} of {type(config).__name__} has no parts, so {head}.{next(iter(inner))} is unknown"
+            )
+        flat[head] = with_changes(part, inner)
+    return replace(config, **flat)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON types; `from_dict` inverts it."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: dict[str, Any]) -> TrainConfig:
+    """A TrainConfig from `to_dict`'s form. Raises ValueError for unknown keys."""
+    data = dict(data)
+    model = dict(data.pop("model", {}))
+    sparsity = _build(SparsityConfig, model.pop("sparsity", {}))
+    return _build(TrainConfig, {**data, "model": _build(ModelConfig, {**model, "sparsity": sparsity})})
+
+
+def config_hash(config: Any) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON, without the fields that say only how.
+
+    Works for TrainConfig and for plain dictionaries of JSON types.
+    """
+    data = to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
+    data = {k: v for k, v in data.items() if not (isinstance(config, TrainConfig) and k in HOW_NOT_WHAT)}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _build(cls: type, data: dict[str, Any]) -> Any:
+    names = [f.name for f in fields(cls)]
+    for key in data:
+        if key not in names:
+            raise ValueError(_unknown(key, names, cls.__name__))
+    return cls(**data)
+
+
+def _as_type(key: str, value: Any, old: Any) -> Any:
+    """Read a command-line string as the type of the value it replaces."""
+    if not isinstance(value, str) or isinstance(old, str):
+        return value
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                value.lower()
+            ]
+        if isinstance(old, (int, float)):
+            return type(old)(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{key}={value!r} is no {type(old).__name__}; its value now is {old!r}") from None
+    raise ValueError(f"{key} cannot be set from text; set its parts, like {key}.name=value")
+
+
+def _preset(table: dict[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(table)}")
+    return table[name]
+
+
+def _unknown(key: str, names: list[str], owner: str) -> str:
+    near = difflib.get_close_matches(key, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    return f"{owner} has no setting {key!r}{hint}"
+
+
+def _near(value: int, unit: int) -> int:
+    return max(unit, round(value / unit) * unit)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ValueError(f"{name} is {value}; choose {low} or more")
