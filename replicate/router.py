@@ -1,0 +1,190 @@
+"""The neuron-level router (section 3.1, algorithm 3): clusters of neurons as experts, chosen per token.
+
+An expert is a cluster of W1's columns and its mean. A token's scores against the means choose its top-k
+experts; only their neurons may be non-zero, which after sorting tokens by expert is V:N:M. The choice
+reads one token alone, so it is causal.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+METRICS = ("dot", "l2", "cosine")
+
+
+class TokenLists(NamedTuple):
+    """Tokens sorted by expert, as the block-sparse products read them.
+
+    tokens: [T k] token ids, those of expert 0 first, in token order inside an expert.
+    offsets: [n + 1] expert e owns tokens[offsets[e]:offsets[e + 1]].
+    inverse: [T, k] position in `tokens` of token t's j-th choice.
+    """
+
+    tokens: Tensor
+    offsets: Tensor
+    inverse: Tensor
+
+
+def cluster_neurons(
+    w1: Tensor, n_clusters: int, *, balanced: bool = True, seed: int, iterations: int = 20
+) -> Tensor:
+    """Clusters of neurons: k-means of W1's columns by L2 distance, of equal sizes if `balanced`.
+
+    Equal sizes come from deferred acceptance in each assignment step: every neuron asks its nearest
+    centre, each centre keeps its nearest F / n and turns the others away to their next choice.
+
+    Args:
+        w1: [D, F], column f is neuron f. n_clusters: n; must divide F if balanced.
+        seed: fixes the k-means++ start; equal arguments give equal labels on any device.
+        iterations: at most this many k-means steps.
+
+    Returns:
+        labels [F], long, in 0 to n - 1.
+
+    Raises:
+        ValueError: n does not fit, or w1 is no matrix or not finite.
+    """
+    if w1.dim() != 2 or not w1.is_floating_point():
+        raise ValueError(
+            f"w1 must be a [d_model, d_ff] float matrix, got {w1.dtype} of shape {tuple(w1.shape)}"
+        )
+    d_ff = w1.shape[1]
+    if not 1 <= n_clusters <= d_ff:
+        raise ValueError(f"n_clusters is {n_clusters}; choose 1 to d_ff = {d_ff}")
+    if balanced and d_ff % n_clusters:
+        raise ValueError(
+            f"{n_clusters} equal clusters do not divide d_ff = {d_ff}; use a divisor or balanced=False"
+        )
+    points = w1.detach().to("cpu", torch.float32).T.contiguous()
+    if not points.isfinite().all():
+        raise ValueError("w1 has NaN or infinite entries; it cannot be clustered")
+    centres = _spread_start(points, n_clusters, seed)
+    labels = torch.full((d_ff,), -1)
+    for _ in range(max(1, iterations)):
+        distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist")
+        new = _equal_assignment(distance) if balanced else _filled(distance)
+        if torch.equal(new, labels):
+            break
+        labels = new
+        centres = cluster_means(points.T, labels, n_clusters)
+    return labels.to(w1.device)
+
+
+def cluster_means(w1: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
+    """ExpertMeans [n, D]: the mean of each cluster's columns of w1 [D, F]; zero for an empty cluster."""
+    if labels.shape != w1.shape[1:]:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit w1 of shape {tuple(w1.shape)}")
+    sums = w1.new_zeros(n_clusters, w1.shape[0]).index_add(0, labels, w1.T)
+    return sums / torch.bincount(labels, minlength=n_clusters).clamp_min(1).to(w1.dtype).unsqueeze(1)
+
+
+def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
+    """Affinity of each token to each expert, [T, n], larger is closer, in at least float32.
+
+    "dot" is x . mu, "l2" is 2 x . mu - |mu|^2 (the same order as -|x - mu|^2), "cosine" is x . mu / (|x| |mu|).
+    """
+    if x.dim() != 2 or means.dim() != 2 or x.shape[1] != means.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)} and means {tuple(means.shape)} must be [T, D] and [n, D]")
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}; choose one of {', '.join(METRICS)}")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, means = x.to(wide), means.to(wide)
+    if metric == "cosine":
+        x, means = torch.nn.functional.normalize(x), torch.nn.functional.normalize(means)
+    dot = x @ means.T
+    return 2 * dot - means.square().sum(1) if metric == "l2" else dot
+
+
+def route(x: Tensor, means: Tensor, top_k: int, *, metric: str = "dot") -> Tensor:
+    """Each token's top-k experts (algorithm 3, step 2), from that token alone.
+
+    Args:
+        x: [T, D] inputs of the FFN. means: [n, D] ExpertMeans. top_k: 1 to n.
+
+    Returns:
+        [T, top_k] expert ids, best first; ties go to the lower id.
+
+    Raises:
+        ValueError: shapes, top_k or metric do not fit.
+    """
+    if not 1 <= top_k <= means.shape[0]:
+        raise ValueError(f"top_k is {top_k}; choose 1 to the number of experts, {means.shape[0]}")
+    return scores(x, means, metric).argsort(dim=1, descending=True, stable=True)[:, :top_k]
+
+
+def cluster_mask(experts: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
+    """[T, F] bool: neuron f may fire for token t, because its cluster is among experts[t]."""
+    chosen = torch.zeros(len(experts), n_clusters, dtype=torch.bool, device=experts.device)
+    return chosen.scatter(1, experts, True)[:, labels]
+
+
+def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
+    """Sort tokens by expert (algorithm 3, step 3); with top-k a token stands in k lists.
+
+    With k = 1, `y[lists.tokens]` permutes and `permuted[lists.inverse[:, 0]]` restores the order.
+
+    Args:
+        experts: [T, k] expert ids. n_clusters: number of experts; some may get no token.
+    """
+    if experts.dim() != 2:
+        raise ValueError(f"experts must be [T, k], got shape {tuple(experts.shape)}")
+    top_k = experts.shape[1]
+    order = experts.flatten().argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    counts = torch.bincount(experts.flatten(), minlength=n_clusters)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return TokenLists(order // top_k, offsets, inverse.view(-1, top_k))
+
+
+def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float]]:
+    """How evenly tokens spread: share of choices an expert, max / mean, and entropy / log n (1 is even)."""
+    load = torch.bincount(experts.flatten(), minlength=n_clusters).double() / max(1, experts.numel())
+    entropy = -(load * load.clamp_min(1e-30).log()).sum().item()
+    return {
+        "load": load.tolist(),
+        "max_over_mean": load.max().item() * n_clusters,
+        "entropy": entropy / math.log(n_clusters) if n_clusters > 1 else 1.0,
+    }
+
+
+def _spread_start(points: Tensor, n: int, seed: int) -> Tensor:
+    """k-means++: each next centre is drawn in proportion to the squared distance to the nearest one."""
+    generator = torch.Generator().manual_seed(seed)
+    picks = [int(torch.randint(len(points), (1,), generator=generator))]
+    nearest = (points - points[picks[0]]).square().sum(1)
+    for _ in range(n - 1):
+        weight = nearest if nearest.sum() > 0 else torch.ones_like(nearest)
+        picks.append(int(torch.multinomial(weight, 1, generator=generator)))
+        nearest = torch.minimum(nearest, (points - points[picks[-1]]).square().sum(1))
+    return points[picks]
+
+
+def _equal_assignment(distance: Tensor) -> Tensor:
+    """Labels [F] with exactly F / n a cluster, by deferred acceptance on distance [F, n]."""
+    n_points, n = distance.shape
+    size = n_points // n
+    open_distance = distance.clone()
+    while True:
+        nearest, choice = open_distance.min(1)
+        order = nearest.argsort(stable=True)
+        order = order[choice[order].argsort(stable=True)]  # by cluster, then by distance
+        counts = torch.bincount(choice, minlength=n)
+        rank = torch.arange(n_points) - (counts.cumsum(0) - counts)[choice[order]]
+        refused = order[rank >= size]
+        if len(refused) == 0:
+            return choice
+        open_distance[refused, choice[refused]] = math.inf
+
+
+def _filled(distance: Tensor) -> Tensor:
+    """Nearest-centre labels [F]; an empty cluster takes the point farthest from its own centre."""
+    nearest, labels = distance.min(1)
+    empty = (torch.bincount(labels, minlength=distance.shape[1]) == 0).nonzero().flatten()
+    if len(empty):
+        labels[nearest.argsort(descending=True, stable=True)[: len(empty)]] = empty
+    return labels

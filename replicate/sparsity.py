@@ -1,0 +1,308 @@
+"""2:4 and V:N:M sparsity in plain torch: the specification that every kernel is tested against.
+
+Two-of-four keeps at most two non-zeros in each group of four along an axis (section 2.1). V:N:M, or
+Venom, keeps 4 columns of M, shared by V rows, and N of those 4 in each row (section 2.3). Everything
+here is vectorised, deterministic (ties go to the lower index), keeps the dtype, and lets NaN through.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor
+
+SELECTIONS = ("magnitude", "soft", "learned", "static")
+
+
+def mask24(x: Tensor, dim: int = -1) -> Tensor:
+    """Where the two largest magnitudes of each group of four along `dim` are.
+
+    Args:
+        x: any floating-point tensor whose size along `dim` is a multiple of 4.
+        dim: the axis the groups of four run along; a product's reduction axis for sparse tensor cores.
+
+    Returns:
+        Boolean tensor of x's shape with exactly two True a group. Ties keep the lower index; NaN
+        counts as larger than infinity, so that it survives.
+
+    Raises:
+        ValueError: x is not floating point, or `dim` is no multiple of 4.
+    """
+    return _join(_top_of_four(_split(_order_key(x), dim), 2), dim)
+
+
+def prune24(x: Tensor, dim: int = -1) -> Tensor:
+    """x with all but the two largest magnitudes of each group of four along `dim` set to zero."""
+    return torch.where(mask24(x, dim), x, torch.zeros_like(x))
+
+
+def soft_threshold24(w: Tensor, dim: int = -1, scale: float | None = None) -> Tensor:
+    """2:4 soft thresholding (section 2.2): f(a) = sign(a) max(|a| - t, 0), t the group's second-smallest magnitude.
+
+    Unlike top-2 pruning f is continuous in w: an element enters and leaves at value zero.
+
+    Args:
+        w: floating-point tensor; `dim` a multiple of 4.
+        dim: the axis of the groups of four.
+        scale: None is the paper's f; a number multiplies f, as S-STE's frozen beta does (`soft_scale`).
+
+    Returns:
+        Tensor of w's shape and dtype, computed in at least float32 with one rounding at the end.
+
+    Raises:
+        ValueError: w is not floating point, or `dim` is no multiple of 4.
+    """
+    _check_groups(w, dim)
+    wide = w.to(torch.promote_types(w.dtype, torch.float32))
+    mag = wide.abs()
+    a, b, c, d = _split(mag, dim)
+    low, high = (
+        torch.maximum(torch.minimum(a, b), torch.minimum(c, d)),
+        torch.minimum(torch.maximum(a, b), torch.maximum(c, d)),
+    )
+    t = torch.minimum(low, high).repeat_interleave(4, dim)
+    out = torch.where(mag <= t, torch.zeros_like(wide), torch.copysign(mag - t, wide))
+    if scale is not None:
+        out = out * scale
+    return out.to(w.dtype)
+
+
+def soft_scale(w: Tensor, dim: int = -1) -> float:
+    """S-STE's scale beta = <w, f(w)> / ||f(w)||^2, which makes beta f(w) closest to w in least squares.
+
+    Returns 1.0 when f(w) is all zero. S-STE (2409.09099) computes it once and freezes it.
+    """
+    f = soft_threshold24(w.double(), dim)
+    norm = f.square().sum()
+    return float((w.double() * f).sum() / norm) if norm > 0 else 1.0
+
+
+def venom_mask(x: Tensor, v: int, m: int, n: int = 2) -> Tensor:
+    """V:N:M mask: each block of v rows x m columns keeps 4 columns, and each row n of those 4.
+
+    Columns are chosen by magnitude summed over the block's rows, then elements by magnitude within
+    their row; both with ties to the lower index. The sparsity is 1 - n / m (Table 5).
+
+    Args:
+        x: [R, C] with R a multiple of v and C a multiple of m.
+        v: rows of a block. m: columns of a block, at least 4. n: 1 to 4 kept of the 4.
+
+    Returns:
+        Boolean [R, C] with n R C / m True.
+
+    Raises:
+        ValueError: a shape or one of v, m, n does not fit.
+    """
+    rows, cols = _check_blocks(x, v, m, n)
+    blocks = x.reshape(rows // v, v, cols // m, m).movedim(2, 1)  # [R/v, C/m, v, m]
+    weight = blocks.abs().to(torch.promote_types(x.dtype, torch.float32)).sum(2)
+    columns = weight.argsort(dim=-1, descending=True, stable=True)[..., :4].sort(-1).values
+    columns = columns.unsqueeze(2).expand(-1, -1, v, -1)
+    four = blocks.gather(-1, columns)
+    kept = _join(_top_of_four(_split(_order_key(four), -1), n), -1)
+    mask = torch.zeros(blocks.shape, dtype=torch.bool, device=x.device).scatter(-1, columns, kept)
+    return mask.movedim(1, 2).reshape(rows, cols)
+
+
+def check24(x: Tensor, dim: int = -1) -> None:
+    """Raise ValueError naming the first group of four along `dim` with more than two non-zeros."""
+    _check_groups(x, dim)
+    counts = (x != 0).movedim(dim, -1).unflatten(-1, (-1, 4)).sum(-1)
+    bad = (counts > 2).nonzero()
+    if len(bad):
+        *where, group = bad[0].tolist()
+        raise ValueError(
+            f"not 2:4 along dim {dim}: group {group} (elements {4 * group} to {4 * group + 3}) at "
+            f"{tuple(where)} has {counts[tuple(bad[0])].item()} non-zeros"
+        )
+
+
+def check_venom(x: Tensor, v: int, m: int, n: int = 2) -> None:
+    """Raise ValueError naming the first block of v x m that is not V:N:M.
+
+    A block may have non-zeros in at most 4 columns, and at most n in each row.
+    """
+    rows, cols = _check_blocks(x, v, m, n)
+    nonzero = (x != 0).reshape(rows // v, v, cols // m, m).movedim(2, 1)
+    columns = nonzero.any(2).sum(-1)
+    bad = (columns > 4).nonzero()
+    if len(bad):
+        i, j = bad[0].tolist()
+        raise ValueError(
+            f"not V:N:M: the block of rows {i * v} to {i * v + v - 1}, columns {j * m} to "
+            f"{j * m + m - 1} uses {columns[i, j].item()} columns, at most 4 may be non-zero"
+        )
+    per_row = nonzero.sum(-1)
+    bad = (per_row > n).nonzero()
+    if len(bad):
+        i, j, r = bad[0].tolist()
+        raise ValueError(
+            f"not V:N:M: row {i * v + r} has {per_row[i, j, r].item()} non-zeros in columns {j * m} "
+            f"to {j * m + m - 1}, at most n = {n} may be there"
+        )
+
+
+def flip_rate(mask_a: Tensor, mask_b: Tensor) -> float:
+    """Share of positions where two masks differ, ||a xor b||_1 / numel (S-STE's r_k)."""
+    if mask_a.shape != mask_b.shape:
+        raise ValueError(
+            f"masks of shapes {tuple(mask_a.shape)} and {tuple(mask_b.shape)} cannot be compared"
+        )
+    if mask_a.numel() == 0:
+        raise ValueError("flip_rate of empty masks is undefined; give masks with at least one element")
+    return float((mask_a.bool() ^ mask_b.bool()).double().mean())
+
+
+def sparsity(x: Tensor) -> float:
+    """Share of the elements of x that are exactly zero."""
+    if x.numel() == 0:
+        raise ValueError("the sparsity of an empty tensor is undefined")
+    return float((x == 0).double().mean())
+
+
+def mvue24(x: Tensor, dim: int = -1, generator: torch.Generator | None = None) -> Tensor:
+    """Minimum-variance unbiased 2:4 estimate of x (2203.10991): E[mvue24(x)] = x.
+
+    Of each four, two are drawn without replacement with inclusion probability p_i = min(1, c |x_i|),
+    sum p_i = 2, and divided by p_i. Systematic sampling meets these probabilities exactly: element i is
+    drawn when its interval of the running sum of p covers u or u + 1, u uniform.
+
+    Args:
+        x: floating-point tensor; `dim` a multiple of 4.
+        generator: source of the draws; None uses torch's default one.
+
+    Raises:
+        ValueError: x is not floating point, or `dim` is no multiple of 4.
+    """
+    _check_groups(x, dim)
+    groups = x.movedim(dim, -1).unflatten(-1, (-1, 4)).to(torch.promote_types(x.dtype, torch.float32))
+    mag = groups.abs()
+    total, top = mag.sum(-1, keepdim=True), mag.amax(-1, keepdim=True)
+    is_top = torch.arange(4, device=x.device) == mag.argmax(-1, keepdim=True)
+    tiny = torch.finfo(mag.dtype).tiny
+    capped = torch.where(is_top, torch.ones_like(mag), mag / (total - top).clamp_min(tiny)).clamp_max(1)
+    p = torch.where(2 * top >= total, capped, 2 * mag / total.clamp_min(tiny))
+    u = torch.rand(total.shape, generator=generator, device=x.device, dtype=p.dtype)
+    edges = torch.cat([torch.zeros_like(u), p.cumsum(-1)], -1)
+    drawn = (edges[..., 1:] - u).floor() - (edges[..., :-1] - u).floor() > 0
+    kept = torch.where(drawn & (mag > 0), groups / p.clamp_min(tiny), torch.zeros_like(groups))
+    kept = torch.where(groups.isnan(), groups, kept)
+    return kept.flatten(-2).movedim(-1, dim).to(x.dtype)
+
+
+def transposable_mask(w: Tensor) -> Tensor:
+    """Mask that is 2:4 along both axes: in each 4 x 4 tile the best of the 90 patterns (2404.01847).
+
+    "Best" keeps the largest summed magnitude; equal sums keep the first pattern in lexicographic order.
+
+    Args:
+        w: [R, C], both multiples of 4.
+
+    Returns:
+        Boolean [R, C] with two True in each group of four of every row and every column.
+    """
+    if w.dim() != 2 or w.shape[0] % 4 or w.shape[1] % 4:
+        raise ValueError(f"shape {tuple(w.shape)} does not tile by 4 x 4; use two axes of multiples of 4")
+    rows, cols = w.shape
+    tiles = w.abs().reshape(rows // 4, 4, cols // 4, 4).movedim(2, 1).flatten(2)
+    patterns = torch.tensor(_patterns_4x4(), device=w.device)
+    wide = tiles.to(torch.promote_types(w.dtype, torch.float32))
+    best = (wide @ patterns.to(wide.dtype).T).argmax(-1)
+    return patterns[best].unflatten(-1, (4, 4)).movedim(1, 2).reshape(rows, cols)
+
+
+def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The neuron-level 2:4 activation: keep two of every four adjacent neurons of each token.
+
+    Args:
+        y: activations [..., F], F a multiple of 4.
+        method: "magnitude" keeps the two largest; "soft" also subtracts the second-smallest magnitude
+            from them (section 2.2 on activations); "learned" ranks by |y_f| exp(score_f); "static"
+            always keeps the first two of four, the control.
+        score: learned scores [F], for "learned" only.
+
+    Returns:
+        (values [..., F] in y's dtype, mask [..., F] bool).
+
+    Raises:
+        ValueError: unknown method, F no multiple of 4, or score missing or of the wrong shape.
+    """
+    if method == "magnitude":
+        mask = mask24(y)
+    elif method == "soft":
+        return soft_threshold24(y), mask24(y)
+    elif method == "learned":
+        if score is None or score.shape != y.shape[-1:]:
+            got = None if score is None else tuple(score.shape)
+            raise ValueError(f"method 'learned' needs a score of shape ({y.shape[-1]},), got {got}")
+        mask = mask24(y.abs() * score.exp().to(y.dtype))
+    elif method == "static":
+        _check_groups(y, -1)
+        mask = (torch.arange(y.shape[-1], device=y.device) % 4 < 2).expand(y.shape)
+    else:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(SELECTIONS)}")
+    return torch.where(mask, y, torch.zeros_like(y)), mask
+
+
+def _order_key(x: Tensor) -> Tensor:
+    """Integers that order like |x|, with NaN above infinity: the bits without the sign."""
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}; 2:4 selection needs a floating-point tensor")
+    as_int = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.detach().abs().contiguous().view(as_int)
+
+
+def _top_of_four(four: list[Tensor], n: int) -> list[Tensor]:
+    """For each of four tensors, where it is among the n largest; the earlier one wins a tie."""
+    a, b, c, d = four
+    ab, ac, ad, bc, bd, cd = a >= b, a >= c, a >= d, b >= c, b >= d, c >= d
+    wins = [(ab, ac, ad), (~ab, bc, bd), (~ac, ~bc, cd), (~ad, ~bd, ~cd)]
+    if n == 2:
+        return [(p & q) | (r & (p | q)) for p, q, r in wins]
+    return [p.to(torch.int8) + q + r >= 4 - n for p, q, r in wins]
+
+
+def _split(x: Tensor, dim: int) -> list[Tensor]:
+    """The four members of each group along `dim`, as four tensors of a quarter of the size."""
+    _check_groups(x, dim)
+    dim %= x.dim()
+    return list(x.unflatten(dim, (-1, 4)).unbind(dim + 1))
+
+
+def _join(four: list[Tensor], dim: int) -> Tensor:
+    """Inverse of `_split`."""
+    dim %= four[0].dim()
+    return torch.stack(four, dim + 1).flatten(dim, dim + 1)
+
+
+def _check_groups(x: Tensor, dim: int) -> None:
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim {dim} is not an axis of a tensor of shape {tuple(x.shape)}")
+    if x.shape[dim] % 4:
+        raise ValueError(
+            f"size {x.shape[dim]} along dim {dim} of shape {tuple(x.shape)} is no multiple of 4; "
+            f"pad it to {-(-x.shape[dim] // 4) * 4}"
+        )
+
+
+def _check_blocks(x: Tensor, v: int, m: int, n: int) -> tuple[int, int]:
+    if x.dim() != 2:
+        raise ValueError(f"V:N:M needs a matrix, got shape {tuple(x.shape)}; flatten the leading axes")
+    if m < 4 or v < 1 or not 1 <= n <= 4:
+        raise ValueError(f"v, n, m = {v}, {n}, {m}; choose v >= 1, n from 1 to 4 and m >= 4")
+    rows, cols = x.shape
+    if rows % v or cols % m:
+        raise ValueError(
+            f"shape {rows} x {cols} does not divide into blocks of v = {v} rows x m = {m} columns"
+        )
+    return rows, cols
+
+
+@functools.cache
+def _patterns_4x4() -> list[list[bool]]:
+    """The 90 boolean 4 x 4 matrices with two True in every row and every column, row-major."""
+    rows = [tuple(i in pair for i in range(4)) for pair in itertools.combinations(range(4), 2)]
+    tiles = itertools.product(rows, repeat=4)
+    return [list(sum(t, ())) for t in tiles if all(sum(column) == 2 for column in zip(*t, strict=True))]
