@@ -116,24 +116,25 @@ class SparsityConfig:
         The format is "dense", "2:4", "venom" (sparse operand) or "sampled" (only some outputs).
         """
         kind = {"dense": "dense", "24": "2:4", "venom": "venom"}[self.activation]
-        along_tokens = {"dense": kind if kind == "venom" else "dense"}.get(self.wgrad, "2:4")
+        tokens = "2:4" if self.wgrad != "dense" else kind if kind == "venom" else "dense"
+
+        def row(formula: str, weight: bool, activation: str) -> tuple[str, str, str]:
+            output, _, left, right = formula.split()
+            if weight:
+                return formula, right, "2:4"
+            if activation == "dense":
+                return formula, "-", "dense"
+            return formula, output if activation == "sampled" else left, activation
+
         sampled = "sampled" if self.outputs == "selected" else "dense"
-
-        def weight(flag: bool, name: str, other: str = "dense") -> tuple[str, str]:
-            return (name, "2:4") if flag else ("y1" if other == "sampled" else "-", other)
-
-        def act(name: str, flag: bool, w: str) -> tuple[str, str]:
-            return (name, kind) if kind != "dense" else weight(flag, w)
-
-        rows = [
-            ("y1 = x W1", *weight(self.w1, "W1", sampled)),
-            ("y3 = y2 W2", *act("y2", self.w2, "W2")),
-            ("dy2 = dy3 W2^T", *weight(self.w2_t, "W2^T", sampled)),
-            ("dW2 = y2^T dy3", "y2^T" if along_tokens != "dense" else "-", along_tokens),
-            ("dx = dy1 W1^T", *act("dy1", self.w1_t, "W1^T")),
-            ("dW1 = x^T dy1", "dy1" if along_tokens != "dense" else "-", along_tokens),
+        return [
+            row("y1 = x W1", self.w1, sampled),
+            row("y3 = y2 W2", self.w2, kind),
+            row("dy2 = dy3 W2^T", self.w2_t, sampled),
+            row("dW2 = y2^T dy3", False, tokens),
+            row("dx = dy1 W1^T", self.w1_t, kind),
+            row("dW1^T = dy1^T x", False, tokens),
         ]
-        return rows
 
     def check_shape(self, d_model: int, d_ff: int) -> None:
         """Raise ValueError if an FFN of this shape cannot carry these formats."""

@@ -85,7 +85,8 @@ def cluster_means(w1: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
 def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
     """Affinity of each token to each expert, [T, n], larger is closer, in at least float32.
 
-    "dot" is x . mu, "l2" is 2 x . mu - |mu|^2 (the same order as -|x - mu|^2), "cosine" is x . mu / (|x| |mu|).
+    "dot" is x . mu; "l2" is 2 x . mu - |mu|^2, which orders experts as -|x - mu|^2 does; "cosine" is
+    x . mu / (|x| |mu|).
     """
     if x.dim() != 2 or means.dim() != 2 or x.shape[1] != means.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and means {tuple(means.shape)} must be [T, D] and [n, D]")

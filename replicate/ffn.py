@@ -1,0 +1,320 @@
+"""The feed-forward network, dense and sparse: the paper's six products, algorithms 1 and 2.
+
+`SparseFFN` is a squared-ReLU FFN whose `SparsityConfig` says which operand of each product is sparse.
+The masks are applied to dense tensors here: this file defines what is right, not what is fast. In the
+dense phase it is the plain dense FFN, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from replicate.config import ACTIVATIONS, SparsityConfig
+from replicate.router import cluster_neurons, load_stats, route
+from replicate.sparsity import (
+    mask24,
+    mvue24,
+    prune24,
+    select24,
+    soft_scale,
+    soft_threshold24,
+    sparsity,
+    venom_mask,
+)
+
+PHASES = ("dense", "sparse")
+INIT_STD = 0.02
+
+
+def relu2(y1: Tensor) -> Tensor:
+    """Squared ReLU, y2 = relu(y1)^2 (equation 2)."""
+    return F.relu(y1).square()
+
+
+class DenseFFN(nn.Module):
+    """Dense baselines: squared ReLU or GELU with two matrices, SwiGLU with three.
+
+    relu2 and gelu: y = act(x W1) W2. swiglu: y = (silu(x W1) * (x W3)) W2, which has 1.5 times the
+    parameters at equal d_ff. Weights are [d_model, d_ff] and [d_ff, d_model], as in the paper.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, activation: str = "relu2") -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        self.activation = activation
+        self.w1 = _weight(d_model, d_ff)
+        self.w2 = _weight(d_ff, d_model)
+        self.w3 = _weight(d_model, d_ff) if activation == "swiglu" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model]."""
+        y1 = x @ self.w1
+        if self.w3 is not None:
+            return (F.silu(y1) * (x @ self.w3)) @ self.w2
+        return (relu2(y1) if self.activation == "relu2" else F.gelu(y1)) @ self.w2
+
+
+class SparseFFN(nn.Module):
+    """Squared-ReLU FFN that trains dense or sparse, by phase (algorithms 1 and 2, figure 4).
+
+    Set `.phase = "sparse"` after the dense warm-up; for Venom call `make_clusters` first, once.
+    Straight-through gradients reach all of W1 and W2. `.collect = True` keeps the statistics of the
+    last forward pass for `stats()`.
+
+    Args:
+        d_model: D. d_ff: F; both multiples of 4, F of 4 n_clusters for Venom.
+        sparsity: the formats; the default is dense in both phases.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, sparsity: SparsityConfig | None = None) -> None:
+        super().__init__()
+        self.config = sparsity or SparsityConfig()
+        self.config.check_shape(d_model, d_ff)
+        self.w1 = _weight(d_model, d_ff)
+        self.w2 = _weight(d_ff, d_model)
+        learned = self.config.activation != "dense" and self.config.selection == "learned"
+        self.score = nn.Parameter(torch.zeros(d_ff)) if learned else None
+        self.register_buffer("clustered", torch.tensor(False))
+        self.register_buffer("static_experts", torch.arange(self.config.top_k))
+        self.register_buffer("scale", torch.full((4,), float("nan")))  # beta of w1, w2, w2_t, w1_t
+        self.collect = False
+        self._phase = "dense"
+        self._last: dict[str, Tensor] = {}
+
+    @property
+    def phase(self) -> str:
+        """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        if phase not in PHASES:
+            raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
+        if phase == "sparse" and self.config.activation == "venom" and not self.clustered:
+            raise RuntimeError("no clusters yet: call make_clusters(seed) at the end of the dense warm-up")
+        if phase == "sparse" and self.config.weight_scale and self.scale.isnan().any():
+            betas = [soft_scale(w.detach(), dim) for w, dim in self._oriented()]
+            self.scale.copy_(torch.tensor(betas))
+        self._phase = phase
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model], in the autocast dtype where autocast is on."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self._phase == "dense" or not self.config.any:
+            y2 = relu2(x @ self.w1.to(x.dtype))
+            if self.collect:
+                self._note(y2, y2, None)
+            return y2 @ self.w2.to(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):
+            y3 = _SparseProducts.apply(flat, self.w1, self.w2, self.score, self)
+        return y3.view(x.shape)
+
+    @torch.no_grad()
+    def make_clusters(self, seed: int, sample: Tensor | None = None) -> Tensor:
+        """Cluster the neurons and store them in cluster order, leaving the function unchanged.
+
+        Cluster c then owns the contiguous columns c F/n to (c+1) F/n - 1 of W1 and the same rows of W2.
+
+        Args:
+            seed: of the k-means start.
+            sample: inputs [..., d_model]; with them the fixed experts of routing "static" are those
+                with the largest mean activation, the strongest fixed choice; without, the first top_k.
+
+        Returns:
+            The permutation [d_ff], long: new column j was column perm[j]. Optimiser moments of w1
+            (columns), w2 (rows) and score must be permuted the same way.
+        """
+        labels = cluster_neurons(self.w1, self.config.n_clusters, seed=seed)
+        perm = labels.argsort(stable=True)
+        self.w1.copy_(self.w1[:, perm])
+        self.w2.copy_(self.w2[perm])
+        if self.score is not None:
+            self.score.copy_(self.score[perm])
+        if sample is not None:
+            x = sample.reshape(-1, sample.shape[-1]).to(self.w1.dtype)
+            energy = self._energy(relu2(x @ self.w1)).mean(0)
+            self.static_experts.copy_(energy.argsort(descending=True, stable=True)[: self.config.top_k])
+        self.clustered.fill_(True)
+        return perm
+
+    def expert_means(self) -> Tensor:
+        """ExpertMeans [n, D] of the clusters' present columns of W1, so that the router follows W1."""
+        d_model, d_ff = self.w1.shape
+        n = self.config.n_clusters
+        return self.w1.detach().view(d_model, n, d_ff // n).mean(2).T
+
+    def weight_masks(self) -> dict[str, Tensor]:
+        """The 2:4 weight masks in force by name (w1, w2, w2_t, w1_t), for flip rates."""
+        names = ("w1", "w2", "w2_t", "w1_t")
+        oriented = zip(names, self._oriented(), strict=True)
+        return {name: mask24(w, dim) for name, (w, dim) in oriented if getattr(self.config, name)}
+
+    def stats(self) -> dict[str, float]:
+        """Of the last forward pass with `collect` on: shares of zeros before and after the masks, and load.
+
+        y2_sparsity is the natural sparsity of relu(y1)^2, kept_sparsity that of the masked y2,
+        kept_energy the share of y2's sum that the mask keeps; router_load (max over mean) when routed.
+        """
+        if not self._last:
+            return {}
+        y2, kept, experts = (self._last.get(k) for k in ("y2", "kept", "experts"))
+        out = {"y2_sparsity": sparsity(y2), "kept_sparsity": sparsity(kept)}
+        total = y2.double().sum().item()
+        out["kept_energy"] = kept.double().sum().item() / total if total > 0 else 1.0
+        if experts is not None:
+            out["router_load"] = load_stats(experts, self.config.n_clusters)["max_over_mean"]
+        return out
+
+    def activation_mask(self, x: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
+        """(values, mask) [T, F] of y2 after the configured activation sparsity (algorithm 1, line 3)."""
+        c = self.config
+        if c.activation == "24":
+            return select24(y2, c.selection, self.score)
+        clusters = self._chosen_neurons(x, y2)
+        y2 = torch.where(clusters, y2, torch.zeros_like(y2))
+        if not c.inner:
+            return y2, clusters
+        values, mask = select24(y2, c.selection, self.score)
+        return values, mask & clusters
+
+    def _chosen_neurons(self, x: Tensor, y2: Tensor) -> Tensor:
+        """[T, F] bool: the columns Venom's outer choice keeps for each token."""
+        c = self.config
+        if c.routing == "oracle-block":
+            return venom_mask(y2, c.v, c.m, n=4)
+        if c.routing == "static":
+            experts = self.static_experts.expand(len(y2), -1)
+        elif c.routing == "token":
+            experts = route(x, self.expert_means().to(x.dtype), c.top_k, metric=c.metric)
+        else:
+            experts = self._energy(y2).argsort(dim=1, descending=True, stable=True)[:, : c.top_k]
+        if self.collect:
+            self._last["experts"] = experts
+        return self._expand(experts)
+
+    def _expand(self, experts: Tensor) -> Tensor:
+        n = self.config.n_clusters
+        chosen = torch.zeros(len(experts), n, dtype=torch.bool, device=experts.device)
+        return chosen.scatter(1, experts, True).repeat_interleave(self.w1.shape[1] // n, 1)
+
+    def _energy(self, y: Tensor) -> Tensor:
+        """[T, n]: magnitude of each cluster's activations, summed."""
+        return y.abs().unflatten(1, (self.config.n_clusters, -1)).to(torch.float32).sum(2)
+
+    def own_gradient_mask(self, dy1: Tensor) -> Tensor:
+        """dy1 pruned by its own magnitudes, not by the forward mask: the mistake of mask_reuse=False."""
+        if self.config.activation == "venom":
+            top = self._energy(dy1).argsort(dim=1, descending=True, stable=True)[:, : self.config.top_k]
+            dy1 = dy1 * self._expand(top)
+            if not self.config.inner:
+                return dy1
+        return prune24(dy1)
+
+    def sparse_weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The weight product `name` reads (w1, w2, w2_t or w1_t), 2:4 along its reduction axis if configured.
+
+        Not transposed: w2_t is [F, D] pruned along D, w1_t is [D, F] pruned along F.
+        """
+        index = ("w1", "w2", "w2_t", "w1_t").index(name)
+        w, dim = self._oriented()[index]
+        w = w.detach()
+        if getattr(self.config, name):
+            scale = self.scale[index] if self.config.weight_scale else None
+            w = soft_threshold24(w, dim, scale) if self.config.weight_method == "soft" else prune24(w, dim)
+        return w.to(dtype)
+
+    def _oriented(self) -> list[tuple[Tensor, int]]:
+        """(weight, axis of its groups of four) for w1, w2, w2_t, w1_t: the axis the product sums over."""
+        return [(self.w1, 0), (self.w2, 0), (self.w2, 1), (self.w1, 1)]
+
+    def _note(self, y2: Tensor, kept: Tensor, experts: Tensor | None) -> None:
+        self._last = {"y2": y2.detach(), "kept": kept.detach()}
+        if experts is not None:
+            self._last["experts"] = experts
+
+
+class _SparseProducts(torch.autograd.Function):
+    """Algorithms 1 and 2: the six products with the configured operand of each one sparse."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, score: Tensor | None, ffn: SparseFFN) -> Tensor:
+        relu_y1 = F.relu(x @ ffn.sparse_weight("w1", x.dtype))  # product 1
+        y2 = relu_y1.square()
+        if ffn.config.activation == "dense":
+            kept, mask = y2, None
+        else:
+            kept, mask = ffn.activation_mask(x, y2)
+        if ffn.collect:
+            ffn._note(y2, kept, ffn._last.get("experts"))
+        # The weights are saved only so that autograd notices a change between forward and backward.
+        ctx.save_for_backward(x, relu_y1, kept, mask, score, w1, w2)
+        ctx.ffn = ffn
+        return kept @ ffn.sparse_weight("w2", x.dtype)  # product 2
+
+    @staticmethod
+    def backward(ctx, dy3: Tensor) -> tuple[Tensor | None, ...]:
+        x, relu_y1, kept, mask, score, w1, w2 = ctx.saved_tensors
+        ffn, c = ctx.ffn, ctx.ffn.config
+        dy3 = dy3.to(x.dtype)
+        dy2 = dy3 @ ffn.sparse_weight("w2_t", x.dtype).T  # product 3
+        reduce_tokens = _token_reduction(kept, c)
+        dw2 = reduce_tokens(kept, dy3)  # product 4
+        dscore = None if score is None else _score_gradient(relu_y1.square(), dy2, score)
+        dy1 = 2 * dy2 * relu_y1
+        if mask is not None:
+            dy1 = dy1.masked_fill(~mask, 0) if c.mask_reuse else ffn.own_gradient_mask(dy1)
+        dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype).T  # product 5
+        dw1 = reduce_tokens(dy1, x).T  # product 6
+        return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), dscore, None
+
+
+def _score_gradient(y2: Tensor, dy2: Tensor, score: Tensor) -> Tensor:
+    """Straight-through gradient [F] of the learned scores.
+
+    The hard 2-of-4 mask is treated as 2 p, p_i = c_i / sum_j c_j over the group, c = y2 exp(score): the
+    inclusion probability of drawing two in proportion to the criterion. dL/dmask is dy2 y2.
+    """
+    wide = torch.promote_types(y2.dtype, torch.float32)
+    groups = (-1, 4)
+    criterion = (y2.to(wide) * score.exp()).unflatten(-1, groups)
+    p = criterion / criterion.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+    dmask = (dy2.to(wide) * y2.to(wide)).unflatten(-1, groups)
+    return (2 * p * (dmask - (p * dmask).sum(-1, keepdim=True))).flatten(-2).sum(0).to(score.dtype)
+
+
+def _token_reduction(kept: Tensor, c: SparsityConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product sparse^T dense over tokens, [T, F], [T, D] -> [F, D], for both weight gradients.
+
+    With wgrad "24" or "mvue" the sparse operand is 2:4 along tokens (2503.16672): tokens are shuffled
+    by one fixed permutation, since neighbours in a text resemble each other, and the features with the
+    most non-zeros stay dense. Tokens past the last whole group of four stay dense.
+    """
+    if c.wgrad == "dense":
+        return lambda sparse, dense: sparse.T @ dense
+    tokens, d_ff = kept.shape
+    whole = tokens - tokens % 4
+    order = torch.arange(whole, device=kept.device)
+    if c.wgrad_permute:
+        order = torch.randperm(whole, generator=torch.Generator().manual_seed(0)).to(kept.device)
+    busiest = (kept != 0).sum(0).argsort(descending=True, stable=True)[: round(c.wgrad_dense_share * d_ff)]
+    stays_dense = torch.zeros(d_ff, dtype=torch.bool, device=kept.device)
+    stays_dense[busiest] = True
+    prune = mvue24 if c.wgrad == "mvue" else prune24
+
+    def reduce(sparse: Tensor, dense: Tensor) -> Tensor:
+        head = sparse[order]
+        head = torch.where(stays_dense, head, prune(head, 0))
+        return head.T @ dense[order] + sparse[whole:].T @ dense[whole:]
+
+    return reduce
+
+
+def _weight(rows: int, cols: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, cols) * INIT_STD)
