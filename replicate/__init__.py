@@ -1,0 +1,18 @@
+"""Train GPTs with 2:4 weights and V:N:M activations: a replication of arXiv 2602.06183."""
+
+from replicate.config import ModelConfig, SparsityConfig, TrainConfig
+from replicate.ffn import DenseFFN, SparseFFN
+from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS, TRAIN_PRESETS, train_preset
+
+__all__ = [
+    "MODEL_PRESETS",
+    "SPARSITY_PRESETS",
+    "TRAIN_PRESETS",
+    "DenseFFN",
+    "ModelConfig",
+    "SparseFFN",
+    "SparsityConfig",
+    "TrainConfig",
+    "train_preset",
+]
+__version__ = "0.1.0"

@@ -41,7 +41,8 @@ def prune24(x: Tensor, dim: int = -1) -> Tensor:
 def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor | None = None) -> Tensor:
     """2:4 soft thresholding (section 2.2): f(a) = sign(a) max(|a| - t, 0) in each group of four along `dim`.
 
-    t is the second-smallest magnitude of the group. Unlike top-2 pruning f is continuous in w: an element enters and leaves at value zero.
+    t is the second-smallest magnitude of the group. Unlike top-2 pruning f is continuous in w: an
+    element enters and leaves at value zero.
 
     Args:
         w: floating-point tensor; `dim` a multiple of 4.
