@@ -1,0 +1,91 @@
+"""Pictures that several notebooks share: sparse matrices, groups along a line, arms with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+
+def draw_matrix(
+    ax: Axes,
+    x: Tensor,
+    *,
+    v: int | None = None,
+    m: int = 4,
+    title: str = "",
+    row_labels: Sequence[int] | None = None,
+    cmap: str = "Blues",
+) -> None:
+    """Draw a matrix with zeros white and magnitudes shaded, cut into blocks of v rows x m columns.
+
+    Args:
+        x: [R, C]. v, m: rows and columns of a block; v None draws only the column groups.
+        row_labels: one number a row, coloured at the left edge, such as the token's expert.
+        cmap: matplotlib colour map of the magnitudes.
+    """
+    rows, cols = x.shape
+    shade = x.detach().abs().float().numpy()
+    top = shade.max() or 1.0
+    image = np.where(shade == 0, 0.0, 0.25 + 0.75 * shade / top)
+    ax.imshow(image, cmap=cmap, vmin=0, vmax=1.1, aspect="auto", interpolation="nearest")
+    for c in range(0, cols + 1, m):
+        ax.axvline(c - 0.5, color="0.25", lw=0.8)
+    for r in range(0, rows + 1, v or rows):
+        ax.axhline(r - 0.5, color="0.25", lw=0.8)
+    if row_labels is not None:
+        width = max(1.0, cols / 40)
+        for r, label in enumerate(row_labels):
+            colour = expert_colour(int(label))
+            patch = Rectangle((-0.5 - 1.4 * width, r - 0.5), width, 1, color=colour, lw=0, clip_on=False)
+            ax.add_patch(patch)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def expert_colour(expert: int) -> tuple[float, float, float]:
+    """A colour for an expert, the same in every figure; distinct for at least 16 experts."""
+    hue = (expert * 0.618034) % 1.0
+    return tuple(colors.hsv_to_rgb((hue, 0.55 + 0.3 * (expert % 2), 0.9 - 0.2 * (expert // 8 % 2))))
+
+
+def draw_intervals(
+    ax: Axes,
+    rows: Mapping[str, tuple[float, float]],
+    *,
+    reference: Mapping[str, float] | None = None,
+    colour: str | Mapping[str, str] = "C0",
+    xlabel: str = "",
+) -> None:
+    """One horizontal line a row: a dot at the mean, a bar of the half-width, a hollow mark at the reference.
+
+    Args:
+        rows: name -> (mean, half-width of the interval); drawn top to bottom.
+        reference: name -> number to compare with, such as the paper's.
+        colour: of the dots, one for all or one a row.
+    """
+    for y, (name, (mean, half)) in enumerate(rows.items()):
+        c = colour if isinstance(colour, str) else colour.get(name, "C0")
+        ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label="ours" if y == 0 else None)
+        if reference and name in reference:
+            mark = "paper" if name == next(iter(reference)) else None
+            ax.plot(reference[name], y, "D", mfc="none", mec="0.2", ms=7, label=mark)
+    ax.axvline(0, color="0.5", lw=0.8)
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+    if reference:
+        ax.legend(loc="best")
+
+
+def steps_to_show(values: Sequence[float], window: int) -> tuple[Tensor, Tensor]:
+    """(steps, running mean over `window` steps) of a per-step series, for curves that can be read."""
+    series = torch.as_tensor(values, dtype=torch.float64)
+    window = max(1, min(window, len(series)))
+    total = torch.cat([series.new_zeros(1), series.cumsum(0)])
+    return torch.arange(window, len(series) + 1), (total[window:] - total[:-window]) / window
