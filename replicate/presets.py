@@ -49,9 +49,9 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
-    "smoke": TrainConfig(),
+    "smoke": TrainConfig(steps=150, lr_warmup=15, dense_warmup=40, final_window=30),
     "laptop": TrainConfig(
-        model=MODEL_PRESETS["laptop"], steps=600, batch_size=16, lr=3e-3, lr_warmup=40, dense_warmup=100,
+        model=MODEL_PRESETS["laptop"], steps=500, batch_size=16, lr=3e-3, lr_warmup=40, dense_warmup=100,
     ),
     "study10m": TrainConfig(
         model=MODEL_PRESETS["study10m"], corpus="pysrc", steps=3000, batch_size=64, lr=2e-3, lr_warmup=100,
