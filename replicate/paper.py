@@ -1,0 +1,305 @@
+"""The paper's numbers and claims, and the table that says of each claim whether it holds.
+
+`data/paper.json` is the only place where the paper's numbers are written. Check cells, the claim table
+and the README's table all come from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import html
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replicate import paths, records
+from replicate.claims import (
+    DIRECTION,
+    FAILS,
+    HOLDS,
+    PROFILES,
+    UNTESTABLE,
+    VERDICTS,
+    Claim,
+    Verdict,
+    judge,
+    text,
+    unpack,
+)
+from replicate.config import ModelConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_RUN = "not run"
+COLOURS = {
+    HOLDS: "#1b7837",
+    DIRECTION: "#5a7d1b",
+    FAILS: "#b2182b",
+    UNTESTABLE: "#6b6b6b",
+    NOT_RUN: "#6b6b6b",
+}
+
+
+class ClaimBroken(AssertionError):
+    """A claim we stand by came out otherwise."""
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """A claim with what we found: one row of a check cell."""
+
+    claim: Claim
+    ours: Any
+    verdict: Verdict
+    profile: str
+    source: str
+
+
+@lru_cache(maxsize=1)
+def data() -> dict[str, Any]:
+    """Everything in `data/paper.json`."""
+    return json.loads((paths.DATA / "paper.json").read_text(encoding="utf-8"))
+
+
+def rows(table: int) -> list[dict[str, Any]]:
+    """The rows of one of the paper's tables (1 to 5) as dictionaries."""
+    tables = data()["tables"]
+    if str(table) not in tables:
+        raise ValueError(f"the paper has no table {table}; choose one of {', '.join(tables)}")
+    found = tables[str(table)]
+    return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+
+
+def number(name: str) -> Any:
+    """A number the paper prints outside its tables, by its name in `data/paper.json`."""
+    return _named(data()["numbers"], name, "number")
+
+
+def model(name: str) -> ModelConfig:
+    """The shapes of a model the paper speaks of: "1B", "7B", "70B" or "405B", at sequence 8192."""
+    return ModelConfig(**_named(data()["models"], name, "model"))
+
+
+@lru_cache(maxsize=1)
+def claims() -> dict[str, Claim]:
+    """Every claim by id, in the order of the claim table."""
+    found = [Claim(**entry) for entry in data()["claims"]]
+    table = {claim.id: claim for claim in found}
+    if len(table) != len(found):
+        raise ValueError("data/paper.json has two claims of one id")
+    return table
+
+
+def claim(claim_id: str) -> Claim:
+    """The claim of this id. Raises ValueError naming near matches."""
+    return _named(claims(), claim_id, "claim")
+
+
+def check(
+    claim_id: str,
+    ours: Any = None,
+    *,
+    spread: float | None = None,
+    n: int = 1,
+    profile: str,
+    source: str,
+    store: records.RecordStore | None = None,
+) -> CheckRow:
+    """Judge a claim, keep the verdict as a record of kind "claim", and return the row to show.
+
+    Args:
+        ours, spread, n: as for `judge`.
+        profile: scale at which the numbers were got: a recorded GPU study is "gpu" on any machine.
+        source: where they come from: "recorded", "cached", "fresh" or "arithmetic".
+
+    Raises ClaimBroken if we stand by the claim and the verdict contradicts it.
+    """
+    found = claim(claim_id)
+    verdict = judge(found, ours, spread, n, profile)
+    value, spread, n = unpack(ours, spread, n)
+    results = {
+        "key": found.key,
+        "ours": value,
+        "spread": spread,
+        "n": n,
+        "source": source,
+        **dataclasses.asdict(verdict),
+    }
+    record = records.make_record("claim", {"claim": claim_id, "profile": profile}, results)
+    (store or records.RecordStore()).put(record)
+    against = (FAILS,) if found.expected == HOLDS else (HOLDS, DIRECTION)
+    if found.stand_by and verdict.text in against:
+        raise ClaimBroken(
+            f"{claim_id} ({found.place}): {found.statement}. Verdict: {verdict.text}, {verdict.why}"
+        )
+    return CheckRow(found, value, verdict, profile, source)
+
+
+def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
+    """The check cell's table: paper | ours | tolerance | verdict, one claim a row."""
+    return _frame(
+        [
+            {
+                "claim": row.claim.statement,
+                "paper": paper_text(row.claim),
+                "ours": ours_text(row.claim, row.ours, row.verdict),
+                "tolerance": text(row.claim.tolerance) if row.claim.tolerance else "",
+                "verdict": row.verdict.text,
+                "because": row.verdict.why,
+                "numbers": f"{row.source}, {row.profile}",
+            }
+            for row in check_rows
+        ],
+        index="claim",
+    )
+
+
+def claim_table(profile: str | None = None, store: records.RecordStore | None = None) -> pd.DataFrame:
+    """Every claim with its latest verdict, "not run" where there is none.
+
+    Args:
+        profile: only verdicts on numbers of this scale; None takes the largest scale there is, then
+            the latest.
+    """
+    if profile is not None and profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
+    best: dict[str, records.Record] = {}
+    for record, _ in (store or records.RecordStore()).all("claim"):
+        name = record.config["claim"]
+        known = claims().get(name)
+        if known is None or record.results["key"] != known.key:
+            continue
+        if profile in (None, record.config["profile"]) and (
+            name not in best or _weight(record) >= _weight(best[name])
+        ):
+            best[name] = record
+    return _frame([_row(found, best.get(found.id)) for found in claims().values()], index="id")
+
+
+def verdict_counts(table: pd.DataFrame) -> str:
+    """One line: how many claims got which verdict."""
+    counts = table["verdict"].value_counts()
+    parts = [f"{counts[name]} {name}" for name in (*VERDICTS, NOT_RUN) if name in counts]
+    return f"{len(table)} claims: {', '.join(parts)}"
+
+
+def claims_markdown(table: pd.DataFrame | None = None) -> str:
+    """The claim table in Markdown."""
+    table = claim_table() if table is None else table
+    columns = ["place", "claim", "paper", "ours", "verdict", "because", "scale", "notebook"]
+    lines = [
+        verdict_counts(table),
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    for _, row in table.iterrows():
+        lines.append("| " + " | ".join(str(row[name]).replace("|", "\\|") for name in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_claims(table: pd.DataFrame | None = None) -> list[Path]:
+    """Write figures/claims.md and figures/claims.csv; returns their paths."""
+    table = claim_table() if table is None else table
+    folder = paths.figures_dir()
+    written = [folder / "claims.md", folder / "claims.csv"]
+    records.write_atomic(written[0], claims_markdown(table).encode())
+    records.write_atomic(written[1], table.to_csv(lineterminator="\n").encode())
+    return written
+
+
+def paper_text(claim: Claim) -> str:
+    """The paper's side of a claim in a table: "1.5x", "at most 0 nats", "yes"."""
+    if claim.rule == "true":
+        return "yes"
+    if claim.paper is None:
+        return _with_unit(f"{'above' if claim.sign > 0 else 'below'} {text(claim.null)}", claim.unit)
+    if isinstance(claim.paper, list):
+        return _with_unit(" to ".join(text(value) for value in claim.paper), claim.unit)
+    prefix = f"{claim.rule} " if claim.rule in ("at least", "at most") else ""
+    signed = claim.rule == "effect" and claim.null == 0
+    return _with_unit(prefix + text(claim.paper, signed), claim.unit)
+
+
+def ours_text(claim: Claim, ours: Any, verdict: Verdict) -> str:
+    """Our side: the number, with half the interval's width where there is one."""
+    if ours is None:
+        return "–"
+    if isinstance(ours, bool):
+        return "yes" if ours else "no"
+    number = text(ours, claim.rule == "effect" and claim.null == 0)
+    half = (verdict.high - verdict.low) / 2 if verdict.high is not None else 0
+    return _with_unit(number + (f" ± {half:.2g}" if half else ""), claim.unit)
+
+
+def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
+    stored = record.results if record else {}
+    if record:
+        verdict = Verdict(stored["text"], stored["why"], stored["low"], stored["high"])
+    elif claim.notebook:
+        verdict = Verdict(NOT_RUN, f"run notebook {claim.notebook}")
+    else:
+        verdict = judge(claim, None)
+    return {
+        "id": claim.id,
+        "place": claim.place,
+        "claim": claim.statement,
+        "paper": paper_text(claim),
+        "ours": ours_text(claim, stored.get("ours"), verdict),
+        "tolerance": text(claim.tolerance) if claim.tolerance else "",
+        "verdict": verdict.text,
+        "because": verdict.why,
+        "scale": record.config["profile"] if record else "",
+        "source": stored.get("source", ""),
+        "notebook": claim.notebook,
+    }
+
+
+def _weight(record: records.Record) -> tuple[int, str]:
+    return PROFILES.index(record.config["profile"]), record.date
+
+
+def _with_unit(number: str, unit: str) -> str:
+    return number + {"x": "x", "%": " %", "share": "", "accuracy": "", "": ""}.get(unit, f" {unit}")
+
+
+def _named(table: dict[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        near = difflib.get_close_matches(name, table, 3)
+        raise ValueError(
+            f"unknown {what} {name!r}; "
+            + (f"near: {', '.join(near)}" if near else f"known: {', '.join(table)}")
+        )
+    return table[name]
+
+
+def _frame(entries: list[dict[str, str]], index: str) -> pd.DataFrame:
+    import pandas as pd  # here, since the layers and kernels work without it
+
+    return _table_class()(pd.DataFrame(entries).set_index(index))
+
+
+@lru_cache(maxsize=1)
+def _table_class() -> type[pd.DataFrame]:
+    import pandas as pd
+
+    class ClaimTable(pd.DataFrame):
+        """A data frame that shows its cells in full and colours the verdict."""
+
+        def __repr__(self) -> str:
+            return self.to_string()
+
+        def _repr_html_(self) -> str:
+            shown = pd.DataFrame(self).reset_index().map(html.escape)
+            shown["verdict"] = [
+                f'<b style="color:{COLOURS.get(verdict, "inherit")}">{verdict}</b>'
+                for verdict in shown["verdict"]
+            ]
+            return shown.to_html(index=False, escape=False, justify="left", border=0)
+
+    return ClaimTable

@@ -1,0 +1,221 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replicate import claims, measure, paper
+from replicate.claims import DIRECTION, FAILS, HOLDS, UNTESTABLE, Claim, judge
+
+BASE = Claim(
+    id="x", place="Table 0", statement="s", paper=0.03, unit="nats", rule="effect", tolerance=0.01, how="h",
+    notebook="00", stand_by=False, null=0.0,
+)  # fmt: skip
+
+
+def verdict(ours, spread=None, n=1, profile="gpu", **changes):
+    return judge(replace(BASE, **changes), ours, spread, n, profile).text
+
+
+def spread_for(half, n=3):
+    """The standard deviation whose 95 % interval over n runs is +- half."""
+    return half * math.sqrt(n) / measure.t_quantile(n - 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "half", "expected"),
+    [
+        (0.03, 0.005, HOLDS),
+        (0.045, 0.006, HOLDS),  # the paper's number lies within the interval and the tolerance
+        (0.08, 0.01, DIRECTION),  # there, but much larger
+        (0.012, 0.004, DIRECTION),
+        (0.03, 0.031, UNTESTABLE),  # the interval includes zero
+        (-0.001, 0.01, UNTESTABLE),
+        (-0.03, 0.01, FAILS),
+    ],
+)
+def test_a_signed_difference_gets_each_of_the_four_verdicts(ours, half, expected):
+    assert verdict(ours, spread_for(half), 3) == expected
+    mirrored = verdict(-ours, spread_for(half), 3, paper=-0.03)
+    assert mirrored == expected
+
+
+def test_an_effect_without_a_number_is_about_its_side_alone():
+    up, down = {"paper": None, "sign": 1}, {"paper": None, "sign": -1}
+    assert verdict(5.0, **up) == HOLDS
+    assert verdict(5.0, **down) == FAILS
+    assert verdict(0.0, **up) == FAILS
+    assert verdict(0.1, 1.0, 3, **up) == UNTESTABLE
+
+
+def test_a_ratio_is_judged_against_one():
+    speed = {"paper": 1.5, "null": 1.0, "tolerance": 0.1}
+    assert [verdict(x, **speed) for x in (1.45, 1.2, 1.7, 0.9)] == [HOLDS, DIRECTION, DIRECTION, FAILS]
+
+
+def test_a_range_accepts_all_of_it():
+    speed = {"paper": [6, 8], "null": 1.0, "tolerance": 0.5}
+    assert [verdict(x, **speed) for x in (5.5, 6.0, 7.3, 8.5)] == [HOLDS] * 4
+    assert [verdict(x, **speed) for x in (5.4, 8.6, 0.5)] == [DIRECTION, DIRECTION, FAILS]
+
+
+@pytest.mark.parametrize(
+    ("ours", "half", "expected"),
+    [(0.467, None, HOLDS), (0.4674, None, HOLDS), (0.508, None, FAILS), (0.467, 0.01, UNTESTABLE)],
+)
+def test_equals(ours, half, expected):
+    spread = None if half is None else spread_for(half)
+    assert verdict(ours, spread, 3 if half else 1, rule="equals", paper=0.467, tolerance=0.0005) == expected
+
+
+def test_equals_takes_the_tolerance_itself_in():
+    assert verdict(0.3, rule="equals", paper=0.2, tolerance=0.1) == HOLDS  # 0.2 + 0.1 > 0.3 in binary
+    assert verdict(0.1 + 0.2, rule="equals", paper=0.2, tolerance=0.1) == HOLDS
+
+
+def test_at_most_is_a_margin_for_no_loss():
+    same = {"rule": "at most", "paper": 0.0, "tolerance": 0.01, "null": None}
+    assert verdict(-0.2, spread_for(0.05), 3, **same) == HOLDS  # better than dense is no loss
+    assert verdict(0.005, spread_for(0.004), 3, **same) == HOLDS
+    assert verdict(0.03, spread_for(0.005), 3, **same) == FAILS
+    assert verdict(0.005, spread_for(0.02), 3, **same) == UNTESTABLE
+
+
+def test_at_least_with_a_null_knows_a_smaller_effect():
+    sparse = {"rule": "at least", "paper": 0.9, "tolerance": 0.0, "null": 0.5}
+    assert [verdict(x, **sparse) for x in (0.95, 0.7, 0.5, 0.4)] == [HOLDS, DIRECTION, FAILS, FAILS]
+    assert verdict(0.52, spread_for(0.05), 3, **sparse) == UNTESTABLE
+    assert verdict(0.7, **{**sparse, "null": None}) == FAILS
+
+
+def test_true_or_false():
+    assert verdict(True, rule="true", paper=True) == HOLDS
+    assert verdict(np.bool_(False), rule="true", paper=True) == FAILS
+    with pytest.raises(ValueError, match="true or false"):
+        verdict(1, rule="true", paper=True)
+
+
+def test_what_was_not_measured_cannot_be_judged():
+    found = judge(replace(BASE, needs="a larger model"), None)
+    assert (found.text, found.why) == (UNTESTABLE, "needs a larger model")
+
+
+def test_a_noisy_claim_says_nothing_after_one_run():
+    assert verdict(0.03, noisy=True) == UNTESTABLE
+    assert verdict(0.03, spread_for(0.005), 3, noisy=True) == HOLDS
+
+
+def test_a_small_scale_confirms_only_in_direction_and_refutes_nothing():
+    gpu = {"holds_from": "gpu", "fails_from": "laptop", "paper": None, "sign": 1}
+    for profile, right, wrong in (
+        ("smoke", DIRECTION, UNTESTABLE),
+        ("laptop", DIRECTION, FAILS),
+        ("gpu", HOLDS, FAILS),
+        ("paper", HOLDS, FAILS),
+    ):
+        assert verdict(1.0, profile=profile, **gpu) == right
+        assert verdict(-1.0, profile=profile, **gpu) == wrong
+    assert "smoke scale" in judge(replace(BASE, **gpu), 1.0, profile="smoke").why
+
+
+def test_the_default_scale_is_the_smallest():
+    assert judge(replace(BASE, holds_from="laptop"), 0.03).text == DIRECTION
+
+
+def test_stats_bring_their_own_spread():
+    stats = measure.paired([0.031, 0.029, 0.030], [0.0, 0.0, 0.0])
+    found = judge(BASE, stats, profile="gpu")
+    assert found.text == HOLDS
+    assert (found.low, found.high) == pytest.approx((stats.low, stats.high))
+    assert judge(replace(BASE, noisy=True), measure.summary([0.03]), profile="gpu").text == UNTESTABLE
+
+
+@pytest.mark.parametrize(
+    ("ours", "spread", "n", "profile", "message"),
+    [
+        (math.nan, None, 1, "gpu", "finite"),
+        (math.inf, None, 1, "gpu", "finite"),
+        (True, None, 1, "gpu", "finite"),
+        (0.1, 0.1, 1, "gpu", "n >= 2"),
+        (0.1, -0.1, 3, "gpu", "n >= 2"),
+        (0.1, None, 1, "GPU", "profile"),
+    ],
+)
+def test_bad_numbers_are_refused(ours, spread, n, profile, message):
+    with pytest.raises(ValueError, match=message):
+        judge(BASE, ours, spread, n, profile)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rule": "roughly"},
+        {"holds_from": "desk"},
+        {"fails_from": "desk"},
+        {"expected": DIRECTION},
+        {"null": None},
+        {"paper": None, "sign": None},
+        {"rule": "equals", "paper": None},
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(changes):
+    with pytest.raises(ValueError, match="claim x"):
+        replace(BASE, **changes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ours=st.floats(-1, 1),
+    half=st.floats(0, 1),
+    value=st.floats(-1, 1).filter(lambda x: x != 0),
+    profile=st.sampled_from(claims.PROFILES),
+)
+def test_no_sign_is_claimed_that_the_interval_does_not_show(ours, half, value, profile):
+    found = judge(replace(BASE, paper=value), ours, spread_for(half), 3, profile)
+    assert found.text in claims.VERDICTS
+    if found.low <= 0 <= found.high:
+        assert found.text == (FAILS if found.low == found.high == 0 else UNTESTABLE)
+    else:
+        assert (found.text == FAILS) == (found.low * value < 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ours=st.floats(-0.1, 0.1), half=st.floats(0, 0.05), wider=st.floats(1, 3))
+def test_more_noise_never_turns_a_refutation_into_support(ours, half, wider):
+    near = verdict(ours, spread_for(half), 3)
+    far = verdict(ours, spread_for(half * wider), 3)
+    assert not (near == FAILS and far in (HOLDS, DIRECTION))
+    assert not (near in (HOLDS, DIRECTION) and far == FAILS)
+
+
+def spoil(claim):
+    """A number with which a claim does not hold."""
+    if claim.rule == "true":
+        return False
+    if claim.rule == "effect":
+        middle = claim.paper if not isinstance(claim.paper, list) else claim.paper[0]
+        sign = claim.sign or (1 if middle > claim.null else -1)
+        return claim.null - sign
+    far = abs(claim.paper) + claim.tolerance + 10
+    return claim.paper + (far if claim.rule == "at most" else -far)
+
+
+def support(claim):
+    """A number with which a claim holds."""
+    if claim.rule == "true":
+        return True
+    if claim.paper is None:
+        return claim.null + claim.sign
+    return claim.paper[0] if isinstance(claim.paper, list) else claim.paper
+
+
+@pytest.mark.parametrize("claim", paper.claims().values(), ids=lambda claim: claim.id)
+def test_every_claim_of_the_paper_can_hold_and_can_fail(claim):
+    noise = (1e-6, 3) if claim.noisy else (None, 1)
+    assert judge(claim, support(claim), *noise, "paper").text == HOLDS
+    assert judge(claim, spoil(claim), *noise, "paper").text == FAILS
+    assert judge(claim, None).text == UNTESTABLE
+    if claim.stand_by:
+        assert judge(claim, spoil(claim), *noise, "smoke").text == FAILS, "a check that cannot fail"

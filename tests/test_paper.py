@@ -1,0 +1,166 @@
+import json
+
+import pytest
+
+from replicate import paper, paths, records
+from replicate.claims import DIRECTION, FAILS, HOLDS, UNTESTABLE, VERDICTS
+from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS
+
+
+@pytest.fixture
+def store(tmp_path):
+    return records.RecordStore(root=tmp_path / "runs", recorded=tmp_path / "recorded")
+
+
+def test_tables_have_the_papers_rows():
+    assert [len(paper.rows(n)) for n in (1, 2, 3, 4, 5)] == [2, 4, 8, 5, 3]
+    assert paper.rows(2)[1]["speedup"] == 1.352
+    assert paper.rows(4)[-1]["avg"] == 0.467
+    with pytest.raises(ValueError, match="no table 6"):
+        paper.rows(6)
+
+
+def test_shapes_agree_with_the_presets():
+    for name, preset in (("1B", "llama1b"), ("7B", "llama7b")):
+        ours, theirs = paper.model(name), MODEL_PRESETS[preset]
+        for field in ("n_layer", "d_model", "d_ff", "n_head", "seq_len", "vocab_size"):
+            assert getattr(ours, field) == getattr(theirs, field)
+    assert {row["preset"] for row in paper.rows(3)} <= set(SPARSITY_PRESETS)
+
+
+def test_unknown_names_are_refused_with_near_ones():
+    with pytest.raises(ValueError, match="table5-16"):
+        paper.claim("table5-15")
+    with pytest.raises(ValueError, match="unknown number"):
+        paper.number("speed")
+    with pytest.raises(ValueError, match="405B"):
+        paper.model("400B")
+
+
+def test_every_table_figure_and_audit_item_has_a_claim():
+    ids = set(paper.claims())
+    for wanted in (
+        *(f"table5-{m}" for m in (16, 32, 64)),
+        *(f"table3-{row}" for row in ("w1", "w1-w1t", "w2", "w2-w2t", "w1-w2", "act24", "venom")),
+        *(f"table4-{k}k" for k in (30, 40, 50, 60)),
+        *(f"table2-{size}-{what}" for size in ("1b", "7b") for what in ("loss", "accuracy", "speedup")),
+        "table2-1b-dense", "table2-7b-dense",
+        *(f"audit-{item}" for item in range(1, 8)),
+        "figure1-grows", "figure2-products", "figure3", "figure5", "figure6-speedup", "figure7-speedup",
+        "soft-continuous", "hard-jumps", "relu2-init", "relu2-trained", "relu2-rises", "warmup-steps",
+        "mask-reuse", "static-worse", "headline", "step-speedup",
+    ):  # fmt: skip
+        assert wanted in ids, wanted
+
+
+def test_the_costs_in_table_3_are_those_of_its_losses():
+    losses = {row["sparse"]: row["loss"] for row in paper.rows(3)}
+    for claim_id, row in (
+        ("table3-w1", "W1"),
+        ("table3-w1-w1t", "W1 + W1^T"),
+        ("table3-w2", "W2"),
+        ("table3-w2-w2t", "W2 + W2^T"),
+        ("table3-w1-w2", "W1, W2"),
+        ("table3-venom", "Venom"),
+    ):
+        assert paper.claim(claim_id).paper == pytest.approx(losses[row] - losses["dense"])
+
+
+def test_claims_are_well_formed():
+    for claim in paper.claims().values():
+        assert claim.place, claim.id
+        assert claim.how, claim.id
+        assert claim.statement.strip() == claim.statement
+        assert not claim.statement.endswith(".")
+        assert claim.notebook == "" or claim.notebook in {f"{i:02d}" for i in range(12)}
+        assert not (claim.holds_from != "smoke" or claim.fails_from != "smoke") or claim.needs, claim.id
+        assert not claim.noisy or claim.unit in ("nats", "accuracy"), claim.id
+        assert paper.paper_text(claim)
+
+
+def test_check_keeps_the_verdict_and_the_table_shows_it(store):
+    row = paper.check("table5-16", 87.5, profile="smoke", source="fresh", store=store)
+    assert row.verdict.text == HOLDS
+    table = paper.claim_table(store=store)
+    assert list(table.index) == list(paper.claims())
+    assert table.loc["table5-16", "verdict"] == HOLDS
+    assert table.loc["table5-16", "ours"] == "87.5 %"
+    assert table.loc["table5-32", "verdict"] == paper.NOT_RUN
+    assert table.loc["moe", "verdict"] == UNTESTABLE
+    stored, _ = store.find("claim", {"claim": "table5-16", "profile": "smoke"})
+    assert stored.results["source"] == "fresh"
+
+
+def test_a_broken_claim_is_kept_and_raises(store):
+    with pytest.raises(paper.ClaimBroken, match="table5-16"):
+        paper.check("table5-16", 75.0, profile="smoke", source="fresh", store=store)
+    assert paper.claim_table(store=store).loc["table5-16", "verdict"] == FAILS
+
+
+def test_a_finding_that_no_longer_stands_raises(store):
+    row = paper.check("audit-1", 0.508, profile="paper", source="arithmetic", store=store)
+    assert row.verdict.text == FAILS
+    with pytest.raises(paper.ClaimBroken, match="audit-1"):
+        paper.check("audit-1", 0.467, profile="paper", source="arithmetic", store=store)
+
+
+def test_a_claim_we_do_not_stand_by_may_fail(store):
+    row = paper.check("table3-w1", -0.05, spread=0.001, n=3, profile="gpu", source="recorded", store=store)
+    assert row.verdict.text == FAILS
+
+
+def test_the_largest_scale_wins_then_the_latest(store):
+    for profile, ours in (("gpu", 0.03), ("smoke", -0.9), ("laptop", 0.2)):
+        paper.check("table3-w1", ours, spread=0.001, n=3, profile=profile, source="fresh", store=store)
+    assert paper.claim_table(store=store).loc["table3-w1", ["scale", "verdict"]].tolist() == ["gpu", HOLDS]
+    at_smoke = paper.claim_table("smoke", store).loc["table3-w1"]
+    assert (at_smoke["scale"], at_smoke["verdict"]) == ("smoke", UNTESTABLE)
+    assert paper.claim_table("laptop", store).loc["table3-w1", "verdict"] == DIRECTION
+    assert paper.claim_table("laptop", store).loc["order", "verdict"] == paper.NOT_RUN
+    with pytest.raises(ValueError, match="profile is 'desk'"):
+        paper.claim_table("desk", store)
+
+
+def test_a_verdict_on_a_claim_worded_otherwise_since_is_void(store, monkeypatch):
+    paper.check("table5-16", 87.5, profile="smoke", source="fresh", store=store)
+    changed = {entry["id"]: entry for entry in json.loads(json.dumps(paper.data()["claims"]))}
+    changed["table5-16"]["tolerance"] = 1.0
+    monkeypatch.setattr(paper, "data", lambda: {"claims": list(changed.values())})
+    paper.claims.cache_clear()
+    assert paper.claim_table(store=store).loc["table5-16", "verdict"] == paper.NOT_RUN
+    monkeypatch.undo()
+    paper.claims.cache_clear()
+
+
+def test_show_has_the_four_columns_in_full(store):
+    rows = [
+        paper.check("figure6-speedup", 1.48, spread=0.01, n=5, profile="gpu", source="recorded", store=store),
+        paper.check("table3-printed-sum", 0.053, profile="paper", source="arithmetic", store=store),
+        paper.check("figure3", True, profile="smoke", source="fresh", store=store),
+        paper.check("moe", profile="smoke", source="none", store=store),
+    ]
+    frame = paper.show(rows)
+    assert {"paper", "ours", "tolerance", "verdict"} <= set(frame.columns)
+    assert frame["verdict"].tolist() == [HOLDS, FAILS, HOLDS, UNTESTABLE]
+    assert frame["paper"].tolist()[:3] == ["1.5x", "0.086 nats", "yes"]
+    assert frame["ours"].tolist() == ["1.48 ± 0.012x", "0.053 nats", "yes", "–"]
+    page = frame._repr_html_()
+    assert "..." not in repr(frame)
+    assert all(row.claim.statement in repr(frame) for row in rows)
+    assert paper.COLOURS[FAILS] in page
+    assert "<b" in page
+
+
+def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path / "figures"))
+    paper.check("table5-64", 96.875, profile="smoke", source="fresh", store=store)
+    table = paper.claim_table(store=store)
+    written = paper.write_claims(table)
+    markdown = written[0].read_text(encoding="utf-8")
+    assert markdown.startswith(f"{len(paper.claims())} claims: 1 holds")
+    assert markdown.count("\n") == len(paper.claims()) + 4
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert "table5-64" in written[1].read_text(encoding="utf-8")
+    assert paths.figures_dir() == written[0].parent
+    assert all(name in (*VERDICTS, paper.NOT_RUN) for name in table["verdict"])
