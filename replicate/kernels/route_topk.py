@@ -1,0 +1,73 @@
+"""Router scores and top-k in one pass over the tokens: algorithm 3, step 2.
+
+    scores[t, e] = x[t] . means[e],    experts[t] = the k largest, best first, ties to the lower id
+
+Scores stay in registers, in float32. A token's choice reads that token alone, so it is causal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.venom_common import check_operands, dot_precision
+
+
+def route_topk_reference(x: Tensor, means: Tensor, top_k: int) -> Tensor:
+    """[T, k] int32 in torch."""
+    scores = x.float() @ means.float().T
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :top_k].int()
+
+
+@triton.jit
+def _route_topk_kernel(
+    x, means, experts, n_tokens, d_model, n_clusters,
+    TOP_K: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    e = tl.arange(0, EXPERTS)
+    k = tl.arange(0, K)
+    x_rows = x + token.to(tl.int64)[:, None] * d_model + k[None, :]
+    mean_cols = means + e[None, :] * d_model + k[:, None]
+    scores = tl.zeros((TOKENS, EXPERTS), dtype=tl.float32)
+    for k0 in range(0, d_model, K):
+        inside = k0 + k < d_model
+        a = tl.load(x_rows + k0, mask=(token < n_tokens)[:, None] & inside[None, :], other=0.0)
+        b = tl.load(mean_cols + k0, mask=(e < n_clusters)[None, :] & inside[:, None], other=0.0)
+        scores = tl.dot(a, b, scores, input_precision=PRECISION)
+    # A score of NaN or minus infinity still loses only to real ones, never to an expert already taken.
+    scores = tl.where(scores > -3e38, scores, -3e38)
+    scores = tl.where((e < n_clusters)[None, :], scores, float("-inf"))
+    for j in tl.static_range(TOP_K):
+        best = tl.max(scores, axis=1)
+        choice = tl.min(tl.where(scores == best[:, None], e[None, :], EXPERTS), axis=1)
+        tl.store(experts + token * TOP_K + j, choice, mask=token < n_tokens)
+        scores = tl.where(e[None, :] == choice[:, None], float("-inf"), scores)
+
+
+def route_topk(x: Tensor, means: Tensor, top_k: int) -> Tensor:
+    """Each token's top-k experts by dot product.
+
+    Args:
+        x: [T, D]. means: [n, D] in x's dtype. top_k: 1 to n.
+
+    Returns:
+        [T, k] int32 expert ids, best first. NaN scores count as smallest.
+
+    Raises:
+        ValueError: shapes, dtypes or top_k do not fit.
+    """
+    check_operands(x=x, means=means)
+    n, d_model = means.shape
+    check(x.shape[1] == d_model, f"x {tuple(x.shape)} and means {tuple(means.shape)} differ in d_model")
+    check(1 <= top_k <= n, f"top_k is {top_k}; choose 1 to the number of experts, {n}")
+    experts = torch.empty(len(x), top_k, dtype=torch.int32, device=x.device)
+    if len(x):
+        _route_topk_kernel[(triton.cdiv(len(x), 64),)](
+            x, means, experts, len(x), d_model, n, TOP_K=top_k, TOKENS=64,
+            EXPERTS=max(16, triton.next_power_of_2(n)), K=128 if x.dtype.itemsize == 2 else 32,
+            PRECISION=dot_precision(x.dtype), num_warps=4, num_stages=4,
+        )  # fmt: skip
+    return experts

@@ -1,0 +1,130 @@
+"""The routed squared-ReLU FFN with all six products in the selected blocks only (figure 4d), as one operator.
+
+    y1 = x W1,  y2 = S(relu(y1)^2),  y3 = y2 W2      where token t uses the clusters experts[t] alone
+
+    product  1 y2 (2 of 4 fused)   venom_up             3 dy1 = 2 dy2 sqrt(y2)   venom_up_backward
+             2 y3                  venom_down           5 dx                     venom_down
+             4 dW2                 venom_wgrad          6 dW1                    venom_wgrad
+
+Saved for the backward pass: x and the compact y2, [R, F / n]. The choice of experts carries no gradient.
+Registered as custom operators, so that torch.compile keeps them whole and CUDA graphs can record them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replicate.kernels.backend import check
+from replicate.kernels.token_lists import BlockLists, max_rows, token_lists
+from replicate.kernels.venom_common import check_operands, cluster_width
+from replicate.kernels.venom_down import venom_down
+from replicate.kernels.venom_up import venom_up, venom_up_backward
+from replicate.kernels.venom_wgrad import venom_wgrad
+
+
+def venom_ffn_reference(
+    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool = True
+) -> Tensor:
+    """y3 [T, D] in torch, differentiable: everything is computed, then masked."""
+    chosen = torch.zeros(len(x), n_clusters, dtype=torch.bool, device=x.device)
+    chosen = chosen.scatter(1, experts.long(), True).repeat_interleave(w1.shape[1] // n_clusters, 1)
+    y2 = torch.where(chosen, (x @ w1).relu().square(), 0.0)
+    if inner:
+        groups = y2.unflatten(1, (-1, 4))
+        drop = groups.argsort(dim=-1, descending=True, stable=True)[..., 2:]
+        y2 = groups.scatter(-1, drop, 0.0).flatten(1)
+    return y2 @ w2
+
+
+def block_rows(n_choices: int, n_clusters: int) -> int:
+    """Rows of a block: 128, or fewer where the experts' lists are shorter than that."""
+    mean = n_choices // n_clusters
+    return 128 if mean >= 128 else 64 if mean >= 64 else 32 if mean >= 32 else 16
+
+
+def venom_ffn(
+    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, *, inner: bool = True, block: int = 0
+) -> Tensor:
+    """Squared-ReLU FFN in which each token uses only the neurons of its own clusters.
+
+    Args:
+        x: [T, D]. w1: [D, F] and w2: [F, D], neurons in cluster order, in x's dtype.
+        experts: [T, k] int32 or int64, distinct ids of each token's clusters.
+        n_clusters: n equal clusters of F / n neurons.
+        inner: also keep 2 of each 4 adjacent neurons. block: rows of a block; 0 chooses.
+
+    Returns:
+        y3 [T, D], differentiable in x, w1 and w2.
+
+    Raises:
+        ValueError: shapes, dtypes or strides do not fit.
+    """
+    check_operands(x=x, w1=w1, w2=w2)
+    (n_tokens, d_model), d_ff = x.shape, w1.shape[1]
+    fits = w1.shape[0] == d_model and w2.shape == (d_ff, d_model)
+    check(fits, f"w1 {tuple(w1.shape)} and w2 {tuple(w2.shape)} must be [{d_model}, F] and [F, {d_model}]")
+    check(experts.dim() == 2 and len(experts) == n_tokens, f"experts must be [{n_tokens}, k]")
+    cluster_width(d_ff, n_clusters)
+    block = block or block_rows(experts.numel(), n_clusters)
+    return _venom_ffn(x, w1, w2, experts, n_clusters, inner, block)[0]
+
+
+Lists = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("replicate::venom_ffn", mutates_args=())
+def _venom_ffn(
+    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool, block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y3, y2 and the six parts of BlockLists."""
+    lists = token_lists(experts, n_clusters, block)
+    y2 = venom_up(x, w1, lists, inner=inner)
+    return venom_down(y2, w2, lists), y2, *lists
+
+
+@_venom_ffn.register_fake
+def _(x, w1, w2, experts, n_clusters, inner, block):
+    rows = max_rows(experts.numel(), n_clusters, block)
+
+    def ints(*shape):
+        return experts.new_empty(shape, dtype=torch.int32)
+
+    y2 = x.new_empty(rows, w1.shape[1] // n_clusters)
+    lists = ints(rows), ints(n_clusters), ints(n_clusters), ints(rows // block), ints(1), ints(*experts.shape)
+    return torch.empty_like(x), y2, *lists
+
+
+@torch.library.custom_op("replicate::venom_ffn_backward", mutates_args=())
+def _venom_ffn_backward(
+    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, tokens: Tensor, starts: Tensor,
+    counts: Tensor, block_expert: Tensor, n_blocks: Tensor, inverse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dW1, dW2."""
+    lists = BlockLists(tokens, starts, counts, block_expert, n_blocks, inverse)
+    dy3 = dy3.contiguous()
+    dw2 = venom_wgrad(dy3, y2, lists, transposed=True)
+    dy1 = venom_up_backward(dy3, w2, y2, lists)
+    dx = venom_down(dy1, w1, lists, transposed=True)
+    return dx, venom_wgrad(x, dy1, lists), dw2
+
+
+@_venom_ffn_backward.register_fake
+def _(dy3, x, w1, w2, y2, tokens, starts, counts, block_expert, n_blocks, inverse):
+    return torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
+
+
+def _setup_context(ctx, inputs, output):
+    x, w1, w2 = inputs[:3]
+    ctx.save_for_backward(x, w1, w2, *output[1:])
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dy3, *_):
+    x, w1, w2, y2, *lists = ctx.saved_tensors
+    dx, dw1, dw2 = _venom_ffn_backward(dy3, x, w1, w2, y2, *lists)
+    return dx, dw1, dw2, None, None, None, None
+
+
+_venom_ffn.register_autograd(_backward, setup_context=_setup_context)
