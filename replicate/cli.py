@@ -1,0 +1,211 @@
+"""The command line: `python -m replicate train | bench | study | claims | notebooks | tokenizer`.
+
+Bad input ends in one line that says what would work and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from replicate.config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 (it failed), 2 (bad input), 130 (interrupted)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["tokenizer"]:
+        argv, rest = argv[:1], argv[1:]
+    else:
+        rest = []
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args, *([rest] if rest else []))
+    except ValueError as error:
+        print(f"replicate: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        full = error.errno == errno.ENOSPC or getattr(error, "winerror", None) == 112
+        what = "the disk is full; free some space and run again, what is done is kept" if full else error
+        print(f"replicate: {what}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("replicate: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train one model and print its losses."""
+    from replicate.train import train as run
+
+    config = _config(args)
+    result = run(config, run_dir=args.run_dir, resume=not args.restart)
+    if args.json:
+        _write_json(args.json, result)
+    valid = result["valid_loss"]
+    print(
+        f"train loss {result['final_loss']:.4f} (last {min(config.final_window, config.steps)} steps), "
+        f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
+        f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
+    )
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure the training loop against a plain torch loop of the same shapes."""
+    from replicate.bench import train_bench
+
+    result = train_bench(_config(args), repeats=args.repeats, steps=args.turn)
+    if args.json:
+        _write_json(args.json, result)
+    print(
+        f"{result['trainer_tokens_per_s']:,.0f} tokens/s, plain loop "
+        f"{result['plain_tokens_per_s']:,.0f} tokens/s: ratio {result['ratio']:.3f} "
+        f"({result['low']:.3f} to {result['high']:.3f} over {result['repeats']} turns) on {result['device']}"
+    )
+    return 0
+
+
+def study(args: argparse.Namespace) -> int:
+    """Train several sparsities and seeds side by side, or find them in the records."""
+    from replicate import study as studies
+
+    configs = studies.arms(args.profile, args.sparsity, args.seeds)
+    for record, origin in studies.run(configs, workers=args.workers, fresh=args.fresh, label=args.profile):
+        results = record.results
+        print(
+            f"{record.config_hash}  seed {record.seed}  train {results['final_loss']:.4f}  "
+            f"validation {results['valid_loss']:.4f}  {origin}"
+        )
+    return 0
+
+
+def claims(args: argparse.Namespace) -> int:
+    """Print the claim table, and write figures/claims.md and .csv if asked."""
+    from replicate import paper
+
+    table = paper.claim_table(args.profile)
+    print(paper.claims_markdown(table) if args.markdown else claim_text(table))
+    if args.write:
+        print("written:", *(path.name for path in paper.write_claims(table)))
+    return 0
+
+
+def notebooks(args: argparse.Namespace) -> int:
+    """List, run or refresh the notebooks; a run ends with the claim table."""
+    from replicate import notebooks as books
+    from replicate import runner
+
+    if args.action == "list":
+        for book in books.select(books.discover(), args.only):
+            minutes = book.minutes(args.profile)
+            print(f"{book.number}  {book.title}" + ("" if minutes is None else f" ({minutes:g} min)"))
+        return 0
+    if args.action == "refresh":
+        print("refreshed:", *books.refresh(args.only))
+        return 0
+    outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
+    args.markdown, args.write, args.profile = False, True, None
+    print()
+    claims(args)
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        print("failed:", *failed)
+    return 1 if failed else 0
+
+
+def tokenizer(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
+    """Hand over to `python -m replicate.tokenizer`."""
+    from replicate.tokenizer import main as run
+
+    return run(list(rest))
+
+
+def claim_text(table: pd.DataFrame, width: int | None = None) -> str:
+    """The claim table for a terminal of `width` columns, one claim a line."""
+    from replicate import paper
+
+    width = max(80, width or shutil.get_terminal_size((120, 24)).columns)
+    columns = {"verdict": 18, "place": 14, "paper": 14, "ours": 20}
+    columns["claim"] = width - sum(columns.values()) - 2 * len(columns)
+    order = ("place", "claim", "paper", "ours", "verdict")
+
+    def line(row: Any) -> str:
+        cells = (textwrap.shorten(str(row[name]), columns[name], placeholder="…") for name in order)
+        return "  ".join(cell.ljust(columns[name]) for cell, name in zip(cells, order, strict=True)).rstrip()
+
+    lines = [line({name: name for name in order}), "-" * width]
+    lines += [line(row) for _, row in table.iterrows()]
+    return "\n".join([*lines, "", paper.verdict_counts(table)])
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    """The preset with the sparsity and the `--set key=value` changes."""
+    from replicate.presets import train_preset
+
+    changes = {}
+    for pair in args.set:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {pair!r} is no key=value, like steps=50 or model.d_ff=512")
+        changes[key] = value
+    return train_preset(args.preset, args.sparsity, **changes)
+
+
+def _write_json(path: Path, result: dict[str, Any]) -> None:
+    from replicate.records import write_atomic
+
+    write_atomic(path, json.dumps(result, indent=1).encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="replicate", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(command: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        made.set_defaults(command=command)
+        return made
+
+    for command in (train, bench):
+        one = add(command)
+        if command is bench:
+            one.add_argument("what", choices=["train"])
+            one.add_argument("--repeats", type=int, default=9, help="turns of each loop")
+            one.add_argument("--turn", type=int, default=20, help="steps in a turn")
+        one.add_argument("--preset", default="smoke", help="training preset (default: smoke)")
+        one.add_argument("--sparsity", default="dense", help="sparsity preset (default: dense)")
+        one.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
+        one.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+        if command is train:
+            one.add_argument("--run-dir", type=Path, help="folder of checkpoints; default: none kept")
+            one.add_argument("--restart", action="store_true", help="do not resume from --run-dir")
+    many = add(study)
+    many.add_argument("--profile", default="smoke")
+    many.add_argument("--sparsity", nargs="+", default=["dense", "recipe"])
+    many.add_argument("--seeds", nargs="+", type=int, default=[1])
+    many.add_argument("--workers", type=int, help="processes; default: one a core")
+    many.add_argument("--fresh", action="store_true", help="train also what is recorded")
+    table = add(claims)
+    table.add_argument("--profile", help="only verdicts from this scale")
+    table.add_argument("--markdown", action="store_true")
+    table.add_argument("--write", action="store_true", help="write figures/claims.md and claims.csv")
+    books = add(notebooks)
+    books.add_argument("action", choices=["run", "list", "refresh"])
+    books.add_argument("--profile", default="smoke")
+    books.add_argument("--seed", type=int, default=1)
+    books.add_argument("--only", nargs="+", metavar="NN")
+    books.add_argument("--keep-going", action="store_true")
+    books.add_argument("--fresh", action="store_true", help="run also what is done already")
+    add(tokenizer)
+    return parser

@@ -1,0 +1,49 @@
+"""Tests write to a temporary folder, use one thread, skip what needs a GPU, and run notebooks last."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before torch is imported. Workers of pytest-xdist inherit all of it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+OURS = "REPLICATE_RUNS" not in os.environ
+if OURS:
+    folder = Path(tempfile.mkdtemp(prefix="replicate-tests-"))
+    os.environ["REPLICATE_RUNS"] = str(folder / "runs")
+    os.environ["REPLICATE_FIGURES"] = str(folder / "figures")
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+LAST = ("test_mutation.py", "test_notebooks_runner.py", "test_notebooks.py")
+
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+def pytest_configure():
+    """A copy of the package under test must be the one that is imported (see test_mutation.py)."""
+    expected = os.environ.get("REPLICATE_EXPECTED_ROOT")
+    found = importlib.util.find_spec("replicate").origin
+    if expected and not Path(found).resolve().is_relative_to(Path(expected).resolve()):
+        pytest.exit(f"replicate comes from {found}, not from {expected}", returncode=3)
+
+
+def pytest_unconfigure(config):
+    if OURS and not hasattr(config, "workerinput"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
