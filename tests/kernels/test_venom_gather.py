@@ -17,6 +17,11 @@ DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytes
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
+def poisoned(like, *args, empty=torch.Tensor.new_empty, **kwargs):
+    out = empty(like, *args, **kwargs)
+    return out.fill_(float("nan")) if out.is_floating_point() else out
+
+
 def test_compress_by_hand():
     y = torch.tensor([[1.0, 0, 5, 0, 2, 3, 9, 0], [1.0, 0, 5, 4, 2, 8, 0, 0]])
     values, columns = venom_compress(y, v=2, m=8)
@@ -40,12 +45,11 @@ def test_compress_is_the_specification(blocks, m, n, seed):
     [(64, 256, 128, 32, 16), (50, 96, 40, 16, 8), (1, 64, 16, 64, 32)],
 )
 def test_gather_matmul(device, monkeypatch, dtype, n_tokens, d_ff, d_model, v, m):
-    empty = torch.Tensor.new_empty
     y = torch.randn(n_tokens, d_ff, device=device).to(dtype)
     w = (torch.randn(d_ff, d_model, device=device) * d_ff**-0.5).to(dtype)
     values, columns = venom_compress(y, v, m)
     with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", lambda t, *a, **k: empty(t, *a, **k).fill_(float("nan")))
+        patch.setattr(torch.Tensor, "new_empty", poisoned)
         ours = venom_gather_matmul(values, columns, w, v).double()
     expected = venom_gather_matmul_reference(values.double(), columns, w.double(), v)
     assert ((ours - expected).norm() / expected.norm()) <= TOLERANCE[dtype]
