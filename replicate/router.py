@@ -142,6 +142,38 @@ def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
     return TokenLists(order // top_k, offsets, inverse.view(-1, top_k))
 
 
+def permuted_venom(y: Tensor, lists: TokenLists, v: int) -> tuple[Tensor, Tensor]:
+    """The routed activations as a V:N:M matrix: rows by expert, columns interleaved (figure 4c).
+
+    One row stands for one (token, expert) pair and holds that expert's neurons only. Each expert's rows
+    are padded with zeros to a multiple of v. Columns are taken four at a time from each expert in turn,
+    so that every block of M = 4 n columns has exactly 4 of the row's expert: V:N:M with M = 4 n.
+
+    Args:
+        y: [T, F] activations, neurons in cluster order (`SparseFFN.make_clusters`), F a multiple of 4 n.
+        lists: from `token_permutation`. v: rows of a block.
+
+    Returns:
+        (matrix [R, F], row [T k] of each entry of lists.tokens in the matrix).
+
+    Raises:
+        ValueError: F does not divide into n groups of a multiple of four.
+    """
+    n = len(lists.offsets) - 1
+    d_ff = y.shape[1]
+    if d_ff % (4 * n):
+        raise ValueError(f"d_ff is {d_ff}, no multiple of 4 n = {4 * n} columns")
+    counts = lists.offsets.diff()
+    padded = (counts + v - 1) // v * v
+    starts = torch.cat([padded.new_zeros(1), padded.cumsum(0)])
+    expert = torch.arange(n, device=y.device).repeat_interleave(counts)
+    row = torch.arange(len(lists.tokens), device=y.device) - lists.offsets[expert] + starts[expert]
+    owner = torch.arange(d_ff, device=y.device) // (d_ff // n)
+    own = torch.where(owner == expert.unsqueeze(1), y[lists.tokens], torch.zeros_like(y[:1]))
+    interleaved = own.unflatten(1, (n, -1, 4)).transpose(1, 2).flatten(1)
+    return y.new_zeros(int(starts[-1]), d_ff).index_copy(0, row, interleaved), row
+
+
 def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float]]:
     """How evenly tokens spread: share of choices an expert, max / mean, and entropy / log n (1 is even)."""
     load = torch.bincount(experts.flatten(), minlength=n_clusters).double() / max(1, experts.numel())
