@@ -121,7 +121,7 @@ def main(arguments=None):
         installation.check_python(sys.version_info)
         options, rest = parse(arguments)
         if options.list:
-            print("\n".join(f"{number}  {title}" for number, _, title in notebooks()))
+            print("\n".join(title for _, _, title in notebooks()))
             return 0
         code = run_tests(rest) if options.command == "test" else run_notebooks(options)
         print(f"{'Ended with errors' if code else 'Done'} after {duration(time.monotonic() - start)}.")

@@ -46,10 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train one model and print its losses."""
+    from replicate.runtime import NonFiniteLoss
     from replicate.train import train as run
 
     config = _config(args)
-    result = run(config, run_dir=args.run_dir, resume=not args.restart)
+    try:
+        result = run(config, run_dir=args.run_dir, resume=not args.restart)
+    except NonFiniteLoss as error:
+        print(f"replicate: {error}", file=sys.stderr)
+        return 1
     if args.json:
         _write_json(args.json, result)
     valid = result["valid_loss"]
@@ -81,11 +86,16 @@ def study(args: argparse.Namespace) -> int:
     from replicate import study as studies
 
     configs = studies.arms(args.profile, args.sparsity, args.seeds)
-    for record, origin in studies.run(configs, workers=args.workers, fresh=args.fresh, label=args.profile):
+    try:
+        done = studies.run(configs, workers=args.workers, fresh=args.fresh, label=args.profile)
+    except studies.StudyFailed as error:
+        print(f"replicate: {error}", file=sys.stderr)
+        return 1
+    for config, (record, origin) in zip(configs, done, strict=True):
         results = record.results
         print(
-            f"{record.config_hash}  seed {record.seed}  train {results['final_loss']:.4f}  "
-            f"validation {results['valid_loss']:.4f}  {origin}"
+            f"{studies.describe(config):40} train {results['final_loss']:.4f}  "
+            f"validation {results['valid_loss']:.4f}  {origin} {record.config_hash}"
         )
     return 0
 
@@ -109,7 +119,7 @@ def notebooks(args: argparse.Namespace) -> int:
     if args.action == "list":
         for book in books.select(books.discover(), args.only):
             minutes = book.minutes(args.profile)
-            print(f"{book.number}  {book.title}" + ("" if minutes is None else f" ({minutes:g} min)"))
+            print(book.title + ("" if minutes is None else f" ({minutes:g} min)"))
         return 0
     if args.action == "refresh":
         print("refreshed:", *books.refresh(args.only))

@@ -393,12 +393,12 @@ def test_list_reads_titles(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
     cells = [
         {"cell_type": "code", "source": "# no title"},
-        {"cell_type": "markdown", "source": ["# The ", "FFN\n"]},
+        {"cell_type": "markdown", "source": ["# 02 The ", "FFN\n"]},
     ]
     (tmp_path / "notebooks" / "02_flops.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     assert reproduce.main(["--list"]) == 0
-    assert capsys.readouterr().out == "02  The FFN\n"
+    assert capsys.readouterr().out == "02 The FFN\n"
 
 
 @pytest.mark.parametrize("arguments", [["--profile", "huge"], ["--sed", "3"], ["paint"]])

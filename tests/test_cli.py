@@ -1,0 +1,208 @@
+"""The command line: what each command hands on, what it prints, and how it ends when something is wrong."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from replicate import cli, notebooks, paths, runner
+from replicate.presets import train_preset
+
+TINY = ["steps=3", "lr_warmup=1", "dense_warmup=1", "corpus=synthetic", "model.n_layer=1", "model.d_model=16",
+        "model.d_ff=32", "model.n_head=1", "model.seq_len=16", "model.vocab_size=64", "batch_size=2",
+        "eval_batches=1"]  # fmt: skip
+
+
+def run(capsys, *arguments):
+    """(exit status, stdout, stderr) of the command line."""
+    status = cli.main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_train_trains_and_writes_the_result(capsys, tmp_path):
+    file = tmp_path / "result.json"
+    status, out, _ = run(capsys, "train", "--sparsity", "act24", "--set", *TINY, "--json", str(file))
+    assert status == 0 and out.startswith("train loss ") and "tokens/s" in out
+    result = json.loads(file.read_text())
+    assert result["steps"]["phase"] == ["dense", "sparse", "sparse"]
+    assert f"{result['final_loss']:.4f}" in out
+
+
+def test_train_resumes_from_its_folder(capsys, tmp_path):
+    arguments = ["train", "--set", *TINY, "checkpoint_every=1", "--run-dir", str(tmp_path)]
+    first = run(capsys, *arguments)[1].split(",")[0]
+    again = run(capsys, *arguments)[1].split(",")[0]
+    restarted = run(capsys, *arguments, "--restart")[1].split(",")[0]
+    assert first == again == restarted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--preset", "smok"], "unknown training preset 'smok'; known: smoke"),
+        (["train", "--set", "model.dff=3"], "did you mean 'd_ff'"),
+        (["train", "--set", "steps"], "no key=value"),
+        (["train", "--set", "lr=fast"], "lr='fast'"),
+        (["train", "--sparsity", "recipe", "--set", "model.d_ff=100"], "d_ff is 100"),
+        (["bench", "train", "--repeats", "0"], "choose 1 or more"),
+        (["study", "--sparsity", "recip"], "recip"),
+        (["claims", "--profile", "huge"], "choose one of smoke"),
+        (["notebooks", "run", "--only", "99"], "no notebook '99'"),
+        (["notebooks", "run", "--profile", "huge"], "choose one of smoke"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, arguments, expected):
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and expected in err and err.startswith("replicate: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["train", "--color", "red"]])
+def test_unknown_commands_show_the_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and "usage: replicate" in capsys.readouterr().err
+
+
+def test_set_may_be_repeated():
+    args = cli._parser().parse_args(["train", "--set", "steps=50", "--set", "lr=0.01", "model.d_ff=512"])
+    config = train_preset("smoke", **{"steps": 50, "lr": 0.01, "model.d_ff": 512})
+    assert cli._config(args) == config
+
+
+def test_bench_reports_the_ratio(capsys, monkeypatch, tmp_path):
+    from replicate import bench
+
+    seen = {}
+
+    def fake(config, repeats, steps):
+        seen.update(config=config, repeats=repeats, steps=steps)
+        return {"trainer_tokens_per_s": 9500.0, "plain_tokens_per_s": 10000.0, "ratio": 0.95, "low": 0.94,
+                "high": 0.96, "repeats": repeats, "device": "cpu"}  # fmt: skip
+
+    monkeypatch.setattr(bench, "train_bench", fake)
+    status, out, _ = run(
+        capsys, "bench", "train", "--repeats", "2", "--turn", "3", "--json", str(tmp_path / "b")
+    )
+    assert status == 0 and "9,500 tokens/s" in out and "ratio 0.950 (0.940 to 0.960" in out
+    assert seen == {"config": train_preset("smoke"), "repeats": 2, "steps": 3}
+    assert json.loads((tmp_path / "b").read_text())["ratio"] == 0.95
+
+
+def test_study_names_arms_and_failures(capsys, monkeypatch):
+    from replicate import records, study
+
+    def fake(configs, workers, fresh, label):
+        assert (workers, fresh, label, len(configs)) == (1, True, "smoke", 4)
+        made = [records.make_record("train", c, {"final_loss": 2.0, "valid_loss": 2.5}) for c in configs]
+        return [(record, "fresh") for record in made]
+
+    monkeypatch.setattr(study, "run", fake)
+    arguments = ["study", "--sparsity", "dense", "recipe", "--seeds", "1", "2", "--workers", "1", "--fresh"]
+    status, out, _ = run(capsys, *arguments)
+    lines = out.splitlines()
+    assert status == 0 and len(lines) == 4
+    assert lines[1].startswith("recipe seed 1") and "validation 2.5000  fresh" in lines[1]
+
+    def fail(*args, **kwargs):
+        raise study.StudyFailed({"recipe seed 1": "loss nan"}, {})
+
+    monkeypatch.setattr(study, "run", fail)
+    status, _, err = run(capsys, *arguments)
+    assert status == 1 and "recipe seed 1: loss nan" in err
+
+
+def test_claims_print_and_write(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path))
+    status, out, _ = run(capsys, "claims", "--write")
+    assert status == 0 and "verdict" in out.splitlines()[0] and "claims:" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"claims.md", "claims.csv"}
+    status, out, _ = run(capsys, "claims", "--markdown", "--profile", "gpu")
+    assert status == 0 and "|---|" in out
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_claim_table_fits_the_terminal(width):
+    row = {
+        "place": "Table 2",
+        "claim": "word " * 60,
+        "paper": "1.35x",
+        "ours": "1.2 ± 0.1x",
+        "verdict": "holds",
+    }
+    lines = cli.claim_text(pd.DataFrame([row]), width).splitlines()
+    assert max(map(len, lines)) == width and "…" in lines[2] and lines[2].endswith("holds")
+
+
+def outcome(name, status):
+    return runner.Outcome(name, status, 1.0)
+
+
+@pytest.mark.parametrize(("states", "status"), [(["done", "unchanged"], 0), (["done", "failed"], 1)])
+def test_a_run_ends_with_the_claims_and_says_what_failed(capsys, monkeypatch, tmp_path, states, status):
+    monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path))
+    seen = []
+
+    def fake(*args, **kwargs):
+        seen.append((args, kwargs))
+        return [outcome(f"0{i}_x", state) for i, state in enumerate(states)]
+
+    monkeypatch.setattr(runner, "run", fake)
+    code, out, _ = run(capsys, "notebooks", "run", "--seed", "3", "--only", "01", "--keep-going", "--fresh")
+    assert code == status and seen == [(("smoke", 3, ["01"], True), {"fresh": True})]
+    assert "claims:" in out and (tmp_path / "claims.md").exists()
+    assert ("failed: 01_x" in out) == (status == 1)
+
+
+def test_notebooks_list_and_refresh(capsys, monkeypatch, tmp_path):
+    book = {"cells": [{"cell_type": "markdown", "source": "# 04 The FFN", "metadata": {}}],
+            "metadata": {"replicate": {"minutes": {"smoke": 2.5}}}}  # fmt: skip
+    (tmp_path / "04_ffn.ipynb").write_text(json.dumps(book))
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    assert run(capsys, "notebooks", "list")[1] == "04 The FFN (2.5 min)\n"
+    monkeypatch.setattr(notebooks, "refresh", lambda only: [f"refreshed {only}"])
+    assert run(capsys, "notebooks", "refresh", "--only", "4")[1] == "refreshed: refreshed ['4']\n"
+
+
+def test_tokenizer_has_its_own_arguments(monkeypatch, capsys):
+    from replicate import tokenizer
+
+    monkeypatch.setattr(tokenizer, "main", lambda arguments: print(arguments) or 7)
+    assert run(capsys, "tokenizer", "train", "--vocab-size", "300") == (
+        7,
+        "['train', '--vocab-size', '300']\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "expected"),
+    [
+        (KeyboardInterrupt(), 130, "to go on"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x"),
+    ],
+)
+def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected):
+    def fail(*args, **kwargs):
+        raise problem
+
+    monkeypatch.setattr(runner, "run", fail)
+    code, _, err = run(capsys, "notebooks", "run")
+    assert code == status and expected in err and err.count("\n") == 1
+
+
+def test_it_is_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "replicate", "--help"],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    for name in ("train", "bench", "study", "claims", "notebooks", "tokenizer"):
+        assert name in done.stdout

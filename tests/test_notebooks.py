@@ -1,0 +1,189 @@
+"""The committed notebooks: their form, that they run, and that their stored outputs come out again.
+
+Each is executed once by papermill at smoke; what it trains is cached, so that nbval then compares every
+stored output with a re-execution under one and under two threads in seconds. Numbers that may differ
+between machines are masked (nbval_sanitize.cfg), the others must be the same.
+"""
+
+import ast
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from replicate import notebooks, runner
+
+HERE = Path(__file__).parent
+BOOKS = notebooks.discover()
+THREADS = (1, 2)
+each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
+
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for every notebook to run
+
+
+def code_cells(book):
+    return [cell for cell in book.content["cells"] if cell["cell_type"] == "code"]
+
+
+def syntax(cell):
+    """The cell's syntax tree without IPython's magics."""
+    lines = notebooks.source(cell).splitlines()
+    return ast.parse("\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines))
+
+
+def calls(cell):
+    """Names of what the cell calls, like "paper.show"."""
+    return {ast.unparse(node.func) for node in ast.walk(syntax(cell)) if isinstance(node, ast.Call)}
+
+
+# Form
+
+
+@each_book
+def test_has_a_title_parameters_a_check_cell_and_exercises(book):
+    assert book.title.startswith(book.number), "the title starts with the notebook's number"
+    assert book.parameters == {"profile": "smoke", "seed": 1}
+    assert sum("parameters" in notebooks.tags(cell) for cell in code_cells(book)) == 1
+    assert any({"paper.show", "paper.claim_table"} & calls(cell) for cell in code_cells(book)), (
+        "no check cell"
+    )
+    prose = [notebooks.source(cell) for cell in book.content["cells"] if cell["cell_type"] == "markdown"]
+    assert any(text.startswith("## Exercises") for text in prose)
+    assert {"smoke", "laptop", "gpu"} <= set(book.content["metadata"]["replicate"]["minutes"])
+
+
+@each_book
+def test_was_run_from_top_to_bottom_without_an_error(book):
+    cells = code_cells(book)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert outputs, "no outputs are stored"
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    (check, *_) = [cell for cell in reversed(cells) if {"paper.show", "paper.claim_table"} & calls(cell)]
+    assert check["outputs"], "the check cell shows nothing"
+
+
+@each_book
+def test_metadata_is_clean_and_the_kernel_is_everyones(book):
+    metadata = book.content["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3"
+    assert set(metadata) == {"kernelspec", "language_info", "replicate"}
+    assert all(set(cell["metadata"]) <= {"tags"} for cell in book.content["cells"])
+    assert "raises-exception" not in [tag for cell in book.content["cells"] for tag in notebooks.tags(cell)]
+    assert book.path.stat().st_size < 3_000_000
+
+
+def test_no_function_is_defined_twice():
+    seen = {}
+    for book in BOOKS:
+        for cell in code_cells(book):
+            for node in ast.walk(syntax(cell)):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    other = seen.setdefault(node.name, book.name)
+                    assert other == book.name, f"{node.name} is defined in {other} and in {book.name}"
+
+
+# Running
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Variables that send what notebooks write to a temporary folder."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    return {"REPLICATE_RUNS": str(folder / "runs"), "REPLICATE_FIGURES": str(folder / "figures")}
+
+
+@pytest.fixture(scope="session")
+def executed(environment):
+    """Outcome of each notebook by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        outcomes = runner.run(keep_going=True, out=io.StringIO())
+    return {outcome.name: outcome for outcome in outcomes}
+
+
+@pytest.fixture(scope="session")
+def comparisons(environment, executed):
+    """nbval on each notebook with each number of threads, as many at a time as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {
+            (book.name, threads): pool.submit(compare, book.path, environment, threads)
+            for threads in THREADS
+            for book in BOOKS
+        }
+
+
+def compare(path, environment, threads):
+    """nbval in a process of its own; (exit status, output)."""
+    empty = HERE / "nbval.ini"  # not the project's pytest settings
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(empty),
+        "-p",
+        "nbval_stdout_only",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["--color=no", "-q", "-x", "--nbval", "--nbval-current-env"]
+    command += ["--nbval-sanitize-with", str(HERE / "nbval_sanitize.cfg"), str(path)]
+    env = {
+        **os.environ,
+        **notebooks.KERNEL_ENV,
+        **environment,
+        "PYTHONUTF8": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), env.get("PYTHONPATH")]))
+    done = subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@each_book
+def test_runs_at_smoke(book, executed):
+    outcome = executed[book.name]
+    assert outcome.status == "done", outcome.error
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@each_book
+def test_stored_outputs_come_out_again(book, threads, comparisons):
+    status, output = comparisons[book.name, threads].result()
+    assert status == 0, output[-6000:]
+
+
+# The comparison itself
+
+
+@pytest.mark.parametrize(
+    ("code", "stored", "same"),
+    [
+        ("print('sparsity 87.5 %')", "sparsity 87.5 %\n", True),
+        ("print('sparsity 87.5 %')", "sparsity 87.4 %\n", False),
+        (
+            "import sys\nprint('loss ≈2.8912 after 12 s'); print('noise', file=sys.stderr)",
+            "loss ≈2.9 after 3 s\n",
+            True,
+        ),
+        ("print(1)\n1 / 0", "1\n", False),
+    ],
+    ids=["same", "other-number", "measured-number", "error"],
+)
+def test_comparison_sees_what_matters(tmp_path, code, stored, same):
+    cell = new_code_cell(code, outputs=[new_output("stream", name="stdout", text=stored)], execution_count=1)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "a.ipynb")
+    status, output = compare(tmp_path / "a.ipynb", {}, 1)
+    assert status == (0 if same else 1), output
