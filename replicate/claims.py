@@ -127,7 +127,7 @@ def _equals(claim: Claim, low: float, high: float) -> tuple[str, str]:
     if least - _slack(least) <= low and high <= most + _slack(most):
         return HOLDS, f"within {text(claim.tolerance)} of the paper's number"
     if low > most or high < least:
-        return FAILS, f"off by {text(max(claim.paper - high, low - claim.paper))}"
+        return FAILS, f"off by ≈{max(claim.paper - high, low - claim.paper):.2g}"
     return UNTESTABLE, "too noisy: our interval reaches beyond the tolerance"
 
 
@@ -143,7 +143,7 @@ def _bound(claim: Claim, low: float, high: float) -> tuple[str, str]:
     if null is not None and low > null:
         return DIRECTION, "there, but smaller than the paper says"
     if high < (bound if null is None else null) + _slack(bound):
-        return FAILS, f"off by {text(bound - high)}"
+        return FAILS, f"off by ≈{bound - high:.2g}"
     return UNTESTABLE, "too noisy: our interval reaches across the limit"
 
 

@@ -147,11 +147,11 @@ def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
             {
                 "claim": row.claim.statement,
                 "paper": paper_text(row.claim),
-                "ours": ours_text(row.claim, row.ours, row.verdict),
+                "ours": ours_text(row.claim, row.ours, row.verdict, row.source),
                 "tolerance": text(row.claim.tolerance) if row.claim.tolerance else "",
                 "verdict": row.verdict.text,
                 "because": row.verdict.why,
-                "numbers": f"{row.source}, {row.profile}",
+                "numbers": origin_text(row.source, row.profile),
             }
             for row in check_rows
         ],
@@ -226,15 +226,26 @@ def paper_text(claim: Claim) -> str:
     return _with_unit(prefix + text(claim.paper, signed), claim.unit)
 
 
-def ours_text(claim: Claim, ours: Any, verdict: Verdict) -> str:
-    """Our side: the number, with half the interval's width where there is one."""
+def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
+    """Our side: the number, with half the interval's width where there is one.
+
+    As in `figures.about`, "≈" marks what may differ on another machine: all but arithmetic and exact counts.
+    """
     if ours is None:
         return "–"
     if isinstance(ours, bool):
         return "yes" if ours else "no"
-    number = text(ours, claim.rule == "effect" and claim.null == 0)
+    exact = source == "arithmetic" or (claim.rule == "equals" and claim.tolerance < 1e-6)
+    signed = claim.rule == "effect" and claim.null == 0
+    number = text(ours, signed) if exact else "≈" + text(float(f"{ours:.3g}"), signed)
     half = (verdict.high - verdict.low) / 2 if verdict.high is not None else 0
     return _with_unit(number + (f" ± {half:.2g}" if half else ""), claim.unit)
+
+
+def origin_text(source: str, profile: str) -> str:
+    """Where our number comes from, alike for a fresh and a cached one: "measured here, smoke scale"."""
+    where = {"fresh": "measured here", "cached": "measured here"}.get(source, source)
+    return where if source == "arithmetic" else f"{where}, {profile} scale"
 
 
 def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
@@ -250,7 +261,7 @@ def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
         "place": claim.place,
         "claim": claim.statement,
         "paper": paper_text(claim),
-        "ours": ours_text(claim, stored.get("ours"), verdict),
+        "ours": ours_text(claim, stored.get("ours"), verdict, stored.get("source", "")),
         "tolerance": text(claim.tolerance) if claim.tolerance else "",
         "verdict": verdict.text,
         "because": verdict.why,

@@ -32,19 +32,9 @@ from replicate import measure, paths
 # Modules that show or compare results but do not make them; all others enter the code's fingerprint, and a
 # cached record made by other code is not reused.
 SHOWING = frozenset(
-    {
-        "__init__",
-        "__main__",
-        "audit",
-        "claims",
-        "cli",
-        "downloads",
-        "figures",
-        "flops",
-        "measure",
-        "notebooks",
-    }
-    | {"paper", "paths", "plots", "presets", "records", "study"}
+    {"__init__", "__main__", "audit", "bench", "claims", "cli", "diagrams", "downloads", "figures", "flops"}
+    | {"measure", "notebooks", "paper", "paths", "plots", "pool", "presets", "records", "results", "runner"}
+    | {"study"}
 )
 COMPRESS_ABOVE = 200_000  # characters of JSON
 

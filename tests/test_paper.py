@@ -143,12 +143,28 @@ def test_show_has_the_four_columns_in_full(store):
     assert {"paper", "ours", "tolerance", "verdict"} <= set(frame.columns)
     assert frame["verdict"].tolist() == [HOLDS, FAILS, HOLDS, UNTESTABLE]
     assert frame["paper"].tolist()[:3] == ["1.5x", "0.086 nats", "yes"]
-    assert frame["ours"].tolist() == ["1.48 ± 0.012x", "0.053 nats", "yes", "–"]
+    assert frame["ours"].tolist() == ["≈1.48 ± 0.012x", "0.053 nats", "yes", "–"]
+    assert frame["numbers"].tolist()[:3] == [
+        "recorded, gpu scale",
+        "arithmetic",
+        "measured here, smoke scale",
+    ]
     page = frame._repr_html_()
     assert "..." not in repr(frame)
     assert all(row.claim.statement in repr(frame) for row in rows)
     assert paper.COLOURS[FAILS] in page
     assert "<b" in page
+
+
+def test_a_check_cell_reads_the_same_for_fresh_and_cached_numbers(store):
+    pages = [
+        repr(
+            paper.show([paper.check("relu2-init", 0.50123, profile="smoke", source=source, store=store)]),
+        )
+        for source in ("fresh", "cached")
+    ]
+    assert pages[0] == pages[1]
+    assert "≈0.501" in pages[0]
 
 
 def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_path):
