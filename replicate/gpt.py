@@ -1,0 +1,192 @@
+"""A minimal Llama-3-like GPT: RMSNorm, rotary embeddings, causal attention and the FFN under study.
+
+    h = x + Attention(RMSNorm(x)),  x' = h + FFN(RMSNorm(h)),  logits = RMSNorm(x_L) E^T
+
+Read it from `GPT.forward` downwards. Everything but the FFN stays dense, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from replicate.config import ModelConfig
+from replicate.ffn import DenseFFN, SparseFFN
+
+PHASES = ("dense", "sparse")
+INIT_STD = 0.02
+
+
+class GPT(nn.Module):
+    """Decoder-only language model of `config`'s shape, with random initial weights.
+
+    The weights come from torch's global generator: seed it for reproducible models. The matrices that
+    write into the residual stream start smaller by sqrt(2 n_layer), so that its variance does not grow
+    with depth.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.head = None if config.tie_embeddings else _linear(config.d_model, config.vocab_size)
+        cos, sin = rope_tables(config.d_model // config.n_head, config.seq_len, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        nn.init.normal_(self.embed.weight, std=INIT_STD)
+        with torch.no_grad():
+            for block in self.blocks:
+                block.attn.proj.weight.mul_((2 * config.n_layer) ** -0.5)
+                block.ffn.w2.mul_((2 * config.n_layer) ** -0.5)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits of the next token at every place and, with targets, the mean cross-entropy in nats.
+
+        Args:
+            idx: token ids [B, S], S at most config.seq_len.
+            targets: token ids [B, S], or None.
+
+        Returns:
+            logits [B, S, vocab_size], loss (a scalar, or None without targets).
+
+        Raises:
+            ValueError: if the sequence is longer than the model's.
+        """
+        if idx.shape[-1] > self.config.seq_len:
+            raise ValueError(f"the sequence has {idx.shape[-1]} tokens; seq_len is {self.config.seq_len}")
+        x = self.embed(idx)
+        cos, sin = self.cos[: idx.shape[-1]], self.sin[: idx.shape[-1]]
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        logits = F.linear(self.norm(x), self.embed.weight if self.head is None else self.head.weight)
+        if targets is None:
+            return logits, None
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
+
+    def ffns(self) -> list[SparseFFN]:
+        """The sparse-capable FFN of every block; empty for the SwiGLU and GELU baselines."""
+        return [block.ffn for block in self.blocks if isinstance(block.ffn, SparseFFN)]
+
+    def set_phase(self, phase: str) -> None:
+        """Run every FFN in phase "dense" or "sparse". Raises ValueError for any other name."""
+        if phase not in PHASES:
+            raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
+        for ffn in self.ffns():
+            ffn.phase = phase
+
+    @torch.no_grad()
+    def generate(
+        self, idx: Tensor, n: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 1
+    ) -> Tensor:
+        """Continue `idx` by `n` tokens drawn from the model, the same ones for the same seed.
+
+        Args:
+            idx: token ids [B, S], S at least 1. Only the last seq_len tokens are read.
+            n: number of tokens to add.
+            temperature: 0 takes the likeliest token; above 1 flattens the distribution.
+            top_k: draw from the k likeliest tokens only; None draws from all.
+            seed: of the draws.
+
+        Returns:
+            ids [B, S + n].
+        """
+        if temperature < 0 or idx.shape[-1] < 1:
+            raise ValueError(
+                f"temperature {temperature}, {idx.shape[-1]} tokens: choose 0 or more, 1 or more"
+            )
+        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
+        for _ in range(n):
+            logits = self(idx[:, -self.config.seq_len :])[0][:, -1].float().cpu()
+            if top_k is not None:
+                kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                logits = logits.masked_fill(logits < kth, -math.inf)
+            if temperature == 0:
+                token = logits.argmax(-1, keepdim=True)
+            else:
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            idx = torch.cat([idx, token.to(idx.device)], dim=1)
+        return idx
+
+
+class Block(nn.Module):
+    """One layer: attention, then the FFN, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.attn = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        if config.activation == "relu2":
+            self.ffn = SparseFFN(config.d_model, config.d_ff, config.sparsity)
+        else:
+            self.ffn = DenseFFN(config.d_model, config.d_ff, config.activation)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, S, D] to the same shape."""
+        x = x + self.attn(self.attn_norm(x), cos, sin)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; `n_kv_head` < `n_head` shares keys and values."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.n_head, self.n_kv_head = config.n_head, config.kv_heads
+        self.d_head = config.d_model // config.n_head
+        self.qkv = _linear(config.d_model, (self.n_head + 2 * self.n_kv_head) * self.d_head)
+        self.proj = _linear(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, S, D] to the same shape; place t reads places 0 to t."""
+        batch, seq, d_model = x.shape
+        heads = self.qkv(x).view(batch, seq, -1, self.d_head).transpose(1, 2)  # [B, N + 2K, S, H]
+        qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=1)
+        q, k = rotate(qk, cos, sin).to(v.dtype).split([self.n_head, self.n_kv_head], dim=1)
+        grouped = self.n_kv_head != self.n_head
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return self.proj(y.transpose(1, 2).reshape(batch, seq, d_model))
+
+
+def rope_tables(d_head: int, seq_len: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [seq_len, d_head / 2] of the angles t theta^(-2 i / d_head) (rotary embeddings)."""
+    frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
+    angle = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequency)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pair (x_i, x_(i + H/2)) of each head by its place's angle. x [..., S, H]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def param_count(config: ModelConfig) -> dict[str, int]:
+    """Number of parameters, by formula: nothing is allocated.
+
+    Per layer 2 D (N + K) H for attention (N heads and K key-value heads of width H, as in section 3.2),
+    2 D F for the FFN (3 D F for SwiGLU, F more for learned scores) and 2 D for the norms.
+
+    Returns:
+        total; embedding (the token table, twice if the head is not tied); non_embedding.
+    """
+    d = config.d_model
+    attention = 2 * d * (config.n_head + config.kv_heads) * (d // config.n_head)
+    ffn = (3 if config.activation == "swiglu" else 2) * d * config.d_ff
+    s = config.sparsity
+    learned = config.n_layer * config.d_ff if s.activation != "dense" and s.selection == "learned" else 0
+    non_embedding = config.n_layer * (attention + ffn + 2 * d) + d + learned
+    embedding = config.vocab_size * d * (1 if config.tie_embeddings else 2)
+    return {"total": embedding + non_embedding, "embedding": embedding, "non_embedding": non_embedding}
+
+
+def _linear(d_in: int, d_out: int) -> nn.Linear:
+    layer = nn.Linear(d_in, d_out, bias=False)
+    nn.init.normal_(layer.weight, std=INIT_STD)
+    return layer

@@ -1,0 +1,180 @@
+"""Worker processes that train, each with one thread, so that losses depend neither on the number of cores
+nor on what else runs.
+
+A worker reads configurations from its standard input and answers on its standard output, one JSON line
+each; nothing is pickled, and the parent's `__main__` is not imported again. A worker that dies costs
+the run it was at. Workers end with their parent, however that ends.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from replicate import paths, records
+from replicate.config import TrainConfig, config_hash, from_dict, to_dict
+from replicate.train import train
+
+GPU_WORKERS = 3  # runs that share a GPU: together they use it better than one alone
+
+
+def train_all(
+    configs: list[TrainConfig], workers: int | None = None
+) -> Iterator[tuple[TrainConfig, dict[str, Any]]]:
+    """Train in parallel; yields (config, answer) as each finishes.
+
+    An answer has `results` and `seconds`, or `error`. Leaving the loop early, as an interrupt does, ends
+    the processes. `workers` is by default one a core, on a GPU a few that share it.
+    """
+    if not configs:
+        return
+    gpu = torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
+    count = workers or (GPU_WORKERS * torch.cuda.device_count() if gpu else _cores())
+    waiting: collections.deque[TrainConfig] = collections.deque(configs)
+    answers: queue.Queue[tuple[TrainConfig, dict[str, Any]]] = queue.Queue()
+    hands = [_Hand(waiting, answers, _environment(i, gpu)) for i in range(min(count, len(configs)))]
+    try:
+        for hand in hands:
+            hand.start()
+        for _ in configs:
+            yield _next(answers)
+    finally:
+        waiting.clear()
+        for hand in hands:
+            hand.stop()
+
+
+def run_dir(config: TrainConfig) -> Path:
+    """Folder of a run's checkpoints; other settings or other code give another folder."""
+    return paths.runs_dir() / "train" / f"{config_hash(config)}-{records.code_fingerprint()}"
+
+
+def work() -> None:
+    """Be a worker: train what arrives on stdin until it closes."""
+    torch.set_num_threads(1)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a stray print must not mix with the answers
+    requests: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    while (line := requests.get()) is not None:
+        out.write(json.dumps(_train_one(from_dict(json.loads(line)))) + "\n")
+        out.flush()
+
+
+def _read_requests(requests: queue.Queue[str | None]) -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    requests.put(None)
+    time.sleep(2)
+    os._exit(1)  # still training, for a parent that is gone
+
+
+def _train_one(config: TrainConfig) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        folder = run_dir(config) if config.checkpoint_every else None
+        results = train(config, run_dir=folder, progress=False)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"results": results, "seconds": time.perf_counter() - start}
+
+
+class _Hand(threading.Thread):
+    """Feeds one worker process, and starts another if it dies."""
+
+    def __init__(self, waiting: collections.deque, answers: queue.Queue, environment: dict[str, str]):
+        super().__init__(daemon=True)
+        self.waiting, self.answers, self.environment = waiting, answers, environment
+        self.process: subprocess.Popen | None = None
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process it logs
+
+    def run(self) -> None:
+        """Take runs from the list until it is empty."""
+        while True:
+            try:
+                config = self.waiting.popleft()
+            except IndexError:
+                return
+            self.answers.put((config, self._ask(config)))
+
+    def stop(self) -> None:
+        """End the process: at once if it is at work, else by closing its input."""
+        if self.process is None:
+            return
+        if self.is_alive():
+            self.process.kill()
+        try:
+            self.process.stdin.close()
+            self.process.wait(timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+
+    def _ask(self, config: TrainConfig) -> dict[str, Any]:
+        try:
+            if self.process is None:
+                self.process = _spawn(self.environment, self.log)
+            self.process.stdin.write(json.dumps(to_dict(config)) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):  # a broken pipe, or no whole line: the process died
+            return {"error": f"its process ended {self._post_mortem()}"}
+
+    def _post_mortem(self) -> str:
+        process, self.process = self.process, None
+        try:
+            status = process.wait(timeout=10) if process else "before it began"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = "late"
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").strip().splitlines()
+        return f"(status {status}){': ' + lines[-1] if lines else ''}"
+
+
+def _spawn(environment: dict[str, str], log: Any) -> subprocess.Popen:
+    # In a session of its own: Ctrl-C in the terminal reaches the parent only, which ends its workers.
+    return subprocess.Popen(
+        [sys.executable, "-c", "from replicate.pool import work; work()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _environment(index: int, gpu: bool) -> dict[str, str]:
+    """The parent's environment, with one thread, this package importable, and one GPU of several."""
+    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
+    if gpu:
+        count = torch.cuda.device_count()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index % count]
+    return environment
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _next(answers: queue.Queue) -> Any:
+    while True:  # waking now and then lets Ctrl-C through on Windows
+        try:
+            return answers.get(timeout=0.5)
+        except queue.Empty:
+            continue

@@ -1,0 +1,217 @@
+"""What surrounds a training loop: device, precision, reproducibility, optimiser, failures, progress lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import nn
+
+from replicate import checkpoint, paths, schedule
+from replicate.config import TrainConfig, config_hash, to_dict
+
+STATS_TOKENS = 4096
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient became NaN or infinite. `report` holds step, phase and layer statistics."""
+
+    def __init__(self, report: dict[str, Any], path: Path):
+        super().__init__(
+            f"loss {report['loss']}, gradient norm {report['grad_norm']} at step {report['step']} "
+            f"({report['phase']} phase, lr {report['lr']:.3g}); layer statistics: {path}. "
+            "A lower lr, a longer lr_warmup or dense_warmup, or clip > 0 usually helps"
+        )
+        self.report, self.path = report, path
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU if there is one. Raises ValueError if it is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {name!r}, not usable here ({error}); choose 'auto' or 'cpu'") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision called `name`; "auto" is bfloat16 (autocast) on a GPU, float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices only, not on norms and other vectors."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def draw_seed(seed: int, step: int, micro: int) -> int:
+    """Seed of the random draws inside one micro-batch, so that resuming needs no generator state."""
+    digest = hashlib.sha256(f"{seed} {step} {micro}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def stats_rows(config: TrainConfig) -> int:
+    """Sequences of a batch that a statistic reads: about STATS_TOKENS tokens, whole blocks of V rows."""
+    seq_len = config.model.seq_len
+    for rows in range(max(1, STATS_TOKENS // seq_len), config.batch_size):
+        if rows * seq_len % config.model.sparsity.v == 0:
+            return rows
+    return config.batch_size
+
+
+def stopped_at(report: dict[str, Any], config: TrainConfig, folder: Path | None) -> NonFiniteLoss:
+    """Save the report of a run that diverged (into `folder`, else runs/nonfinite); the error to raise."""
+    folder = folder or paths.runs_dir() / "nonfinite"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"nonfinite-{config_hash(config)}-step-{report['step']}.json"
+    content = _finite_or_text(report | {"config": to_dict(config)})
+    checkpoint.write_atomically(path, json.dumps(content, indent=1).encode())
+    return NonFiniteLoss(report, path)
+
+
+def check_same_run(state: dict[str, Any], ours: dict[str, str], folder: Path) -> None:
+    """Compare a checkpoint's identity with this run's.
+
+    Raises ValueError if it is of another configuration or corpus; warns if device, torch or code differ.
+    """
+    for name, value in ours.items():
+        if state.get(name) == value:
+            continue
+        if name in ("config_hash", "corpus_sha256"):
+            raise ValueError(
+                f"{folder} holds a run with another {name} ({state.get(name)}, not {value}); "
+                "choose another run_dir, or resume=False to overwrite it"
+            )
+        warnings.warn(
+            f"resuming a run made with {name} {state.get(name)}, now {value}: losses may differ", stacklevel=4
+        )
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Run with deterministic kernels on a GPU, and give torch's random state and settings back after."""
+    on_gpu = device.type == "cuda"
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if on_gpu:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+class Progress:
+    """Progress on stderr: one line that renews itself in a terminal, a line now and then in a log file.
+
+    Args:
+        enabled: False prints nothing.
+        config: of the run.
+        stream: where to print, by default stderr.
+        every: seconds between lines in a log file.
+    """
+
+    def __init__(
+        self, enabled: bool, config: TrainConfig, stream: TextIO | None = None, every: float = 15.0
+    ) -> None:
+        self.enabled, self.config, self.every = enabled, config, every
+        self.stream = stream or sys.stderr
+        self.live = bool(enabled and self.stream.isatty())
+        self._last, self._width, self._phase = time.monotonic(), 0, "dense"
+
+    def start(self, parameters: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Say what is about to run."""
+        c, plan = self.config, schedule.phase_plan(self.config)
+        sparse = schedule.sparse_steps(c)
+        parts = [f"{parameters:,} parameters", f"{c.steps} steps of {c.tokens_per_step:,} tokens"]
+        if sparse:
+            first = next(start for phase, start, _ in plan if phase == "sparse")
+            parts.append(f"{sparse} sparse, the first is step {first} ({c.order})")
+        parts.append(f"{device} {str(dtype).removeprefix('torch.')}")
+        if step:
+            parts.append(f"continues after step {step}")
+        self._line("train: " + "; ".join(parts))
+
+    def phase(self, step: int, phase: str) -> None:
+        """Note a change of phase; interleaved runs change too often to say so each time in a log file."""
+        self._phase = phase
+        if self.config.order != "interleaved" and step:
+            self._line(f"step {step}: {phase} steps begin")
+
+    def update(self, done: int, loss: float, tokens_per_s: float) -> None:
+        """Report the state after `done` steps, if it is time to."""
+        now = time.monotonic()
+        if not self.enabled or (not self.live and now - self._last < self.every):
+            return
+        self._last = now
+        steps, rate = self.config.steps, tokens_per_s / self.config.tokens_per_step
+        text = (
+            f"step {done:>{len(str(steps))}}/{steps} {self._phase:6} loss {loss:.4f} "
+            f"lr {schedule.learning_rate(max(0, done - 1), self.config):.2e} "
+            f"{tokens_per_s / 1000:,.1f}k tokens/s, {clock((steps - done) / rate)} left"
+        )
+        self._show(text)
+
+    def finish(self, done: int, loss: float | None, valid: float | None, seconds: float) -> None:
+        """Report the end."""
+        words = [f"step {done}/{self.config.steps}"]
+        words += [f"loss {loss:.4f}"] if loss is not None else []
+        words += [f"held-out loss {valid:.4f}"] if valid is not None else []
+        self._line(", ".join(words) + f", {clock(seconds)}")
+
+    def _show(self, text: str) -> None:
+        if not self.live:
+            return self._line(text)
+        self.stream.write("\r" + text.ljust(self._width))
+        self.stream.flush()
+        self._width = len(text)
+        return None
+
+    def _line(self, text: str) -> None:
+        if self.enabled:
+            self.stream.write(("\r" if self._width else "") + text.ljust(self._width).rstrip("\n") + "\n")
+            self.stream.flush()
+            self._width = 0
+
+
+def clock(seconds: float) -> str:
+    """A duration as people write it: 0:07, 12:30, 3:05:00."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _finite_or_text(value: Any) -> Any:
+    """JSON has no NaN or infinity: such numbers become text."""
+    if isinstance(value, dict):
+        return {name: _finite_or_text(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_text(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,152 @@
+"""Many runs side by side: look each up among the records, train the missing ones in parallel.
+
+A run that fails costs only itself. What is finished is stored at once, so that an interrupted study
+continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from replicate import data, pool, records
+from replicate.config import TrainConfig, config_hash
+from replicate.pool import run_dir
+from replicate.presets import SPARSITY_PRESETS, train_preset
+from replicate.records import Record, RecordStore
+from replicate.runtime import clock
+from replicate.train import Trainer
+
+PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m"}
+
+
+class StudyFailed(RuntimeError):
+    """Some arms failed; the message names each with its error. The others are stored.
+
+    failures: arm's name (and hash) to error text. done: {config hash: (record, origin)} of the others.
+    """
+
+    def __init__(self, failures: dict[str, str], done: dict[str, tuple[Record, str]]):
+        lines = "\n".join(f"  {name}: {text}" for name, text in failures.items())
+        total = len(failures) + len(done)
+        super().__init__(f"{len(failures)} of {total} arms failed; the others are stored\n{lines}")
+        self.failures, self.done = failures, done
+
+
+def arms(
+    profile: str, sparsity: Iterable[str], seeds: Iterable[int] = (1,), **changes: Any
+) -> list[TrainConfig]:
+    """Configurations of every sparsity preset with every seed, seeds outermost.
+
+    Args:
+        profile: "smoke", "laptop" or "gpu", or the name of a training preset.
+        sparsity: names of sparsity presets. seeds: of the runs.
+        changes: fields to change in each, as in `train_preset`: steps=50.
+    """
+    preset, names = PRESET_OF.get(profile, profile), list(sparsity)
+    return [train_preset(preset, name, **{**changes, "seed": seed}) for seed in seeds for name in names]
+
+
+def describe(config: TrainConfig) -> str:
+    """A short name of an arm: sparsity preset, seed, and the share of sparse steps if not all."""
+    sparsity = config.model.sparsity
+    name = next((name for name, preset in SPARSITY_PRESETS.items() if preset == sparsity), "own sparsity")
+    share = f" {config.order} {config.sparse_share:.0%}" if sparsity.any and config.sparse_share < 1 else ""
+    activation = "" if config.model.activation == "relu2" else f" {config.model.activation}"
+    return f"{name}{activation}{share} seed {config.seed}"
+
+
+def run(
+    configs: Sequence[TrainConfig],
+    workers: int | None = None,
+    store: RecordStore | None = None,
+    *,
+    fresh: bool = False,
+    label: str = "",
+    progress: bool = True,
+) -> list[tuple[Record, str]]:
+    """The records of `configs` in their order, each with its origin: "recorded", "cached" or "fresh".
+
+    Args:
+        configs: equal ones are trained once.
+        workers: processes at a time; by default one a core, on a GPU a few that share it.
+        store: where to look and to put; by default the project's.
+        fresh: train even what is stored.
+        label: of the study, at the start of its progress lines.
+        progress: print a line on stderr as each arm finishes.
+
+    Raises:
+        StudyFailed: naming the arms that failed, once all others are done and stored.
+    """
+    store = store or RecordStore()
+    by_hash = {config_hash(config): config for config in configs}
+    done = {} if fresh else _look_up(by_hash, store)
+    missing = [config for key, config in by_hash.items() if key not in done]
+    failures: dict[str, str] = {}
+    say = _announcer(label, len(missing)) if progress else lambda *finished: None
+    for config, answer in pool.train_all(missing, workers):
+        try:
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            results = answer["results"]
+            record = records.make_record(
+                "train", config, results, seconds=answer["seconds"], corpus=results["corpus"]
+            )
+            store.put(record)
+            done[config_hash(config)] = (record, "fresh")
+            say(f"{describe(config)}: loss {results['final_loss']:.4f}, held-out {results['valid_loss']:.4f}")
+        except (RuntimeError, ValueError) as error:
+            failures[f"{describe(config)} ({config_hash(config)})"] = str(error)
+            say(f"{describe(config)}: FAILED, {error}")
+    if failures:
+        raise StudyFailed(failures, done)
+    return [done[config_hash(config)] for config in configs]
+
+
+def trained(config: TrainConfig, *, progress: bool = True) -> Trainer:
+    """The trainer of a finished run, with model and data: from its checkpoint, else trained now.
+
+    Its losses are those of `run`, one thread included; use it where a notebook needs the model itself.
+    """
+    threads = torch.get_num_threads()
+    trainer = Trainer(config, run_dir=run_dir(config), progress=progress)
+    if trainer.step == config.steps:
+        return trainer
+    try:
+        torch.set_num_threads(1 if trainer.device.type == "cpu" else threads)
+        trainer.run()
+    finally:
+        torch.set_num_threads(threads)
+    return trainer
+
+
+def _look_up(by_hash: dict[str, TrainConfig], store: RecordStore) -> dict[str, tuple[Record, str]]:
+    """The stored records among these configurations, made from the corpus as it is now."""
+    found = {}
+    corpora: dict[str, str | None] = {}
+    for key, config in by_hash.items():
+        if config.corpus not in corpora:
+            try:
+                corpora[config.corpus] = data.load_corpus(config.corpus).sha256
+            except (ValueError, OSError):
+                corpora[config.corpus] = None  # not to be had here; a recorded result still counts
+        record = store.find("train", config, corpora[config.corpus] or "unavailable")
+        if record:
+            found[key] = record
+    return found
+
+
+def _announcer(label: str, total: int) -> Callable[[str], None]:
+    """Prints a numbered line an arm, with an estimate of the time left."""
+    begun, count = time.monotonic(), iter(range(1, total + 1))
+
+    def say(text: str) -> None:
+        n, elapsed = next(count), time.monotonic() - begun
+        left = f", about {clock(elapsed / n * (total - n))} left" if n < total else ""
+        print(f"{label}{' ' if label else ''}{n}/{total} {text}, {clock(elapsed)}{left}", file=sys.stderr)
+
+    return say

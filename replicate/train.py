@@ -1,0 +1,318 @@
+"""The training loop: dense warm-up, sparse and dense steps, one record of everything, safe to kill.
+
+`train(config)` runs and returns the record; `Trainer` underneath keeps the model. A step is forward,
+backward, clip, AdamW; the rest is bookkeeping, kept out of the device's way: losses stay on the device
+until a progress line needs them. Should one be NaN or infinite, the optimiser freezes there and then
+(as it does for loss scaling), so that the weights which produced it can be examined.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replicate import checkpoint, evaluate, records, schedule
+from replicate.config import TrainConfig, config_hash, to_dict
+from replicate.data import TokenData
+from replicate.gpt import GPT
+from replicate.runtime import (
+    NonFiniteLoss,
+    Progress,
+    check_same_run,
+    draw_seed,
+    make_optimizer,
+    pick_device,
+    pick_dtype,
+    reproducible,
+    stats_rows,
+    stopped_at,
+)
+
+__all__ = ["NonFiniteLoss", "Trainer", "train"]
+
+_RECORD = ("losses", "speeds", "stats", "valid_losses", "seconds")  # what a checkpoint keeps besides tensors
+
+
+def train(
+    config: TrainConfig,
+    *,
+    run_dir: Path | str | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    stop_after: int | None = None,
+    callback: Callable[[int, Trainer], None] | None = None,
+) -> dict[str, Any]:
+    """Train a GPT and return its record (JSON types); see `Trainer` for arguments and `result` for keys."""
+    trainer = Trainer(config, run_dir=run_dir, resume=resume, progress=progress, callback=callback)
+    trainer.run(stop_after)
+    return trainer.result()
+
+
+class Trainer:
+    """One training run: `run` it, then read `model`, `data` and `result()`.
+
+    Args:
+        config: what to train and how.
+        run_dir: folder for checkpoints, every `checkpoint_every` steps and at the end; None: none.
+        resume: continue from the newest intact checkpoint in run_dir; False starts over.
+        progress: progress lines on stderr.
+        callback: called as callback(step, trainer) after each optimiser step.
+        data: tokens to train on instead of config.corpus's.
+
+    Raises:
+        ValueError: if run_dir holds checkpoints of another configuration or corpus.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        run_dir: Path | str | None = None,
+        resume: bool = True,
+        progress: bool = True,
+        callback: Callable[[int, Trainer], None] | None = None,
+        data: TokenData | None = None,
+    ):
+        self.config, self.callback = config, callback
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = GPT(config.model)
+        self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.optimizer = make_optimizer(self.model, config)
+        self.progress = Progress(progress, config)
+        self.step = 0
+        self.losses: list[float] = []
+        self.speeds: list[float] = []
+        self.stats: list[dict[str, Any]] = []
+        self.valid_losses: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back
+        self._bad = torch.zeros((), device=self.device)  # 1 once a loss or gradient is not finite
+        self._since = time.perf_counter()
+        self.run_dir = Path(run_dir) if run_dir is not None else None
+        if self.run_dir is not None:
+            self._resume() if resume else checkpoint.clear(self.run_dir)
+
+    def run(self, stop_after: int | None = None) -> None:
+        """Train to the end, or until `stop_after` steps are done (counted from the run's start).
+
+        Raises:
+            NonFiniteLoss: naming step and phase, after saving the layers' statistics.
+        """
+        config = self.config
+        last = config.steps if stop_after is None else min(stop_after, config.steps)
+        begun = self.step < last
+        self.progress.start(self.parameters, self.step, self.device, self.dtype)
+        with reproducible(self.device):
+            self._since = time.perf_counter()
+            while self.step < last:
+                self._train_step()
+                step = self.step
+                if step % config.log_every == 0:
+                    self._flush()
+                if config.eval_every and step % config.eval_every == 0 and step < config.steps:
+                    self._evaluate()
+                if config.checkpoint_every and step % config.checkpoint_every == 0 and step < last:
+                    self._save()
+                if self.callback:
+                    self.callback(step, self)
+            self._flush()
+            if self.step == config.steps and (not self.valid_losses or self.valid_losses[-1][0] < self.step):
+                self._evaluate()
+            if begun:
+                self._save()
+        result = (self.losses or [None])[-1], (self.valid_losses or [[0, None]])[-1][1]
+        self.progress.finish(self.step, *result, self.seconds)
+
+    def result(self) -> dict[str, Any]:
+        """The record so far, in JSON types.
+
+        Returns:
+            steps: columns step, loss, lr, phase, tokens_per_s, one value a step. stats: rows of
+            `stats_every`, see `_statistics`. final_loss: mean loss of the last `final_window` steps.
+            valid_loss and valid_losses [(steps done, loss)]. tokens, seconds, tokens_per_s; parameters;
+            corpus: its provenance.
+        """
+        config, n = self.config, len(self.losses)
+        window = self.losses[-config.final_window :]
+        tokens = n * config.tokens_per_step
+        columns = {
+            "step": list(range(n)),
+            "loss": list(self.losses),
+            "lr": [schedule.learning_rate(step, config) for step in range(n)],
+            "phase": [schedule.phase_at(step, config) for step in range(n)],
+            "tokens_per_s": list(self.speeds),
+        }
+        return {
+            "steps": columns,
+            "stats": list(self.stats),
+            "final_loss": sum(window) / len(window) if window else None,
+            "valid_loss": self.valid_losses[-1][1] if self.valid_losses else None,
+            "valid_losses": [list(pair) for pair in self.valid_losses],
+            "tokens": tokens,
+            "seconds": self.seconds,
+            "tokens_per_s": tokens / self.seconds if self.seconds else None,
+            "parameters": self.parameters,
+            "corpus": self.data.provenance(),
+        }
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision the model runs in: bfloat16 autocast, or nothing for float32 and float64."""
+        if self.dtype == torch.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def batch(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [B, S] of a micro-batch, on the device."""
+        pair = self.data.batch("train", step, self.config.batch_size, self.config.seed, micro)
+        if self.device.type == "cuda":
+            pair = tuple(part.pin_memory() for part in pair)
+        inputs, targets = (part.to(self.device, non_blocking=True) for part in pair)
+        return inputs, targets
+
+    def _train_step(self) -> None:
+        step, config = self.step, self.config
+        self._enter_phase(step)
+        due = config.stats_every and (step % config.stats_every == 0 or step == config.steps - 1)
+        row = self._statistics(step) if due else None
+        masks = [ffn.weight_masks() for ffn in self.model.ffns()] if due else []
+        loss = self._gradients(step)
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
+        self._pending.append(torch.stack([loss, norm.to(loss.dtype)]))
+        self._bad = torch.maximum(self._bad, (~torch.isfinite(self._pending[-1])).any().float())
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.learning_rate(step, config)
+        self.optimizer.found_inf = self._bad  # the fused step leaves everything as it is where this is 1
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if row is not None:
+            self._flush()
+            row |= {"grad_norm": norm.item(), "flip_rate": evaluate.weight_flips(masks, self.model)}
+            self.stats.append(row)
+
+    def _gradients(self, step: int) -> Tensor:
+        """Accumulate the gradients of the step's micro-batches; their mean loss."""
+        config, losses = self.config, []
+        for micro in range(config.grad_accum):
+            inputs, targets = self.batch(step, micro)
+            if config.model.sparsity.wgrad == "mvue":
+                torch.manual_seed(draw_seed(config.seed, step, micro))
+            with self.autocast():
+                loss = self.forward(inputs, targets)[1]
+            (loss / config.grad_accum).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _enter_phase(self, step: int) -> None:
+        """Set the FFNs' phase; cluster their neurons before the first sparse step and at refreshes."""
+        config, sparsity = self.config, self.config.model.sparsity
+        phase = schedule.phase_at(step, config)
+        if phase == "sparse" and sparsity.activation == "venom":
+            nth = schedule.sparse_before(step, config)
+            if nth == 0 or (sparsity.refresh_every and nth % sparsity.refresh_every == 0):
+                self._flush()
+                self._make_clusters(step)
+        if any(ffn.phase != phase for ffn in self.model.ffns()):
+            self._flush()
+            self.model.set_phase(phase)
+            self.progress.phase(step, phase)
+
+    def _make_clusters(self, step: int) -> None:
+        """Sort the neurons of every FFN into clusters, and AdamW's moments with them."""
+        with self.autocast():
+            samples = evaluate.ffn_inputs(self.model, self.batch(step)[0][: stats_rows(self.config)])
+        for ffn, sample in zip(self.model.ffns(), samples):
+            perm = ffn.make_clusters(self.config.seed, sample)
+            for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
+                state = self.optimizer.state.get(parameter, {})
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if name in state:
+                        state[name].copy_(state[name].index_select(axis, perm))
+
+    def _statistics(self, step: int) -> dict[str, Any]:
+        """What the layers do in this step's forward pass: a list over layers for each statistic."""
+        with self.autocast():
+            layers = evaluate.layer_stats(self.model, self.batch(step)[0][: stats_rows(self.config)])
+        names = layers[0].keys()
+        row = {name: [layer[name] for layer in layers] for name in names}
+        return {"step": step, "phase": schedule.phase_at(step, self.config)} | row
+
+    def _flush(self) -> None:
+        """Read back the pending losses, note the speed, stop if one is not finite."""
+        if not self._pending:
+            return
+        rows = torch.stack(self._pending).tolist()
+        self._pending.clear()
+        now = time.perf_counter()
+        elapsed, self._since = now - self._since, now
+        self.seconds += elapsed
+        for loss, norm in rows:
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._stop_at(len(self.losses), loss, norm)
+            self.losses.append(loss)
+        speed = len(rows) * self.config.tokens_per_step / elapsed
+        self.speeds += [round(speed, 1)] * len(rows)
+        self.progress.update(self.step, self.losses[-1], speed)
+
+    def _stop_at(self, step: int, loss: float, norm: float) -> None:
+        config, layers = self.config, []
+        for micro in range(config.grad_accum):
+            with self.autocast():
+                layers.append(evaluate.layer_stats(self.model, self.batch(step, micro)[0]))
+        report = {"step": step, "phase": schedule.phase_at(step, config), "loss": loss, "grad_norm": norm}
+        report |= {"lr": schedule.learning_rate(step, config), "losses": self.losses[-100:]}
+        raise stopped_at(report | {"layers": layers}, config, self.run_dir)
+
+    def _evaluate(self) -> None:
+        self._flush()
+        config = self.config
+        with self.autocast():
+            loss = evaluate.valid_loss(self.model, self.data, config.eval_batches, config.batch_size)
+        self.valid_losses.append((self.step, loss))
+        self._since = time.perf_counter()
+
+    def _save(self) -> None:
+        if self.run_dir is None:
+            return
+        self._flush()
+        record = {name: getattr(self, name) for name in _RECORD}
+        state = {"config": to_dict(self.config), "record": record, **self._identity()}
+        checkpoint.save(self.run_dir, self.step, checkpoint.pack(self.model, self.optimizer), state)
+        self._since = time.perf_counter()
+
+    def _resume(self) -> None:
+        found = checkpoint.latest(self.run_dir)
+        if found is None:
+            return
+        self.step, tensors, state = found
+        check_same_run(state, self._identity(), self.run_dir)
+        checkpoint.unpack(tensors, self.model, self.optimizer)
+        for name in _RECORD:
+            setattr(self, name, state["record"][name])
+        self.model.set_phase(schedule.phase_at(self.step - 1, self.config))
+
+    def _identity(self) -> dict[str, str]:
+        """What must agree for a resumed run to continue exactly."""
+        return {
+            "config_hash": config_hash(self.config),
+            "corpus_sha256": self.data.provenance()["sha256"],
+            "torch": torch.__version__,
+            "code": records.code_fingerprint(),
+            "device": str(self.device.type),
+        }

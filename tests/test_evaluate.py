@@ -1,0 +1,160 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from replicate import evaluate
+from replicate.config import ModelConfig, SparsityConfig
+from replicate.data import TokenData
+from replicate.gpt import GPT
+
+CONFIG = ModelConfig(vocab_size=16, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=24)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return TokenData("synthetic", 16, 24, tmp_path_factory.mktemp("corpus"))
+
+
+def make(**sparsity):
+    torch.manual_seed(0)
+    return GPT(replace(CONFIG, sparsity=SparsityConfig(n_clusters=4, top_k=1, **sparsity)))
+
+
+class Oracle(torch.nn.Module):
+    """Knows the answers: scores the token that follows the last 12 ones high, or low."""
+
+    def __init__(self, task, score):
+        super().__init__()
+        self.embed = torch.nn.Embedding(1, 1)
+        self.score, self.follows = score, {}
+        for context, choices, answer in zip(task.contexts, task.choices, task.answers):
+            text = torch.cat([context, choices[answer]]).tolist()
+            self.follows |= {tuple(text[t - 12 : t]): text[t] for t in range(12, len(text))}
+
+    def forward(self, idx, targets=None):
+        logits = torch.zeros(*idx.shape, 16)
+        for row, ids in enumerate(idx.tolist()):
+            for t in range(12, len(ids)):
+                token = self.follows.get(tuple(ids[t - 12 : t]))
+                if token is not None:
+                    logits[row, t - 1, token] = self.score
+        return logits, None
+
+
+def test_valid_loss_is_the_mean_over_the_held_out_batches(data):
+    model = make()
+    losses = [model(x, y)[1].item() for x, y in data.valid_batches(3, 4)]
+    assert evaluate.valid_loss(model, data, 3, 4) == pytest.approx(sum(losses) / 3, rel=1e-6)
+    assert evaluate.valid_loss(model, data, 3, 4) == evaluate.valid_loss(model, data, 3, 4)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_valid_loss_is_that_of_the_present_phase(data):
+    model = make(activation="venom")
+    for ffn in model.ffns():
+        ffn.w1.data.mul_(30)
+        ffn.make_clusters(1)
+    dense = evaluate.valid_loss(model, data, 2, 4)
+    model.set_phase("sparse")
+    assert evaluate.valid_loss(model, data, 2, 4) != dense
+
+
+def test_completion_questions_come_from_the_held_out_text(data):
+    task = evaluate.completion_task(data, 30, n_choices=5, length=4)
+    assert task.contexts.shape == (30, 20)
+    assert task.choices.shape == (30, 5, 4)
+    assert task.chance == 0.2
+    assert len(task.answers.unique()) > 2
+    text = np.asarray(data.valid).astype("<u2").tobytes()
+    for context, choices, answer in zip(task.contexts, task.choices, task.answers):
+        real = torch.cat([context, choices[answer]]).numpy().astype("<u2").tobytes()
+        assert real in text
+        assert all(piece.numpy().astype("<u2").tobytes() in text for piece in choices)
+        assert len({tuple(piece.tolist()) for piece in choices}) == 5
+
+
+def test_completion_questions_repeat_for_a_seed(data):
+    one, two, other = (evaluate.completion_task(data, 10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.choices, two.choices)
+    assert torch.equal(one.contexts, two.contexts)
+    assert not torch.equal(one.contexts, other.contexts)
+
+
+def test_who_knows_the_text_answers_right_and_who_knows_nothing_guesses(data):
+    task = evaluate.completion_task(data, 40, length=8)
+    assert evaluate.completion(Oracle(task, 5.0), task)["accuracy"] == 1
+    assert evaluate.completion(Oracle(task, -5.0), task)["accuracy"] == 0
+    random = evaluate.completion(make(), evaluate.completion_task(data, 200))
+    assert random["accuracy"] == pytest.approx(0.25, abs=5 * random["stderr"])
+    p = random["accuracy"]
+    assert random["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / 200))
+    assert sum(random["correct"]) / 200 == p
+
+
+def test_completion_scores_do_not_depend_on_the_batch_size(data):
+    model, task = make(), evaluate.completion_task(data, 20)
+    assert evaluate.completion(model, task, 3) == evaluate.completion(model, task, 20)
+
+
+def test_impossible_tasks_are_named(data):
+    with pytest.raises(ValueError, match=r"context 20 \+ length 8 tokens.*at most seq_len = 24"):
+        evaluate.completion_task(data, 5, context=20, length=8)
+    with pytest.raises(ValueError, match="n_choices 1"):
+        evaluate.completion_task(data, 5, n_choices=1)
+
+    class Monotone:
+        seq_len, valid = 24, np.zeros(500, np.uint16)
+
+    with pytest.raises(ValueError, match="repeats itself"):
+        evaluate.completion_task(Monotone(), 2)
+    Monotone.valid = np.zeros(20, np.uint16)
+    with pytest.raises(ValueError, match="20 held-out tokens are too few"):
+        evaluate.completion_task(Monotone(), 2)
+
+
+def test_layer_statistics_are_those_of_the_layers(data):
+    model = make(activation="venom", w1=True)
+    x = data.valid_batches(1, 4)[0][0]
+    inputs = evaluate.ffn_inputs(model, x)
+    rows = evaluate.layer_stats(model, x)
+    assert len(rows) == len(inputs) == 2
+    for row, ffn, read in zip(rows, model.ffns(), inputs):
+        assert read.shape == (4, 24, 16)
+        zeros = (torch.relu(read @ ffn.w1) == 0).float().mean().item()
+        assert row["y2_sparsity"] == pytest.approx(zeros, abs=1e-3)
+        assert row["kept_sparsity"] == row["y2_sparsity"]  # the dense phase masks nothing
+        assert row["w1_max"] == ffn.w1.abs().max().item()
+        assert not ffn.collect
+    model.blocks[1].register_forward_hook(lambda *call: torch.full_like(call[2], 7.0))
+    assert evaluate.layer_stats(model, x)[1]["output_max"] == 7
+    for ffn in model.ffns():
+        ffn.make_clusters(1)
+    model.set_phase("sparse")
+    sparse = evaluate.layer_stats(model, x)
+    assert all(row["kept_sparsity"] >= 0.75 and row["router_load"] >= 1 for row in sparse)
+
+
+def test_natural_sparsity_is_half_at_the_start(data):
+    shares = evaluate.natural_sparsity(make(), data, 2, 4)
+    assert len(shares) == 2
+    assert all(0.35 < share < 0.65 for share in shares)
+
+
+def test_flip_rates_count_changed_masks():
+    model = make(w1=True, w2=True)
+    before = [ffn.weight_masks() for ffn in model.ffns()]
+    assert evaluate.weight_flips(before, model) == {"w1": [0, 0], "w2": [0, 0]}
+    with torch.no_grad():
+        ffn = model.ffns()[1]
+        group = ffn.w1[:4, 0]
+        group.copy_(
+            torch.tensor([1.0, 2.0, 3.0, 4.0]) if before[1]["w1"][0, 0] else torch.tensor([4.0, 3, 2, 1])
+        )
+    flips = evaluate.weight_flips(before, model)
+    assert flips["w2"] == [0, 0]
+    assert flips["w1"][0] == 0
+    assert 0 < flips["w1"][1] <= 4 / ffn.w1.numel()

@@ -1,0 +1,168 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from replicate.config import ModelConfig, SparsityConfig
+from replicate.gpt import GPT, Attention, param_count, rope_tables, rotate
+from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS
+
+TINY = ModelConfig(vocab_size=40, n_layer=2, d_model=24, d_ff=128, n_head=4, seq_len=16)
+
+
+def make(config=TINY, seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return GPT(config).to(dtype)
+
+
+def ids(*shape, vocab=40, seed=3):
+    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sparse_model(name, seed=0):
+    model = make(replace(TINY, sparsity=SPARSITY_PRESETS[name]), seed, torch.float64)
+    for block in model.blocks:  # weights large enough for the masks to bite
+        block.ffn.w1.data.mul_(20)
+        if model.config.sparsity.activation == "venom":
+            block.ffn.make_clusters(1)
+    model.set_phase("sparse")
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, tie_embeddings=False),
+        replace(TINY, n_kv_head=2),
+        replace(TINY, activation="swiglu"),
+        replace(TINY, activation="gelu", n_layer=3),
+        replace(TINY, sparsity=SparsityConfig(activation="24", selection="learned")),
+        replace(TINY, sparsity=SparsityConfig(selection="learned")),
+        MODEL_PRESETS["smoke"],
+    ],
+)
+def test_param_count_is_that_of_the_model(config):
+    model = GPT(config)
+    count = param_count(config)
+    assert count["total"] == sum(p.numel() for p in model.parameters())
+    heads = 0 if model.head is None else model.head.weight.numel()
+    assert count["embedding"] == model.embed.weight.numel() + heads
+    assert count["total"] == count["embedding"] + count["non_embedding"]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llama1b", 1.37), ("llama7b", 7.49)])
+def test_param_count_of_the_papers_models(name, billions):
+    config = MODEL_PRESETS[name]
+    with torch.device("meta"):
+        model = GPT(config)
+    total = sum(p.numel() for p in model.parameters())
+    assert param_count(config)["total"] == total
+    assert total / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+def test_loss_is_the_cross_entropy_and_starts_near_uniform():
+    model, x, y = make(), ids(3, 16), ids(3, 16, seed=4)
+    logits, loss = model(x, y)
+    assert logits.shape == (3, 16, 40)
+    by_hand = -logits.log_softmax(-1).gather(2, y[..., None]).mean()
+    torch.testing.assert_close(loss, by_hand)
+    assert loss.item() == pytest.approx(math.log(40), abs=0.2)
+    assert model(x)[1] is None
+
+
+@pytest.mark.parametrize("name", ["dense", "recipe", "act24", "w1+w2+t", "static16", "venom64"])
+def test_no_token_sees_a_later_one(name):
+    model = make(dtype=torch.float64) if name == "dense" else sparse_model(name)
+    x = ids(2, 16)
+    changed = x.clone()
+    changed[:, 9:] = (changed[:, 9:] + 7) % 40
+    before, after = model(x)[0], model(changed)[0]
+    assert torch.equal(before[:, :9], after[:, :9])
+    assert not torch.equal(before[:, 9:], after[:, 9:])
+
+
+def test_the_sparse_phase_differs_and_the_dense_one_does_not():
+    x = ids(2, 16)
+    model = sparse_model("recipe")
+    sparse = model(x)[0]
+    model.set_phase("dense")
+    assert not torch.allclose(model(x)[0], sparse)
+    assert [ffn.phase for ffn in model.ffns()] == ["dense", "dense"]
+    with pytest.raises(ValueError, match=r"'half'.*dense, sparse"):
+        model.set_phase("half")
+
+
+def test_attention_is_softmax_of_rotated_products():
+    torch.manual_seed(0)
+    config = replace(TINY, n_kv_head=2)
+    attn = Attention(config).double()
+    x = torch.randn(1, 16, 24, dtype=torch.float64)
+    cos, sin = (t.double() for t in rope_tables(6, 16, config.rope_theta))
+    heads = attn.qkv(x).view(16, 8, 6)
+    out = torch.zeros(16, 4, 6, dtype=torch.float64)
+    for h in range(4):  # query heads 0, 1 share key-value head 0; 2, 3 share 1
+        q, k = rotate(heads[:, h], cos, sin), rotate(heads[:, 4 + h // 2], cos, sin)
+        scores = (q @ k.T / math.sqrt(6)).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf)
+        out[:, h] = scores.softmax(-1) @ heads[:, 6 + h // 2]
+    torch.testing.assert_close(attn(x, cos, sin)[0], attn.proj(out.reshape(16, 24)))
+
+
+def test_rotary_scores_depend_on_distance_only():
+    cos, sin = rope_tables(8, 32, 10000.0)
+    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    at = [rotate(v.expand(32, 8), cos, sin) for v in (q, k)]
+    scores = at[0] @ at[1].T
+    for distance in (0, 3, 11):
+        diagonal = scores.diagonal(-distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores[0, 0], q @ k)
+    torch.testing.assert_close(at[0].norm(dim=1), q.norm().expand(32))
+
+
+def test_residual_matrices_start_smaller_with_depth():
+    wide = replace(TINY, d_model=128, d_ff=512, n_layer=8)
+    block = make(wide).blocks[0]
+    assert block.ffn.w2.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert block.attn.proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+    assert block.ffn.w1.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_tied_head_is_the_token_table():
+    model = make()
+    assert model.head is None
+    hidden = torch.randn(24)
+    torch.testing.assert_close(F.linear(hidden, model.embed.weight), model.embed.weight @ hidden)
+    untied = make(replace(TINY, tie_embeddings=False))
+    assert untied.head.weight.shape == untied.embed.weight.shape
+
+
+def test_generate_draws_the_same_for_the_same_seed():
+    model, prompt = make(), ids(2, 5)
+    one, two = (model.generate(prompt, 20, seed=5) for _ in range(2))
+    assert one.shape == (2, 25)
+    assert torch.equal(one, two)
+    assert torch.equal(one[:, :5], prompt)
+    assert not torch.equal(one, model.generate(prompt, 20, seed=6))
+    greedy = model.generate(prompt, 20, temperature=0)
+    assert torch.equal(greedy, model.generate(prompt, 20, top_k=1, seed=9))
+    assert torch.equal(greedy[:, 5], model(prompt)[0][:, -1].argmax(-1))
+
+
+def test_bad_input_is_named():
+    model = make()
+    with pytest.raises(ValueError, match=r"17 tokens; seq_len is 16"):
+        model(ids(1, 17))
+    with pytest.raises(ValueError, match="temperature -1"):
+        model.generate(ids(1, 2), 1, temperature=-1)
+    with pytest.raises(ValueError, match="0 tokens"):
+        model.generate(ids(1, 0), 1)
+
+
+def test_baselines_have_no_sparse_ffn():
+    model = make(replace(TINY, activation="swiglu"))
+    assert model.ffns() == []
+    model.set_phase("sparse")  # nothing to switch
+    assert model(ids(1, 4))[0].shape == (1, 4, 40)

@@ -1,0 +1,158 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from replicate import paths, pool, study
+from replicate.config import ModelConfig, TrainConfig, config_hash, to_dict
+from replicate.data import load_corpus
+from replicate.records import RecordStore, make_record
+from replicate.train import train
+
+RUN = TrainConfig(
+    model=ModelConfig(vocab_size=32, n_layer=1, d_model=16, d_ff=64, n_head=2, seq_len=16),
+    corpus="synthetic",
+    steps=8,
+    batch_size=2,
+    lr_warmup=2,
+    dense_warmup=4,
+    eval_batches=1,
+)
+LONG = replace(RUN, steps=10**6, stats_every=0)
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RecordStore(tmp_path / "records", tmp_path / "recorded")
+
+
+def test_arms_are_presets_times_seeds():
+    configs = study.arms("smoke", ["dense", "recipe"], [1, 2], steps=60)
+    assert [study.describe(c) for c in configs] == [
+        f"{name} seed {seed}" for seed in (1, 2) for name in ("dense", "recipe")
+    ]
+    assert {c.steps for c in configs} == {60}
+    half = study.arms("gpu", ["venom16"], sparse_share=0.5)[0]
+    assert half.corpus == "pysrc"
+    assert study.describe(half) == "venom16 sparse-dense 50% seed 1"
+    swiglu = replace(RUN, model=replace(RUN.model, activation="swiglu"))
+    assert study.describe(swiglu) == "dense swiglu seed 1"
+    with pytest.raises(ValueError, match="unknown sparsity preset 'recipes'"):
+        study.arms("smoke", ["recipes"])
+
+
+def test_a_failing_arm_is_named_and_costs_only_itself(store, capfd):
+    other = replace(RUN, seed=2)
+    broken = replace(RUN, corpus="stdlib")
+    with pytest.raises(
+        study.StudyFailed, match=r"1 of 3 arms failed.*\n  dense seed 1 .*vocab_size is 32"
+    ) as e:
+        study.run([RUN, broken, other, RUN], workers=2, store=store, label="three")
+    assert list(e.value.failures) == [f"dense seed 1 ({config_hash(broken)})"]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("three 1/3 dense seed ")
+    assert sum("FAILED" in line for line in lines) == 1
+    found = study.run([other, RUN, other], store=store)  # nothing left to train
+    assert [(record.seed, origin) for record, origin in found] == [
+        (2, "cached"),
+        (1, "cached"),
+        (2, "cached"),
+    ]
+    assert found[1][0].results["steps"]["loss"] == train(RUN, progress=False)["steps"]["loss"]
+    assert found[0][0].corpus["corpus"] == "synthetic"
+    assert found[0][0].seconds > 0
+
+
+def test_fresh_trains_again(store):
+    store.put(
+        make_record("train", RUN, {"final_loss": 0.0}, corpus={"sha256": load_corpus("synthetic").sha256})
+    )
+    assert study.run([RUN], store=store)[0][0].results == {"final_loss": 0.0}
+    record, origin = study.run([RUN], store=store, fresh=True, progress=False)[0]
+    assert origin == "fresh"
+    assert record.results["final_loss"] > 1
+
+
+def test_a_killed_worker_costs_one_arm(store):
+    """Kill the first worker at work; the arm after it is trained by another."""
+    answers = pool.train_all([LONG, RUN], workers=1)
+    hands = []
+    start = pool._Hand.start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool._Hand, "start", lambda hand: (hands.append(hand), start(hand)))
+        patch.setattr(pool, "_next", _killing(hands, pool._next))
+        found = {config.steps: answer for config, answer in answers}
+    assert "its process ended (status" in found[LONG.steps]["error"]
+    assert len(found[RUN.steps]["results"]["steps"]["loss"]) == 8
+
+
+def _killing(hands, original):
+    def kill_first(answers):
+        if hands:
+            hand = hands.pop()
+            while hand.process is None:
+                time.sleep(0.01)
+            hand.process.kill()
+        return original(answers)
+
+    return kill_first
+
+
+STUDY = """
+import json, sys
+from replicate import study
+from replicate.config import from_dict
+from replicate.records import RecordStore
+store = RecordStore(sys.argv[2], sys.argv[3])
+study.run([from_dict(config) for config in json.loads(sys.argv[1])], workers=1, store=store)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_an_interrupted_study_keeps_what_is_done_and_leaves_no_process(store):
+    configs = json.dumps([to_dict(RUN), to_dict(LONG)])
+    command = [sys.executable, "-c", STUDY, configs, str(store.root), str(store.recorded)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=paths.ROOT) as process:
+        assert "1/2 dense seed 1: loss" in process.stderr.readline()
+        worker = _child_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.stderr.read()
+    assert [record.config["steps"] for record, _ in store.all("train")] == [RUN.steps]
+    assert worker is None or not _alive(worker)
+
+
+def _child_of(pid):
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return None
+    return int(children[0]) if children else None
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_trained_gives_the_model_and_keeps_it():
+    first = study.trained(RUN, progress=False)
+    assert first.result()["steps"]["loss"] == train(RUN, progress=False)["steps"]["loss"]
+    again = study.trained(RUN, progress=False)
+    assert again.step == RUN.steps
+    assert again.result() == first.result()
