@@ -1,0 +1,129 @@
+"""Which engine runs an operation: plain torch, Triton, or cuSPARSELt; by device, argument and environment.
+
+`reference` is plain torch and defines what is right. `triton` adds the fused kernels (NVIDIA, compute
+capability 8.0 and up; elsewhere only interpreted, for tests). `cusparselt` adds 2:4 products on sparse tensor
+cores. `auto` takes the most capable one the device has, and lets each 2:4 product fall back to a dense one
+where that is faster; naming `cusparselt` turns that fall-back off. REPLICATE_BACKEND replaces `auto`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAVE_TRITON = True
+except ImportError:  # macOS, Windows: modules with kernels still import, and run their references
+
+    class triton:
+        """Stand-in that lets modules with kernels import."""
+
+        jit = staticmethod(lambda fn: fn)
+
+    class tl:
+        """Stand-in for annotations."""
+
+        constexpr = staticmethod(lambda value: value)
+
+    HAVE_TRITON = False
+
+BACKENDS = ("auto", "reference", "triton", "cusparselt")
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise ValueError(message) unless ok."""
+    if not ok:
+        raise ValueError(message)
+
+
+def interpreted() -> bool:
+    """True if Triton kernels run in its interpreter, on a CPU."""
+    return HAVE_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+INTERPRETED = tl.constexpr(interpreted())  # for kernels
+
+
+@torch.compiler.assume_constant_result
+def requested(backend: str | None = None) -> str:
+    """The backend asked for: the argument, else REPLICATE_BACKEND, else "auto"; ValueError if unknown."""
+    name = backend or os.environ.get("REPLICATE_BACKEND") or "auto"
+    source = "backend" if backend else "REPLICATE_BACKEND"
+    check(name in BACKENDS, f"{source} is {name!r}; choose one of {', '.join(BACKENDS)}")
+    return name
+
+
+@torch.compiler.assume_constant_result
+def select(device: torch.device | str, backend: str | None = None, dtype: torch.dtype | None = None) -> str:
+    """The engine for tensors on `device`: "reference", "triton" or "cusparselt".
+
+    Args:
+        device: where the operands are.
+        backend: overrides REPLICATE_BACKEND; None or "auto" chooses by capability.
+        dtype: of the operands, if there is one: the interpreter cannot compute in bfloat16.
+
+    Raises:
+        ValueError: an unknown name, or an engine this device does not have.
+    """
+    name, best = requested(backend), _best(str(device))
+    if name == "auto":
+        # Interpreted kernels are for tests that name them: they are far slower than plain torch.
+        return "reference" if torch.device(device).type == "cpu" else best
+    rank = ("reference", "triton", "cusparselt").index
+    check(
+        rank(name) <= rank(best),
+        f"backend {name!r} cannot run on {device} ({_why_not(str(device))}); use 'auto' or {best!r}",
+    )
+    check(
+        not (interpreted() and name != "reference" and dtype == torch.bfloat16),
+        "interpreted Triton rounds bfloat16 wrongly; use float16, or backend='reference'",
+    )
+    return name
+
+
+def report(device: torch.device | str | None = None) -> str:
+    """One line: the device, the engine selected for it, and why."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    asked = requested()
+    why = "by capability" if asked == "auto" else f"REPLICATE_BACKEND={asked}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    missing = _why_not(str(device))
+    return f"backend {select(device)} on {name} ({why}{'; ' + missing if missing else ''})"
+
+
+def cusparselt_version() -> int | None:
+    """cuSPARSELt's version as one integer (800 is 0.8.0), or None where torch was built without it."""
+    if not torch.backends.cusparselt.is_available():
+        return None
+    return torch.backends.cusparselt.version()
+
+
+@lru_cache
+def _best(device: str) -> str:
+    kind = torch.device(device).type
+    if kind == "cpu" and interpreted():
+        return "triton"
+    if kind != "cuda" or not HAVE_TRITON or torch.version.hip or not torch.cuda.is_available():
+        return "reference"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "reference"
+    return "cusparselt" if torch.backends.cusparselt.is_available() else "triton"
+
+
+def _why_not(device: str) -> str:
+    """What keeps a device from "cusparselt"; empty if nothing does."""
+    if _best(device) == "cusparselt":
+        return ""
+    if torch.device(device).type != "cuda":
+        return "no CUDA device"
+    if not HAVE_TRITON:
+        return "Triton is not installed"
+    if _best(device) == "reference":
+        return "kernels need an NVIDIA GPU of compute capability 8.0 or higher"
+    return "torch was built without cuSPARSELt"

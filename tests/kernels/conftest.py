@@ -1,0 +1,32 @@
+"""Kernel tests run on the GPU if there is one, else on the CPU through Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+
+if not HAS_GPU:
+    # Read when @triton.jit decorates, hence before any module with kernels is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def device():
+    """Where kernels run here."""
+    pytest.importorskip("triton")
+    return "cuda" if HAS_GPU else "cpu"
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Uninitialised memory holds NaN: an element that is not written shows."""
+    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        plain = getattr(owner, name)
+
+        def filled(*args, plain=plain, **kwargs):
+            out = plain(*args, **kwargs)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+
+        monkeypatch.setattr(owner, name, filled)
