@@ -28,7 +28,8 @@ from replicate.kernels.tile24 import band_rows, metadata_words, nibbles, spread
 from replicate.sparsity import mask24
 
 TILE = 64  # rows and columns of a metadata tile
-_CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
+# Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
+CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
 
 
 @dataclass(frozen=True)
@@ -165,18 +166,22 @@ def _unpack24_kernel(values, metadata, out, rows, groups, BANDS: tl.constexpr, G
 
 @torch.library.custom_op("replicate::unpack24", mutates_args=())
 def _unpack24_op(buffer: Tensor, rows: int, cols: int) -> Tensor:
-    values, metadata = parts(buffer, cols)
-    out = torch.empty((rows, cols), dtype=buffer.dtype, device=buffer.device)
-    grid, config = fit_config(_CONFIG, rows, cols)
-    _unpack24_kernel[grid](
-        values.view(torch.int32), metadata.view(torch.int64), out.view(torch.int64), rows, cols // 4, **config
-    )
-    return out
+    return launch_unpack24(buffer, rows, cols, CONFIG)
 
 
 @_unpack24_op.register_fake
 def _(buffer: Tensor, rows: int, cols: int) -> Tensor:
     return buffer.new_empty((rows, cols))
+
+
+def launch_unpack24(buffer: Tensor, rows: int, cols: int, config: dict[str, int]) -> Tensor:
+    """The matrix [rows, cols] of an sm90 buffer from the kernel with a given tile."""
+    values, metadata = parts(buffer, cols)
+    out = buffer.new_empty((rows, cols))
+    grid, config = fit_config(config, rows, cols)
+    words = values.view(torch.int32), metadata.view(torch.int64), out.view(torch.int64)
+    _unpack24_kernel[grid](*words, rows, cols // 4, **config)
+    return out
 
 
 def unpack24(sparse: Compressed24, *, backend: str | None = None) -> Tensor:

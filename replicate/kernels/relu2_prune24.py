@@ -37,7 +37,7 @@ from replicate.kernels.tile24 import (
 )
 from replicate.sparsity import mask24
 
-# Tile and warps, the fastest of the configurations `python -m replicate bench kernels` tries.
+# Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
 CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
 
 

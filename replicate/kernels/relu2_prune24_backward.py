@@ -33,7 +33,7 @@ from replicate.kernels.tile24 import (
     unpack_pair,
 )
 
-# Tile and warps, the fastest of the configurations `python -m replicate bench kernels` tries.
+# Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
 CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
 
 

@@ -37,7 +37,7 @@ from replicate.kernels.tile24 import (
 )
 from replicate.sparsity import mask24, soft_threshold24
 
-# Tile and warps, the fastest of the configurations `python -m replicate bench kernels` tries.
+# Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
 CONFIG = {"TILE_D": 64, "TILE_F": 64, "num_warps": 4}
 Scale = float | Tensor | None
 

@@ -1,0 +1,72 @@
+"""Times of the element-wise 2:4 kernels over tiles and warps, by replaying CUDA graphs in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replicate import measure
+from replicate.kernels.compressed24 import launch_unpack24
+from replicate.kernels.relu2_prune24 import launch_relu2_prune24
+from replicate.kernels.relu2_prune24_backward import launch_relu2_prune24_backward
+from replicate.kernels.soft_threshold_prune24 import launch_soft_threshold_prune24
+
+DTYPE = torch.bfloat16
+# Bands of 16 rows, groups of four, warps; then rows and columns of a weight's tile, warps.
+TILES = [(1, 64, 4), (1, 64, 2), (1, 128, 4), (1, 256, 8), (2, 16, 2), (2, 32, 4), (2, 64, 4), (4, 16, 4)]
+WEIGHT_TILES = [(64, 64, 4), (64, 64, 8), (128, 64, 4), (64, 128, 4), (128, 64, 8), (64, 64, 2)]
+Row = dict[str, Any]
+
+
+def tune_tiles(tokens: int = 16384, d_ff: int = 16384, d_model: int = 4096, repeats: int = 10) -> list[Row]:
+    """Times of the element-wise kernels over tiles and warps; their modules' CONFIG is the fastest one."""
+    y1 = randn(tokens, d_ff)
+    y2, _ = launch_relu2_prune24(y1, True, False, {"BANDS": 1, "GROUPS": 64, "num_warps": 4})
+    functions: dict[str, Callable[[], object]] = {}
+    for bands, groups, warps in TILES:
+        tile = {"BANDS": bands, "GROUPS": groups, "num_warps": warps}
+        functions[f"forward {tile}"] = lambda c=tile: launch_relu2_prune24(y1, True, False, c)
+        functions[f"backward {tile}"] = lambda c=tile: launch_relu2_prune24_backward(y1, y2, True, False, c)
+        functions[f"unpack {tile}"] = lambda c=tile: launch_unpack24(y2, tokens, d_ff, c)
+    for w in (randn(d_model, d_ff), randn(d_model, d_ff).float()):
+        for tile_d, tile_f, warps in WEIGHT_TILES:
+            tile = {"TILE_D": tile_d, "TILE_F": tile_f, "num_warps": warps}
+            functions[f"soft both {str(w.dtype)[6:]} {tile}"] = lambda c=tile, w=w: (
+                launch_soft_threshold_prune24(w, True, True, None, None, True, DTYPE, c)
+            )
+    timings = compare(functions, repeats)
+    return [{"name": name, **spread(timing)} for name, timing in timings.items()]
+
+
+def randn(rows: int, cols: int) -> Tensor:
+    return torch.randn(rows, cols, device="cuda", dtype=DTYPE)
+
+
+def compare(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, measure.Timing]:
+    """Median times of graph replays, so that what is timed is the GPU's work and not Python's."""
+    pool = torch.cuda.graph_pool_handle()
+    graphs = {name: captured(fn, pool) for name, fn in functions.items()}
+    timings = measure.compare(
+        {name: graph.replay for name, graph in graphs.items()}, device="cuda", repeats=repeats, warmup=2
+    )
+    graphs.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return timings
+
+
+def captured(fn: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
+    fn()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        fn()
+    return graph
+
+
+def spread(timing: measure.Timing) -> Row:
+    return {"ms": timing.median, "ms_p10": timing.low, "ms_p90": timing.high}
