@@ -55,19 +55,16 @@ def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor | None = No
     Raises:
         ValueError: w is not floating point, or `dim` is no multiple of 4.
     """
+    _check_float(w)
     _check_groups(w, dim)
     wide = w.to(torch.promote_types(w.dtype, torch.float32))
     mag = wide.abs()
     a, b, c, d = _split(mag, dim)
-    low, high = (
-        torch.maximum(torch.minimum(a, b), torch.minimum(c, d)),
-        torch.minimum(torch.maximum(a, b), torch.maximum(c, d)),
-    )
+    low = torch.maximum(torch.minimum(a, b), torch.minimum(c, d))
+    high = torch.minimum(torch.maximum(a, b), torch.maximum(c, d))
     t = torch.minimum(low, high).repeat_interleave(4, dim)
     out = torch.where(mag <= t, torch.zeros_like(wide), torch.copysign(mag - t, wide))
-    if scale is not None:
-        out = out * scale
-    return out.to(w.dtype)
+    return (out if scale is None else out * scale).to(w.dtype)
 
 
 def soft_scale(w: Tensor, dim: int = -1) -> float:
@@ -94,8 +91,9 @@ def venom_mask(x: Tensor, v: int, m: int, n: int = 2) -> Tensor:
         Boolean [R, C] with n R C / m True.
 
     Raises:
-        ValueError: a shape or one of v, m, n does not fit.
+        ValueError: x is not floating point, or a shape or one of v, m, n does not fit.
     """
+    _check_float(x)
     rows, cols = _check_blocks(x, v, m, n)
     blocks = x.reshape(rows // v, v, cols // m, m).movedim(2, 1)  # [R/v, C/m, v, m]
     weight = blocks.abs().to(torch.promote_types(x.dtype, torch.float32)).sum(2)
@@ -148,9 +146,7 @@ def check_venom(x: Tensor, v: int, m: int, n: int = 2) -> None:
 def flip_rate(mask_a: Tensor, mask_b: Tensor) -> float:
     """Share of positions where two masks differ, ||a xor b||_1 / numel (S-STE's r_k)."""
     if mask_a.shape != mask_b.shape:
-        raise ValueError(
-            f"masks of shapes {tuple(mask_a.shape)} and {tuple(mask_b.shape)} cannot be compared"
-        )
+        raise ValueError(f"masks of shapes {tuple(mask_a.shape)} and {tuple(mask_b.shape)} do not compare")
     if mask_a.numel() == 0:
         raise ValueError("flip_rate of empty masks is undefined; give masks with at least one element")
     return float((mask_a.bool() ^ mask_b.bool()).double().mean())
@@ -177,17 +173,21 @@ def mvue24(x: Tensor, dim: int = -1, generator: torch.Generator | None = None) -
     Raises:
         ValueError: x is not floating point, or `dim` is no multiple of 4.
     """
+    _check_float(x)
     _check_groups(x, dim)
     groups = x.movedim(dim, -1).unflatten(-1, (-1, 4)).to(torch.promote_types(x.dtype, torch.float32))
-    mag = groups.abs()
-    total, top = mag.sum(-1, keepdim=True), mag.amax(-1, keepdim=True)
+    tiny = torch.finfo(groups.dtype).tiny
+    mag = groups.abs().clamp_max(torch.finfo(groups.dtype).max / 8)  # sums stay finite
     is_top = torch.arange(4, device=x.device) == mag.argmax(-1, keepdim=True)
-    tiny = torch.finfo(mag.dtype).tiny
-    capped = torch.where(is_top, torch.ones_like(mag), mag / (total - top).clamp_min(tiny)).clamp_max(1)
-    p = torch.where(2 * top >= total, capped, 2 * mag / total.clamp_min(tiny))
-    u = torch.rand(total.shape, generator=generator, device=x.device, dtype=p.dtype)
-    edges = torch.cat([torch.zeros_like(u), p.cumsum(-1)], -1)
-    drawn = (edges[..., 1:] - u).floor() - (edges[..., :-1] - u).floor() > 0
+    top = mag.amax(-1, keepdim=True)
+    rest = mag.masked_fill(is_top, 0).sum(-1, keepdim=True)
+    capped = torch.where(is_top, torch.ones_like(mag), mag / rest.clamp_min(tiny))
+    p = torch.where(top >= rest, capped, 2 * mag / (top + rest).clamp_min(tiny))
+    u = torch.rand(top.shape, generator=generator, device=x.device, dtype=p.dtype)
+    high = p.cumsum(-1)
+    low = torch.cat([torch.zeros_like(u), high[..., :-1]], -1)
+    # Two points in disjoint intervals draw two at most, however the sums of p are rounded.
+    drawn = ((low <= u) & (u < high)) | ((low <= u + 1) & (u + 1 < high))
     kept = torch.where(drawn & (mag > 0), groups / p.clamp_min(tiny), torch.zeros_like(groups))
     kept = torch.where(groups.isnan(), groups, kept)
     return kept.flatten(-2).movedim(-1, dim).to(x.dtype)
@@ -196,20 +196,27 @@ def mvue24(x: Tensor, dim: int = -1, generator: torch.Generator | None = None) -
 def transposable_mask(w: Tensor) -> Tensor:
     """Mask that is 2:4 along both axes: in each 4 x 4 tile the best of the 90 patterns (2404.01847).
 
-    "Best" keeps the largest summed magnitude; equal sums keep the first pattern in lexicographic order.
+    "Best" keeps the largest summed magnitude; equal sums keep the first pattern, in the order that has
+    True before False. NaN counts as infinity.
 
     Args:
         w: [R, C], both multiples of 4.
 
     Returns:
         Boolean [R, C] with two True in each group of four of every row and every column.
+
+    Raises:
+        ValueError: w is not floating point, or does not tile by 4 x 4.
     """
+    _check_float(w)
     if w.dim() != 2 or w.shape[0] % 4 or w.shape[1] % 4:
         raise ValueError(f"shape {tuple(w.shape)} does not tile by 4 x 4; use two axes of multiples of 4")
     rows, cols = w.shape
     tiles = w.abs().reshape(rows // 4, 4, cols // 4, 4).movedim(2, 1).flatten(2)
     patterns = torch.tensor(_patterns_4x4(), device=w.device)
     wide = tiles.to(torch.promote_types(w.dtype, torch.float32))
+    top = torch.finfo(wide.dtype).max / 8  # sums of eight stay finite
+    wide = wide.nan_to_num(nan=top).clamp_max(top)
     best = (wide @ patterns.to(wide.dtype).T).argmax(-1)
     return patterns[best].unflatten(-1, (4, 4)).movedim(1, 2).reshape(rows, cols)
 
@@ -238,7 +245,7 @@ def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) 
         if score is None or score.shape != y.shape[-1:]:
             got = None if score is None else tuple(score.shape)
             raise ValueError(f"method 'learned' needs a score of shape ({y.shape[-1]},), got {got}")
-        mask = mask24(y.abs() * score.exp().to(y.dtype))
+        mask = mask24(y.abs().to(torch.promote_types(y.dtype, torch.float32)) * score.exp())
     elif method == "static":
         _check_groups(y, -1)
         mask = (torch.arange(y.shape[-1], device=y.device) % 4 < 2).expand(y.shape)
@@ -249,8 +256,7 @@ def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) 
 
 def _order_key(x: Tensor) -> Tensor:
     """Integers that order like |x|, with NaN above infinity: the bits without the sign."""
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}; 2:4 selection needs a floating-point tensor")
+    _check_float(x)
     as_int = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.detach().abs().contiguous().view(as_int)
 
@@ -276,6 +282,11 @@ def _join(four: list[Tensor], dim: int) -> Tensor:
     """Inverse of `_split`."""
     dim %= four[0].dim()
     return torch.stack(four, dim + 1).flatten(dim, dim + 1)
+
+
+def _check_float(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"the tensor is {x.dtype}; sparsity by magnitude needs a floating-point one")
 
 
 def _check_groups(x: Tensor, dim: int) -> None:
