@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import shutil
 import sys
@@ -21,16 +22,23 @@ if TYPE_CHECKING:
     from replicate.config import TrainConfig
 
 
+# Commands with a command line of their own.
+HANDED_OVER = {
+    ("tokenizer",): "replicate.tokenizer",
+    ("bench", "kernels"): "replicate.kernels.bench",
+    ("bench", "venom"): "replicate.kernels.venom_bench",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (it failed), 2 (bad input), 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["tokenizer"]:
-        argv, rest = argv[:1], argv[1:]
-    else:
-        rest = []
-    args = _parser().parse_args(argv)
     try:
-        return args.command(args, *([rest] if rest else []))
+        for words, module in HANDED_OVER.items():
+            if tuple(argv[: len(words)]) == words:
+                return importlib.import_module(module).main(argv[len(words) :])
+        args = _parser().parse_args(argv)
+        return args.command(args)
     except ValueError as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 2
@@ -134,13 +142,6 @@ def notebooks(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def tokenizer(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
-    """Hand over to `python -m replicate.tokenizer`."""
-    from replicate.tokenizer import main as run
-
-    return run(list(rest))
-
-
 def claim_text(table: pd.DataFrame, width: int | None = None) -> str:
     """The claim table for a terminal of `width` columns, one claim a line."""
     from replicate import paper
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, bench):
         one = add(command)
         if command is bench:
-            one.add_argument("what", choices=["train"])
+            one.add_argument("what", choices=["train", "kernels", "venom"], help="kernels, venom: see --help")
             one.add_argument("--repeats", type=int, default=9, help="turns of each loop")
             one.add_argument("--turn", type=int, default=20, help="steps in a turn")
         one.add_argument("--preset", default="smoke", help="training preset (default: smoke)")
@@ -217,5 +218,5 @@ def _parser() -> argparse.ArgumentParser:
     books.add_argument("--only", nargs="+", metavar="NN")
     books.add_argument("--keep-going", action="store_true")
     books.add_argument("--fresh", action="store_true", help="run also what is done already")
-    add(tokenizer)
+    commands.add_parser("tokenizer", help="Learn the vocabulary's ranks again.")
     return parser

@@ -1,6 +1,7 @@
 """The command line: what each command hands on, what it prints, and how it ends when something is wrong."""
 
 import errno
+import importlib
 import json
 import subprocess
 import sys
@@ -167,15 +168,11 @@ def test_notebooks_list_and_refresh(capsys, monkeypatch, tmp_path):
     assert run(capsys, "notebooks", "refresh", "--only", "4")[1] == "refreshed: refreshed ['4']\n"
 
 
-def test_tokenizer_has_its_own_arguments(monkeypatch, capsys):
-    from replicate import tokenizer
-
-    monkeypatch.setattr(tokenizer, "main", lambda arguments: print(arguments) or 7)
-    assert run(capsys, "tokenizer", "train", "--vocab-size", "300") == (
-        7,
-        "['train', '--vocab-size', '300']\n",
-        "",
-    )
+@pytest.mark.parametrize("words", cli.HANDED_OVER, ids=" ".join)
+def test_some_commands_have_their_own_arguments(monkeypatch, capsys, words):
+    module = importlib.import_module(cli.HANDED_OVER[words])
+    monkeypatch.setattr(module, "main", lambda arguments: print(arguments) or 7)
+    assert run(capsys, *words, "train", "--size", "300") == (7, "['train', '--size', '300']\n", "")
 
 
 @pytest.mark.parametrize(
