@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import numbers
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -29,6 +31,17 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float, low: float) -> None:
     if not value >= low:
         raise ValueError(f"{name} is {value}; choose {low} or more")
+
+
+def _check_types(config: Any) -> None:
+    """Refuse values of a wrong type; 1 becomes 1.0 where a float stands, so that equal configs hash alike."""
+    numeric = {"int": numbers.Integral, "float": numbers.Real}
+    for f in fields(config):
+        value, owner = getattr(config, f.name), type(config).__name__
+        if f.type in numeric and isinstance(value, numeric[f.type]) and not isinstance(value, bool):
+            object.__setattr__(config, f.name, int(value) if f.type == "int" else float(value))
+        elif type(value).__name__ != f.type:
+            raise ValueError(f"{f.name} of {owner} is {value!r}; it must be of type {f.type}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class SparsityConfig:
     refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _one_of("weight_method", self.weight_method, ("soft", "hard"))
         _one_of("activation", self.activation, ("dense", "24", "venom"))
         _one_of("selection", self.selection, ("magnitude", "soft", "learned", "static"))
@@ -80,6 +94,12 @@ class SparsityConfig:
         _at_least("refresh_every", self.refresh_every, 0)
         if not 1 <= self.top_k <= self.n_clusters:
             raise ValueError(f"top_k is {self.top_k}; choose 1 to n_clusters = {self.n_clusters}")
+        unit = 4 * self.n_clusters
+        if self.routing == "oracle-block" and unit % self.top_k:
+            raise ValueError(
+                f"top_k is {self.top_k}; blocks of M = {unit} / top_k columns need a divisor of {unit}: "
+                f"try {math.gcd(self.top_k, unit)}"
+            )
         if not 0 <= self.wgrad_dense_share <= 1:
             raise ValueError(f"wgrad_dense_share is {self.wgrad_dense_share}; choose 0 to 1")
         if self.activation != "dense" and (self.w2 or self.w1_t):
@@ -92,18 +112,22 @@ class SparsityConfig:
                 "outputs='selected' computes only Venom's blocks of products 1 and 3; it needs "
                 "activation='venom', w1=False and w2_t=False"
             )
+        if self.outputs == "selected" and (self.routing.startswith("oracle") or not self.mask_reuse):
+            raise ValueError(
+                "outputs='selected' never has all of y1 and dy2, which oracles and gradient masks read; "
+                "it needs routing='token' or 'static' and mask_reuse=True"
+            )
+        if self.activation == "venom" and not self.inner and self.selection != "magnitude":
+            raise ValueError(
+                f"selection {self.selection!r} picks the 2 of 4 inside the clusters, but inner=False picks "
+                "none; set inner=True or selection='magnitude'"
+            )
 
     @property
     def any(self) -> bool:
         """True if the sparse phase differs from the dense one."""
-        return (
-            self.w1
-            or self.w2
-            or self.w1_t
-            or self.w2_t
-            or self.activation != "dense"
-            or self.wgrad != "dense"
-        )
+        weights = self.w1 or self.w2 or self.w1_t or self.w2_t
+        return weights or self.activation != "dense" or self.wgrad != "dense"
 
     @property
     def m(self) -> int:
@@ -149,8 +173,6 @@ class SparsityConfig:
                 f"d_ff is {d_ff}; {self.n_clusters} equal clusters of groups of four need a "
                 f"multiple of {unit}: try {_near(d_ff, unit)}, or fewer clusters"
             )
-        if self.routing == "oracle-block" and d_ff % self.m:
-            raise ValueError(f"d_ff is {d_ff}, no multiple of M = {self.m}; try {_near(d_ff, self.m)}")
 
 
 @dataclass(frozen=True)
@@ -170,8 +192,12 @@ class ModelConfig:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("vocab_size", "n_layer", "d_model", "d_ff", "n_head", "seq_len"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("n_kv_head", self.n_kv_head, 0)
+        if not 0 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta is {self.rope_theta}; choose a positive number (10000 is usual)")
         _one_of("activation", self.activation, ACTIVATIONS)
         if self.d_model % self.n_head or (self.d_model // self.n_head) % 2:
             raise ValueError(
@@ -224,24 +250,11 @@ class TrainConfig:
     checkpoint_every: int = 0  # 0: none
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "grad_accum",
-            "interleave",
-            "eval_batches",
-            "final_window",
-            "log_every",
-        ):
+        _check_types(self)
+        counts = ("steps", "batch_size", "grad_accum", "interleave", "eval_batches", "final_window")
+        for name in (*counts, "log_every"):
             _at_least(name, getattr(self, name), 1)
-        for name in (
-            "lr_warmup",
-            "dense_warmup",
-            "stats_every",
-            "eval_every",
-            "checkpoint_every",
-            "weight_decay",
-        ):
+        for name in ("lr_warmup", "dense_warmup", "stats_every", "eval_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 0)
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr is {self.lr}; choose above 0, at most 1 (3e-4 is a usual value)")
@@ -251,8 +264,9 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 up to, but not, 1")
-        if not self.clip >= 0:
-            raise ValueError(f"clip is {self.clip}; choose 0 (never) or a positive gradient norm")
+        for name in ("weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
         _one_of("order", self.order, ORDERS)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         if self.lr_warmup > self.steps:
