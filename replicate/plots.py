@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
+
+OVERLAP = {"both": "#9a9a9a", "first": "#0072B2", "second": "#D55E00"}
 
 
 def draw_matrix(
@@ -48,6 +51,13 @@ def draw_matrix(
     ax.grid(False)
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def draw_blocks(ax: Axes, offsets: Sequence[int], width: int) -> None:
+    """Tint what is multiplied: rows offsets[e] to offsets[e + 1] x the `width` columns of each expert e."""
+    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        corner, colour = (expert * width - 0.5, start - 0.5), expert_colour(expert)
+        ax.add_patch(Rectangle(corner, width, stop - start, color=colour, alpha=0.45, lw=0))
 
 
 def expert_colour(expert: int) -> tuple[float, float, float]:
@@ -89,3 +99,24 @@ def steps_to_show(values: Sequence[float], window: int) -> tuple[Tensor, Tensor]
     window = max(1, min(window, len(series)))
     total = torch.cat([series.new_zeros(1), series.cumsum(0)])
     return torch.arange(window, len(series) + 1), (total[window:] - total[:-window]) / window
+
+
+def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") -> tuple[int, int, int]:
+    """Draw where two matrices are non-zero: both grey, only the first blue, only the second orange.
+
+    Args:
+        first, second: [R, C] each, or boolean masks; groups of four columns are marked.
+
+    Returns:
+        Numbers of elements (both, first only, second only).
+    """
+    a, b = (first != 0).numpy(), (second != 0).numpy()
+    shade = colors.ListedColormap(["white", OVERLAP["both"], OVERLAP["first"], OVERLAP["second"]])
+    ax.imshow(
+        np.where(a & b, 1, np.where(a, 2, np.where(b, 3, 0))), cmap=shade, vmin=0, vmax=3, aspect="auto"
+    )
+    for c in range(0, a.shape[1] + 1, 4):
+        ax.axvline(c - 0.5, color="0.25", lw=0.6)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+    return int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())

@@ -34,7 +34,7 @@ from replicate import measure, paths
 SHOWING = frozenset(
     {"__init__", "__main__", "audit", "bench", "claims", "cli", "diagrams", "downloads", "figures", "flops"}
     | {"measure", "notebooks", "paper", "paths", "plots", "pool", "presets", "records", "results", "runner"}
-    | {"study"}
+    | {"study", "transplant"}
 )
 COMPRESS_ABOVE = 200_000  # characters of JSON
 
@@ -205,7 +205,7 @@ def code_fingerprint() -> str:
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.parent != package or path.stem not in SHOWING:
+        if path.parent == package and path.stem not in SHOWING:
             # Newlines as git stores them, so that a Windows checkout agrees.
             content = path.read_bytes().replace(b"\r\n", b"\n")
             digest.update(path.relative_to(package).as_posix().encode() + b"\0" + content)
