@@ -1,8 +1,10 @@
 import io
 import json
 import math
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from replicate import checkpoint, paths, schedule
+from replicate.bench import PlainLoop, train_bench
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig, to_dict
 from replicate.data import TokenData
 from replicate.runtime import Progress, clock, pick_device
@@ -142,36 +145,58 @@ def test_a_resumed_run_is_bit_identical(config, data, tmp_path):
     assert [f.phase for f in again.model.ffns()] == [f.phase for f in whole.model.ffns()]
 
 
-KILLED = """
-import json, sys, torch
+# A process that has torch loaded and forks a training process for every line on its stdin.
+FORKING = """
+import json, os, sys, torch
 from replicate.config import from_dict
 from replicate.train import train
 torch.set_num_threads(1)
+torch.optim.AdamW([torch.zeros(1)])  # imports what the first optimiser does
 config = from_dict(json.loads(sys.argv[1]))
-tell = lambda step, trainer: print(step, flush=True)
-result = train(config, run_dir=sys.argv[2], callback=tell, progress=False)
-print(json.dumps(result["steps"]["loss"]), flush=True)
+for _ in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        print(os.getpid(), flush=True)
+        tell = lambda step, trainer: print(step, flush=True)
+        result = train(config, run_dir=sys.argv[2], callback=tell, progress=False)
+        print(json.dumps(result["steps"]["loss"]), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print("ended", flush=True)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_run_killed_at_any_moment_resumes_to_the_same_losses(tmp_path):
     config = replace(RUN, steps=60, checkpoint_every=1)
     whole = train(config, progress=False)["steps"]["loss"]
-    command = [sys.executable, "-c", KILLED, json.dumps(to_dict(config)), str(tmp_path / "run")]
-    dice, kills, reached = random.Random(), 0, []
-    while kills < 3:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=paths.ROOT) as process:
-            first = int(process.stdout.readline())
-            for _ in range(dice.randrange(8)):
-                process.stdout.readline()
-            time.sleep(dice.random() * 0.05)
-            process.kill()
-        reached.append(first)
-        kills += 1
-    assert reached[0] == 1
-    assert reached[1] > 1  # it went on, not from the start
-    done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == whole
+    command = [sys.executable, "-c", FORKING, json.dumps(to_dict(config)), str(tmp_path / "run")]
+    dice, first_steps = random.Random(), []
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=paths.ROOT
+    ) as process:
+
+        def line(send=""):
+            process.stdin.write(send)
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+
+        for _ in range(6):
+            pid = int(line(send="go\n"))
+            first_steps.append(int(line()))
+            for _ in range(dice.randrange(6)):
+                line()
+            time.sleep(dice.random() * 0.02)  # into a step, or the writing of its checkpoint
+            os.kill(pid, signal.SIGKILL)
+            while line() != "ended":
+                pass
+        assert first_steps[0] == 1
+        assert first_steps == sorted(set(first_steps))  # each went on from its predecessor
+        line(send="go\n")
+        while (last := line()).isdigit():
+            pass
+        process.stdin.close()
+    assert json.loads(last) == whole
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
@@ -397,3 +422,57 @@ def test_devices_and_durations():
     with pytest.raises(ValueError, match=r"'gpu0'.*choose 'auto' or 'cpu'"):
         pick_device("gpu0")
     assert [clock(s) for s in (7, 750, 11100)] == ["0:07", "12:30", "3:05:00"]
+
+
+def test_the_bench_compares_the_same_training(data):
+    result = train_bench(replace(RUN, stats_every=0, clip=0.5), repeats=2, steps=3, data=data)
+    assert result["config"]["model"]["sparsity"]["activation"] == "dense"
+    assert result["low"] <= result["ratio"] <= result["high"]
+    assert result["ratio"] * (1 + result["overhead"]) == pytest.approx(1)
+    assert (result["device"], result["threads"], result["repeats"]) == ("cpu", 1, 2)
+    trainer = Trainer(
+        replace(RUN, model=MODEL, lr_warmup=0, min_lr_share=1.0, weight_decay=0), data=data, progress=False
+    )
+    plain = PlainLoop(trainer)
+    plain.model.load_state_dict(trainer.model.state_dict())
+    trainer.run(4)
+    plain.run(0, 4)
+    assert_same_state(plain.model.state_dict(), trainer.model.state_dict())
+    with pytest.raises(ValueError, match="repeats 0"):
+        train_bench(repeats=0)
+
+
+GPU_RUN = replace(
+    RUN,
+    model=replace(
+        MODEL, vocab_size=64, d_model=64, d_ff=256, seq_len=64, sparsity=replace(VENOM, n_clusters=16)
+    ),
+    batch_size=16,
+    device="cuda",
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sparsity", [GPU_RUN.model.sparsity, SparsityConfig(activation="24", wgrad="mvue")])
+def test_a_resumed_run_on_a_gpu_is_bit_identical(sparsity, tmp_path):
+    config = replace(GPU_RUN, model=replace(GPU_RUN.model, sparsity=sparsity))
+    data = TokenData("synthetic", 64, 64, tmp_path)
+    whole = run(config, data)
+    for stop in (7, 13, 24):
+        part = Trainer(config, run_dir=tmp_path / "run", data=data, progress=False)
+        part.run(stop)
+    assert timeless(part.result()) == timeless(whole.result())
+    assert_same_state(part.model.state_dict(), whole.model.state_dict())
+
+
+@pytest.mark.gpu
+def test_a_loss_that_is_not_finite_is_noticed_on_a_gpu(tmp_path):
+    data = TokenData("synthetic", 64, 64, tmp_path)
+    trainer = Trainer(replace(GPU_RUN, log_every=50, stats_every=0), data=data, progress=False)
+    trainer.run(11)
+    healthy = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    original = trainer.forward
+    trainer.forward = lambda *batch: (None, original(*batch)[1] * (math.inf if trainer.step == 11 else 1))
+    with pytest.raises(NonFiniteLoss, match=r"loss inf.*step 11 \(sparse phase"):
+        trainer.run()
+    assert_same_state(trainer.model.state_dict(), healthy)
