@@ -113,9 +113,12 @@ def claims(args: argparse.Namespace) -> int:
     from replicate import paper
 
     table = paper.claim_table(args.profile)
-    print(paper.claims_markdown(table) if args.markdown else claim_text(table))
+    shown = table[table["verdict"] != paper.NOT_RUN] if args.judged else table
+    print(paper.claims_markdown(shown) if args.markdown else claim_text(shown))
+    if not args.markdown:
+        print(f"\n{paper.verdict_counts(table)}")
     if args.write:
-        print("written:", *(path.name for path in paper.write_claims(table)))
+        print("written to figures:", *(path.name for path in paper.write_claims(table)))
     return 0
 
 
@@ -133,9 +136,8 @@ def notebooks(args: argparse.Namespace) -> int:
         print("refreshed:", *books.refresh(args.only))
         return 0
     outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
-    args.markdown, args.write, args.profile = False, True, None
     print()
-    claims(args)
+    claims(argparse.Namespace(profile=None, judged=bool(args.only), markdown=False, write=True))
     failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
     if failed:
         print("failed:", *failed)
@@ -144,8 +146,6 @@ def notebooks(args: argparse.Namespace) -> int:
 
 def claim_text(table: pd.DataFrame, width: int | None = None) -> str:
     """The claim table for a terminal of `width` columns, one claim a line."""
-    from replicate import paper
-
     width = max(80, width or shutil.get_terminal_size((120, 24)).columns)
     columns = {"verdict": 18, "place": 14, "paper": 14, "ours": 20}
     columns["claim"] = width - sum(columns.values()) - 2 * len(columns)
@@ -157,7 +157,7 @@ def claim_text(table: pd.DataFrame, width: int | None = None) -> str:
 
     lines = [line({name: name for name in order}), "-" * width]
     lines += [line(row) for _, row in table.iterrows()]
-    return "\n".join([*lines, "", paper.verdict_counts(table)])
+    return "\n".join(lines)
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
@@ -209,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--fresh", action="store_true", help="train also what is recorded")
     table = add(claims)
     table.add_argument("--profile", help="only verdicts from this scale")
+    table.add_argument("--judged", action="store_true", help="leave out claims that were not run")
     table.add_argument("--markdown", action="store_true")
     table.add_argument("--write", action="store_true", help="write figures/claims.md and claims.csv")
     books = add(notebooks)

@@ -66,16 +66,18 @@ def run(
     for book in books:
         check_parameters(book, given)
     out, package, outcomes = out or sys.stdout, _package_hash(), []
+    what = json.dumps(given, sort_keys=True)
+    keys = {book.name: _hash([package, what, *map(source, book.content["cells"])]) for book in books}
+    done = {} if fresh else {book.name: _done_before(book, profile, keys[book.name]) for book in books}
     for place, book in enumerate(books):
-        left = [_expected(other, profile) for other in books[place:]]
-        out.write(f"[{place + 1}/{len(books)}] {book.name}{_remaining(left)} ... ")
+        outcome = done.get(book.name)
+        left = [_expected(other, profile) for other in books[place:] if not done.get(other.name)]
+        out.write(f"[{place + 1}/{len(books)}] {book.name}{'' if outcome else _remaining(left)} ... ")
         out.flush()
-        key = _hash([package, json.dumps(given, sort_keys=True), *map(source, book.content["cells"])])
-        outcome = None if fresh else _done_before(book, profile, key)
         if outcome is None:
             _keep(book, profile, {**_state(book, profile), "key": None})  # not done, if interrupted
             outcome = _execute(book, given, _output(book, profile))
-            _keep(book, profile, {"key": key, **asdict(outcome)})
+            _keep(book, profile, {"key": keys[book.name], **asdict(outcome)})
         outcomes.append(outcome)
         out.write(_line(outcome) + "\n")
         out.flush()

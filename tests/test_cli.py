@@ -121,6 +121,8 @@ def test_claims_print_and_write(capsys, monkeypatch, tmp_path):
     status, out, _ = run(capsys, "claims", "--write")
     assert status == 0 and "verdict" in out.splitlines()[0] and "claims:" in out
     assert {path.name for path in tmp_path.iterdir()} == {"claims.md", "claims.csv"}
+    status, out, _ = run(capsys, "claims", "--judged")
+    assert status == 0 and "not run" not in "".join(out.splitlines()[:-1]) and "not run" in out
     status, out, _ = run(capsys, "claims", "--markdown", "--profile", "gpu")
     assert status == 0 and "|---|" in out
 

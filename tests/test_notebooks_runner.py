@@ -174,6 +174,12 @@ def test_the_estimate_uses_the_last_run_then_the_notebooks_word(folder, fake):
     assert "01_a (about 8 min to the end)" in out.getvalue() and "02_b (about 4 min" in out.getvalue()
     runner.run(folder=folder, out=out, fresh=True)
     assert "01_a (about 3 min to the end)" in out.getvalue()  # 90 s each, as last time
+    out = io.StringIO()
+    write_notebook(folder, "03_c")
+    runner.run(folder=folder, out=out)
+    assert (
+        "01_a ... " in out.getvalue() and "03_c ... " in out.getvalue()
+    )  # nothing known of the only one left
 
 
 def test_the_package_hash_sees_every_source(tmp_path, monkeypatch):
