@@ -20,7 +20,7 @@ from torch import Tensor
 from replicate.kernels.backend import check, tl, triton
 from replicate.kernels.venom_common import cuda_or_interpreted
 
-CHUNK = 1024  # choices counted by one program
+CHUNK = 256  # choices counted by one program
 
 
 class BlockLists(NamedTuple):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import HAVE_TRITON, check, interpreted, tl, triton
+from replicate.kernels.backend import HAVE_TRITON, interpreted, tl, triton
 
 if HAVE_TRITON:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
+HOPPER_SHARED = 232448  # bytes of shared memory a program may have on sm_90
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -25,15 +27,18 @@ class Tile:
     stages: int = 4
 
 
-def cuda_or_interpreted(*tensors: Tensor) -> None:
+def cuda_or_interpreted(first: Tensor, *others: Tensor) -> None:
     """Raise ValueError unless Triton can run on the tensors, which must share a device."""
-    devices = {t.device for t in tensors}
-    check(len(devices) == 1, f"tensors are on several devices: {sorted(map(str, devices))}")
-    check(HAVE_TRITON, "Triton is not installed; use backend='reference'")
-    check(
-        tensors[0].is_cuda or interpreted(),
-        f"tensors are on {tensors[0].device}; Triton kernels need a CUDA device: use backend='reference'",
-    )
+    device = first.device
+    for t in others:
+        if t.device != device:
+            raise ValueError(f"tensors are on several devices: {device} and {t.device}")
+    if not HAVE_TRITON:
+        raise ValueError("Triton is not installed; use backend='reference'")
+    if not (first.is_cuda or interpreted()):
+        raise ValueError(
+            f"tensors are on {device}; Triton kernels need a CUDA device: use backend='reference'"
+        )
 
 
 def check_operands(**operands: Tensor) -> None:
@@ -41,31 +46,54 @@ def check_operands(**operands: Tensor) -> None:
     first = next(iter(operands.values()))
     cuda_or_interpreted(*operands.values())
     for name, t in operands.items():
-        check(t.dim() == 2, f"{name} must be a matrix, got shape {tuple(t.shape)}")
-        check(t.is_contiguous(), f"{name} must be contiguous, got strides {t.stride()}")
-        check(t.dtype == first.dtype and t.dtype in DTYPES, f"{name} is {t.dtype}; use one of {DTYPES}")
-        check(t.shape[1] % 8 == 0, f"{name} has {t.shape[1]} columns; kernels need a multiple of 8")
-    check(
-        not (interpreted() and first.dtype == torch.bfloat16 and not first.is_cuda),
-        "interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU",
-    )
+        if t.dim() != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {tuple(t.shape)}")
+        if not t.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
+        if t.dtype != first.dtype or t.dtype not in DTYPES:
+            raise ValueError(f"{name} is {t.dtype}; use one of {DTYPES}, the same for all")
+        if t.shape[1] % 8:
+            raise ValueError(f"{name} has {t.shape[1]} columns; kernels need a multiple of 8")
+    if first.dtype == torch.bfloat16 and not first.is_cuda:
+        raise ValueError("interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU")
 
 
 def cluster_width(d_ff: int, n_clusters: int) -> int:
     """Neurons of one of n equal clusters. Raises ValueError unless that is a multiple of 8."""
-    check(
-        d_ff % (8 * n_clusters) == 0,
-        f"d_ff is {d_ff}; {n_clusters} clusters need a multiple of {8 * n_clusters}: try "
-        f"{max(1, round(d_ff / 8 / n_clusters)) * 8 * n_clusters}",
-    )
+    unit = 8 * n_clusters
+    if d_ff % unit:
+        near = max(1, round(d_ff / unit)) * unit
+        raise ValueError(f"d_ff is {d_ff}; {n_clusters} clusters need a multiple of {unit}: try {near}")
     return d_ff // n_clusters
 
 
-def fit_tile(tile: Tile, dtype: torch.dtype, n: int, k: int) -> Tile:
-    """A tile no wider than the problem, and small enough for float32."""
-    most_n, most_k = (tile.n, tile.k) if dtype.itemsize == 2 else (min(tile.n, 64), min(tile.k, 32))
-    wide = min(most_n, max(16, triton.next_power_of_2(n)))
-    return Tile(wide, min(most_k, max(16, triton.next_power_of_2(k))), tile.warps, tile.stages)
+@lru_cache
+def _device_limits(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors and bytes of shared memory a program may have."""
+    if device.type != "cuda":
+        return 4, HOPPER_SHARED
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+
+
+def fit_tile(tile: Tile | None, like: Tensor, n: int, k: int) -> Tile:
+    """`tile`, or the device's default, fitted to n output columns and a reduction of k.
+
+    The width is the one that wastes the fewest columns, the step one that divides k if there is any.
+    """
+    if tile is None:
+        small = _device_limits(like.device)[1] < HOPPER_SHARED
+        tile = Tile(128, 32, 8, 3) if small else Tile()
+    most_n, most_k = (tile.n, tile.k) if like.dtype.itemsize == 2 else (min(tile.n, 64), min(tile.k, 32))
+    widths = [most_n >> i for i in range(4) if most_n >> i >= 32]
+    wide = min(widths, key=lambda width: (-(-n // width) * width, -width))
+    steps = [most_k >> i for i in range(3) if most_k >> i >= 16]
+    return Tile(wide, next((step for step in steps if k % step == 0), steps[0]), tile.warps, tile.stages)
+
+
+def programs(like: Tensor, tiles: int) -> int:
+    """Programs that share `tiles` tiles: one a multiprocessor."""
+    return min(tiles, _device_limits(like.device)[0])
 
 
 def descriptor(matrix: Tensor, rows: int, cols: int) -> TensorDescriptor:
@@ -73,16 +101,15 @@ def descriptor(matrix: Tensor, rows: int, cols: int) -> TensorDescriptor:
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, cols])
 
 
-def programs(like: Tensor, tiles: int) -> int:
-    """Programs that share `tiles` tiles: one a multiprocessor, or 4 when interpreted."""
-    if not like.is_cuda:
-        return min(tiles, 4)
-    return min(tiles, torch.cuda.get_device_properties(like.device).multi_processor_count)
-
-
 def dot_precision(dtype: torch.dtype) -> str:
     """float32 products in float32, not tf32."""
     return "ieee" if dtype == torch.float32 else "tf32"
+
+
+@triton.jit
+def halves(t):
+    """The left and the right half of t's columns; tensor-core accumulators keep their layout."""
+    return tl.split(tl.permute(tl.reshape(t, (t.shape[0], 2, t.shape[1] // 2)), (0, 2, 1)))
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import (
     Tile,
@@ -22,6 +22,7 @@ from replicate.kernels.venom_common import (
     descriptor,
     dot_precision,
     fit_tile,
+    halves,
     programs,
 )
 
@@ -44,9 +45,10 @@ def _venom_down_kernel(
     BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     TRANSPOSED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Tiles [BLOCK, N] of the partial results; a program takes every so-manieth, columns first."""
+    """Tiles [BLOCK, N] of the partial results; a program takes every num_programs-th, columns first."""
     n_cols = tl.cdiv(d_model, N)
     n_tiles = tl.load(n_blocks) * n_cols
+    tl.assume(width > 0)  # or ptxas waits for each tensor-core instruction before the next
     # flatten: the next tile's first loads are under way while this one is stored.
     for i in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=True):
         block = i // n_cols
@@ -62,7 +64,10 @@ def _venom_down_kernel(
             if not EVEN:  # a is zero past its width, but the next cluster's weight might not be finite
                 b = tl.where((k0 + tl.arange(0, K))[:, None] < width, b, 0.0)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        out.store([block * BLOCK, col], acc.to(out.dtype))
+        # Stored by halves: the smaller staging buffer leaves room for one more pipeline stage.
+        left, right = halves(acc)
+        out.store([block * BLOCK, col], left.to(out.dtype))
+        out.store([block * BLOCK, col + N // 2], right.to(out.dtype))
 
 
 @triton.jit
@@ -109,8 +114,9 @@ def down_parts(
     d_model, d_ff = w.shape if transposed else w.shape[::-1]
     width = cluster_width(d_ff, len(lists.starts))
     want = (len(lists.tokens), width)
-    check(y.shape == want, f"y is {tuple(y.shape)}; these lists and w {tuple(w.shape)} need {want}")
-    tile = fit_tile(tile or Tile(), y.dtype, d_model, width)
+    if y.shape != want:
+        raise ValueError(f"y is {tuple(y.shape)}; these lists and w {tuple(w.shape)} need {want}")
+    tile = fit_tile(tile, y, d_model, width)
     out = y.new_empty(len(lists.tokens), d_model)
     if out.numel() == 0:
         return out
@@ -118,7 +124,7 @@ def down_parts(
     weights = descriptor(w, tile.n, tile.k) if transposed else descriptor(w, tile.k, tile.n)
     grid = (programs(y, len(lists.block_expert) * triton.cdiv(d_model, tile.n)),)
     _venom_down_kernel[grid](
-        descriptor(y, block, tile.k), weights, descriptor(out, block, tile.n), lists.block_expert,
+        descriptor(y, block, tile.k), weights, descriptor(out, block, tile.n // 2), lists.block_expert,
         lists.n_blocks, d_model, width, BLOCK=block, N=tile.n, K=tile.k, TRANSPOSED=transposed,
         EVEN=width % tile.k == 0, PRECISION=dot_precision(y.dtype), num_warps=tile.warps,
         num_stages=tile.stages,
@@ -133,7 +139,8 @@ def gather_sum(parts: Tensor, inverse: Tensor) -> Tensor:
         ValueError: parts [R, D] or inverse [T, k] does not fit.
     """
     check_operands(parts=parts)
-    check(inverse.dim() == 2, f"inverse must be [T, k], got shape {tuple(inverse.shape)}")
+    if inverse.dim() != 2:
+        raise ValueError(f"inverse must be [T, k], got shape {tuple(inverse.shape)}")
     inverse = inverse.contiguous()
     n_tokens, d_model = len(inverse), parts.shape[1]
     out = parts.new_empty(n_tokens, d_model)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import check
 from replicate.kernels.token_lists import BlockLists, max_rows, token_lists
 from replicate.kernels.venom_common import check_operands, cluster_width
 from replicate.kernels.venom_down import venom_down
@@ -62,9 +61,11 @@ def venom_ffn(
     """
     check_operands(x=x, w1=w1, w2=w2)
     (n_tokens, d_model), d_ff = x.shape, w1.shape[1]
-    fits = w1.shape[0] == d_model and w2.shape == (d_ff, d_model)
-    check(fits, f"w1 {tuple(w1.shape)} and w2 {tuple(w2.shape)} must be [{d_model}, F] and [F, {d_model}]")
-    check(experts.dim() == 2 and len(experts) == n_tokens, f"experts must be [{n_tokens}, k]")
+    if w1.shape[0] != d_model or w2.shape != (d_ff, d_model):
+        sizes = f"{tuple(w1.shape)} and w2 {tuple(w2.shape)}"
+        raise ValueError(f"w1 {sizes} must be [{d_model}, F] and [F, {d_model}]")
+    if experts.dim() != 2 or len(experts) != n_tokens:
+        raise ValueError(f"experts must be [{n_tokens}, k], got shape {tuple(experts.shape)}")
     cluster_width(d_ff, n_clusters)
     block = block or block_rows(experts.numel(), n_clusters)
     return _venom_ffn(x, w1, w2, experts, n_clusters, inner, block)[0]

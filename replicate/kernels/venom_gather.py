@@ -73,6 +73,7 @@ def _venom_gather_kernel(
     k = tl.arange(0, K)
     own = columns + block.to(tl.int64) * n_kept
     acc = tl.zeros((V, N), dtype=tl.float32)
+    tl.assume(n_kept > 0)  # or ptxas waits for each tensor-core instruction before the next
     # A column index is loaded one step before the row it points to, or the pipeline stalls on it.
     index = tl.load(own + k, mask=k < n_kept, other=0)
     for k0 in range(0, n_kept, K):
@@ -112,7 +113,7 @@ def venom_gather_matmul(
     out = w.new_empty(n_tokens, d_model)
     if out.numel() == 0:
         return out
-    tile = fit_tile(tile or Tile(stages=3), w.dtype, d_model, n_kept)
+    tile = fit_tile(tile, w, d_model, n_kept)
     _venom_gather_kernel[(want[0] * triton.cdiv(d_model, tile.n),)](
         descriptor(values, v, tile.k), columns.contiguous(), w, descriptor(out, v, tile.n), d_model, n_kept,
         V=v, N=tile.n, K=tile.k, EVEN=n_kept % tile.k == 0 and d_model % tile.n == 0,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import check_operands, cluster_width, two_of_four
 
@@ -74,8 +74,8 @@ def venom_select(full: Tensor, lists: BlockLists, y2: Tensor | None = None, *, i
     """
     check_operands(full=full, **({} if y2 is None else {"y2": y2}))
     rows, width = len(lists.tokens), cluster_width(full.shape[1], len(lists.starts))
-    if y2 is not None:
-        check(y2.shape == (rows, width), f"y2 must be [{rows}, {width}], got {tuple(y2.shape)}")
+    if y2 is not None and y2.shape != (rows, width):
+        raise ValueError(f"y2 must be [{rows}, {width}], got {tuple(y2.shape)}")
     out = full.new_empty(rows, width)
     n = min(512, max(16, triton.next_power_of_2(width)))
     part = min(lists.block, 16) if full.is_cuda else lists.block

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import (
     Tile,
@@ -23,6 +23,8 @@ from replicate.kernels.venom_common import (
     descriptor,
     dot_precision,
     fit_tile,
+    halves,
+    programs,
     two_of_four,
 )
 
@@ -52,41 +54,66 @@ def venom_up_backward_reference(dy3: Tensor, w2: Tensor, y2: Tensor, lists: Bloc
 
 
 @triton.jit
-def _venom_up_kernel(
-    x, tokens, block_expert, w, y2, out, d_model, width,
-    BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    BACKWARD: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile [BLOCK, N] of the compact output; the programs of one block of rows are neighbours."""
-    n_cols = tl.cdiv(width, N)
-    block = tl.program_id(0) // n_cols
-    col = (tl.program_id(0) % n_cols) * N
-    expert = tl.load(block_expert + block)
-    if expert < 0:
-        return
-    token = tl.load(tokens + block * BLOCK + tl.arange(0, BLOCK))
-    # Padding rows read token 0 and are cleared below, which costs less than masking every load.
-    k = tl.arange(0, K)
-    x_rows = x + tl.maximum(token, 0).to(tl.int64)[:, None] * d_model + k[None, :]
-    acc = tl.zeros((BLOCK, N), dtype=tl.float32)
-    for k0 in range(0, d_model, K):
-        if EVEN:
-            a = tl.load(x_rows + k0)
-        else:
-            a = tl.load(x_rows + k0, mask=(k0 + k)[None, :] < d_model, other=0.0)
-        if BACKWARD:
-            b = w.load([expert * width + col, k0]).T
-        else:
-            b = w.load([k0, expert * width + col])
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+def _finish(acc, y2, out, token, row, col, N: tl.constexpr, BACKWARD: tl.constexpr, INNER: tl.constexpr):
+    """Epilogue of N columns: activation and mask, or its derivative; zero in padding rows."""
     if BACKWARD:
-        acc = 2 * acc * tl.sqrt(y2.load([block * BLOCK, col]).to(tl.float32))
+        acc = 2 * acc * tl.sqrt(y2.load([row, col]).to(tl.float32))
     else:
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
         acc = acc * acc
         if INNER:
-            acc = two_of_four(acc, BLOCK, N)
-    out.store([block * BLOCK, col], tl.where(token[:, None] >= 0, acc, 0.0).to(out.dtype))
+            acc = two_of_four(acc, token.shape[0], N)
+    out.store([row, col], tl.where(token[:, None] >= 0, acc, 0.0).to(out.dtype))
+
+
+@triton.jit
+def _finish_halves(
+    acc, y2, out, token, row, col, N: tl.constexpr, BACKWARD: tl.constexpr, INNER: tl.constexpr
+):
+    left, right = halves(acc)
+    _finish(left, y2, out, token, row, col, N // 2, BACKWARD, INNER)
+    _finish(right, y2, out, token, row, col + N // 2, N // 2, BACKWARD, INNER)
+
+
+@triton.jit
+def _venom_up_kernel(
+    x, tokens, block_expert, n_blocks, w, y2, out, d_model, width,
+    BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    BACKWARD: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Tiles [BLOCK, N] of the compact output; a program takes every num_programs-th, columns first."""
+    n_cols = tl.cdiv(width, N)
+    n_tiles = tl.load(n_blocks) * n_cols
+    tl.assume(d_model > 0)  # or ptxas waits for each tensor-core instruction before the next
+    k = tl.arange(0, K)
+    # flatten: the next tile's first loads are under way while this one is finished.
+    for i in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=True):
+        row = (i // n_cols) * BLOCK
+        col = (i % n_cols) * N
+        first = tl.load(block_expert + i // n_cols) * width + col
+        # Padding rows read token 0 and are cleared at the end, which costs less than masking every load.
+        token = tl.maximum(tl.load(tokens + row + tl.arange(0, BLOCK)), 0).to(tl.int64)
+        x_rows = x + token[:, None] * d_model + k[None, :]
+        acc = tl.zeros((BLOCK, N), dtype=tl.float32)
+        for k0 in range(0, d_model, K):
+            if EVEN:
+                a = tl.load(x_rows + k0)
+            else:
+                a = tl.load(x_rows + k0, mask=(k0 + k)[None, :] < d_model, other=0.0)
+            if BACKWARD:
+                b = w.load([first, k0]).T
+            else:
+                b = w.load([k0, first])
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        owner = tl.load(tokens + row + tl.arange(0, BLOCK))
+        # In parts: small staging buffers leave room for one more pipeline stage.
+        left, right = halves(acc)
+        if BACKWARD:  # stages y2 as well
+            _finish_halves(left, y2, out, owner, row, col, N // 2, BACKWARD, INNER)
+            _finish_halves(right, y2, out, owner, row, col + N // 2, N // 2, BACKWARD, INNER)
+        else:
+            _finish(left, y2, out, owner, row, col, N // 2, BACKWARD, INNER)
+            _finish(right, y2, out, owner, row, col + N // 2, N // 2, BACKWARD, INNER)
 
 
 def venom_up(
@@ -105,7 +132,8 @@ def venom_up(
         ValueError: shapes, dtypes or strides do not fit.
     """
     check_operands(x=x, w1=w1)
-    check(x.shape[1] == w1.shape[0], f"x {tuple(x.shape)} and w1 {tuple(w1.shape)} differ in d_model")
+    if x.shape[1] != w1.shape[0]:
+        raise ValueError(f"x {tuple(x.shape)} and w1 {tuple(w1.shape)} differ in d_model")
     width = cluster_width(w1.shape[1], len(lists.starts))
     return _launch(x, w1, None, lists, width, inner, tile)
 
@@ -125,28 +153,32 @@ def venom_up_backward(
         ValueError: shapes, dtypes or strides do not fit.
     """
     check_operands(dy3=dy3, w2=w2, y2=y2)
-    check(dy3.shape[1] == w2.shape[1], f"dy3 {tuple(dy3.shape)} and w2 {tuple(w2.shape)} differ in d_model")
+    if dy3.shape[1] != w2.shape[1]:
+        raise ValueError(f"dy3 {tuple(dy3.shape)} and w2 {tuple(w2.shape)} differ in d_model")
     width = cluster_width(w2.shape[0], len(lists.starts))
     want = (len(lists.tokens), width)
-    check(y2.shape == want, f"y2 is {tuple(y2.shape)}; these lists and w2 need {want}")
+    if y2.shape != want:
+        raise ValueError(f"y2 is {tuple(y2.shape)}; these lists and w2 need {want}")
     return _launch(dy3, w2, y2, lists, width, True, tile)
 
 
 def _launch(
     x: Tensor, w: Tensor, y2: Tensor | None, lists: BlockLists, width: int, inner: bool, tile: Tile | None
 ) -> Tensor:
-    tile = fit_tile(tile or Tile(), x.dtype, width, x.shape[1])
+    tile = fit_tile(tile, x, width, x.shape[1])
     block = lists.block
     out = x.new_empty(len(lists.tokens), width)
     if out.numel() == 0:
         return out
     backward = y2 is not None
     weights = descriptor(w, tile.n, tile.k) if backward else descriptor(w, tile.k, tile.n)
-    grid = (len(lists.block_expert) * triton.cdiv(width, tile.n),)
+    part = tile.n // 4 if backward else tile.n // 2
+    grid = (programs(x, len(lists.block_expert) * triton.cdiv(width, tile.n)),)
     _venom_up_kernel[grid](
-        x, lists.tokens, lists.block_expert, weights,
-        descriptor(y2 if backward else out, block, tile.n), descriptor(out, block, tile.n), x.shape[1], width,
-        BLOCK=block, N=tile.n, K=tile.k, BACKWARD=backward, INNER=inner, EVEN=x.shape[1] % tile.k == 0,
-        PRECISION=dot_precision(x.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        x, lists.tokens, lists.block_expert, lists.n_blocks, weights,
+        descriptor(y2 if backward else out, block, part), descriptor(out, block, part), x.shape[1], width,
+        BLOCK=block, N=tile.n, K=tile.k, BACKWARD=backward, INNER=inner,
+        EVEN=x.shape[1] % tile.k == 0, PRECISION=dot_precision(x.dtype), num_warps=tile.warps,
+        num_stages=tile.stages,
     )  # fmt: skip
     return out

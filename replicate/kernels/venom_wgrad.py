@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import (
     Tile,
@@ -82,13 +82,14 @@ def venom_wgrad(
         ValueError: shapes, dtypes or strides do not fit.
     """
     check_operands(g=g, y=y)
-    check(len(y) == len(lists.tokens), f"y has {len(y)} rows; the lists have {len(lists.tokens)}")
+    if len(y) != len(lists.tokens):
+        raise ValueError(f"y has {len(y)} rows; the lists have {len(lists.tokens)}")
     n, (d_model, width) = len(lists.starts), (g.shape[1], y.shape[1])
     cluster_width(n * width, n)
     out = g.new_empty((n * width, d_model) if transposed else (d_model, n * width))
     if y.numel() == 0:
         return out.zero_()
-    tile = fit_tile(tile or Tile(), g.dtype, width, lists.block)
+    tile = fit_tile(tile, g, width, lists.block)
     m = min(128 if g.dtype.itemsize == 2 else 64, max(16, triton.next_power_of_2(d_model)))
     stride_f, stride_d = out.stride() if transposed else out.stride()[::-1]
     _venom_wgrad_kernel[(n * triton.cdiv(d_model, m) * triton.cdiv(width, tile.n),)](
