@@ -60,8 +60,8 @@ def cluster_neurons(
             f"{n_clusters} equal clusters do not divide d_ff = {d_ff}; use a divisor or balanced=False"
         )
     points = w1.detach().to("cpu", torch.float32).T.contiguous()
-    if not points.isfinite().all():
-        raise ValueError("w1 has NaN or infinite entries; it cannot be clustered")
+    if not (4 * points.square().sum(1)).isfinite().all():
+        raise ValueError("w1 has NaN or infinite entries, or their squares overflow; it cannot be clustered")
     centres = _spread_start(points, n_clusters, seed)
     labels = torch.full((d_ff,), -1)
     for _ in range(max(1, iterations)):
@@ -130,14 +130,17 @@ def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
 
     Args:
         experts: [T, k] expert ids. n_clusters: number of experts; some may get no token.
+
+    Raises:
+        ValueError: experts is no matrix, or names an expert beyond the last.
     """
     if experts.dim() != 2:
         raise ValueError(f"experts must be [T, k], got shape {tuple(experts.shape)}")
     top_k = experts.shape[1]
+    counts = _counts(experts, n_clusters)
     order = experts.flatten().argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
-    counts = torch.bincount(experts.flatten(), minlength=n_clusters)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return TokenLists(order // top_k, offsets, inverse.view(-1, top_k))
 
@@ -176,13 +179,23 @@ def permuted_venom(y: Tensor, lists: TokenLists, v: int) -> tuple[Tensor, Tensor
 
 def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float]]:
     """How evenly tokens spread: share of choices an expert, max / mean, and entropy / log n (1 is even)."""
-    load = torch.bincount(experts.flatten(), minlength=n_clusters).double() / max(1, experts.numel())
+    load = _counts(experts, n_clusters).double() / max(1, experts.numel())
     entropy = -(load * load.clamp_min(1e-30).log()).sum().item()
     return {
         "load": load.tolist(),
         "max_over_mean": load.max().item() * n_clusters,
         "entropy": entropy / math.log(n_clusters) if n_clusters > 1 else 1.0,
     }
+
+
+def _counts(experts: Tensor, n_clusters: int) -> Tensor:
+    """Choices [n] each expert got."""
+    counts = torch.bincount(experts.flatten(), minlength=n_clusters)
+    if len(counts) > n_clusters:
+        raise ValueError(
+            f"experts name expert {len(counts) - 1}, but n_clusters = {n_clusters} ends before it"
+        )
+    return counts
 
 
 def _spread_start(points: Tensor, n: int, seed: int) -> Tensor:
@@ -215,9 +228,15 @@ def _equal_assignment(distance: Tensor) -> Tensor:
 
 
 def _filled(distance: Tensor) -> Tensor:
-    """Nearest-centre labels [F]; an empty cluster takes the point farthest from its own centre."""
+    """Nearest-centre labels [F]; an empty cluster takes the point farthest from its own centre.
+
+    Each cluster's nearest point stays, so that filling one cluster empties no other.
+    """
     nearest, labels = distance.min(1)
-    empty = (torch.bincount(labels, minlength=distance.shape[1]) == 0).nonzero().flatten()
-    if len(empty):
-        labels[nearest.argsort(descending=True, stable=True)[: len(empty)]] = empty
+    counts = torch.bincount(labels, minlength=distance.shape[1])
+    empty = (counts == 0).nonzero().flatten()
+    order = nearest.argsort(stable=True)
+    order = order[labels[order].argsort(stable=True)]  # by cluster, then by distance
+    nearest[order[(counts.cumsum(0) - counts)[counts > 0]]] = -1
+    labels[nearest.argsort(descending=True, stable=True)[: len(empty)]] = empty
     return labels
