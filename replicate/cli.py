@@ -91,11 +91,16 @@ def bench(args: argparse.Namespace) -> int:
 
 def study(args: argparse.Namespace) -> int:
     """Train several sparsities and seeds side by side, or find them in the records."""
+    from replicate import plans
     from replicate import study as studies
 
     configs = studies.arms(args.profile, args.sparsity, args.seeds)
+    if args.all:
+        configs = [config for arm in plans.everything(args.profile, args.seeds).values() for config in arm]
     try:
-        done = studies.run(configs, workers=args.workers, fresh=args.fresh, label=args.profile)
+        done = studies.run(
+            configs, workers=args.workers, fresh=args.fresh, keep=args.record, label=args.profile
+        )
     except studies.StudyFailed as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 1
@@ -205,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--profile", default="smoke")
     many.add_argument("--sparsity", nargs="+", default=["dense", "recipe"])
     many.add_argument("--seeds", nargs="+", type=int, default=[1])
+    many.add_argument("--all", action="store_true", help="every arm of every notebook, not --sparsity")
+    many.add_argument("--record", action="store_true", help="keep the results in data/recorded")
     many.add_argument("--workers", type=int, help="processes; default: one a core")
     many.add_argument("--fresh", action="store_true", help="train also what is recorded")
     table = add(claims)

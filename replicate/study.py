@@ -66,6 +66,7 @@ def run(
     store: RecordStore | None = None,
     *,
     fresh: bool = False,
+    keep: bool = False,
     label: str = "",
     progress: bool = True,
 ) -> list[tuple[Record, str]]:
@@ -76,6 +77,7 @@ def run(
         workers: processes at a time; by default one a core, on a GPU a few that share it.
         store: where to look and to put; by default the project's.
         fresh: train even what is stored.
+        keep: write what is trained to data/recorded, to be shipped with the project.
         label: of the study, at the start of its progress lines.
         progress: print a line on stderr as each arm finishes.
 
@@ -96,7 +98,7 @@ def run(
             record = records.make_record(
                 "train", config, results, seconds=answer["seconds"], corpus=results["corpus"]
             )
-            store.put(record)
+            store.put(record, recorded=keep)
             done[config_hash(config)] = (record, "fresh")
             say(f"{describe(config)}: loss {results['final_loss']:.4f}, held-out {results['valid_loss']:.4f}")
         except (RuntimeError, ValueError) as error:
