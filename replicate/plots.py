@@ -71,6 +71,7 @@ def draw_intervals(
     rows: Mapping[str, tuple[float, float]],
     *,
     reference: Mapping[str, float] | None = None,
+    points: Mapping[str, Sequence[float]] | None = None,
     colour: str | Mapping[str, str] = "C0",
     xlabel: str = "",
 ) -> None:
@@ -79,11 +80,14 @@ def draw_intervals(
     Args:
         rows: name -> (mean, half-width of the interval); drawn top to bottom.
         reference: name -> number to compare with, such as the paper's.
+        points: name -> single values, such as one a seed, drawn as small ticks.
         colour: of the dots, one for all or one a row.
     """
     for y, (name, (mean, half)) in enumerate(rows.items()):
         c = colour if isinstance(colour, str) else colour.get(name, "C0")
         ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label="ours" if y == 0 else None)
+        if points and name in points:
+            ax.plot(points[name], [y] * len(points[name]), "|", color=c, ms=11, mew=1.4)
         if reference and name in reference:
             mark = "paper" if name == next(iter(reference)) else None
             ax.plot(reference[name], y, "D", mfc="none", mec="0.2", ms=7, label=mark)
