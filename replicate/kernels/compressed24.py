@@ -29,7 +29,7 @@ from replicate.sparsity import mask24
 
 TILE = 64  # rows and columns of a metadata tile
 # Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
-CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
+CONFIG = {"BANDS": 2, "GROUPS": 64, "num_warps": 4}
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,14 @@ def parts(buffer: Tensor, cols: int) -> tuple[Tensor, Tensor]:
     check(buffer.is_contiguous(), f"a compressed buffer must be contiguous, got strides {buffer.stride()}")
     flat, split = buffer.view(-1), buffer.shape[0] * cols // 2
     return flat[:split].view(buffer.shape[0], cols // 2), flat[split:]
+
+
+def as_words(x: Tensor) -> Tensor:
+    """x [R, C] as 64-bit words, copied only if it is not contiguous or does not start at a word."""
+    x = x.contiguous()
+    if x.storage_offset() * x.element_size() % 8:
+        x = x.clone()
+    return x.view(torch.int64)
 
 
 def metadata_position(rows: int, cols: int, device: torch.device | str = "cpu") -> Tensor:

@@ -68,11 +68,13 @@ def _matmul24_op(
 ) -> Tensor:
     operand, columns = _fit(dense)
     shape = Shape(len(buffer), operand.shape[1], cols, dense.dtype, operand.is_contiguous(), transpose)
-    plan = plan_for(shape, dense.device, unpacks=full is None)
-    if plan.engine == "dense" and not forced:
+    plan = plan_for(shape, dense.device)
+    if not forced and plan.engine(unpacks=full is None) == "dense":
         a = unpack24(Compressed24(buffer, rows, cols, layout, full))
         return dense.t() @ a.t() if transpose else a @ dense
-    out = sparse_product(buffer, operand, transpose, plan)
+    if plan.algorithm is None:
+        raise RuntimeError(f"no algorithm of cuSPARSELt is right for {shape.key}; use backend='auto'")
+    out = sparse_product(buffer, operand, transpose, plan.algorithm)
     out = out[:columns, :rows] if transpose else out[:rows, :columns]
     return out.contiguous()
 

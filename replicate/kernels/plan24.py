@@ -1,9 +1,10 @@
 """How a 2:4 product runs: every algorithm of cuSPARSELt timed and checked once per shape, or a dense product.
 
-The library's default algorithm is seldom the fastest and its search not always right, so every shape is
-tuned once per device and version: all algorithms are timed on random operands, each result is checked
-against a dense product, and the outcome is kept in runs/matmul24/. Where none beats cuBLAS, the plan is
-dense.
+The library's default algorithm is seldom the fastest, so every shape is tuned once per device and version:
+all algorithms run on random operands, each result is checked against a dense product, and the fastest right
+one is kept in runs/matmul24/. Where none beats cuBLAS, the product is dense. The library's own search is not
+called: in version 0.8.0 it executes an illegal instruction for float16, a row-major B and a transposed
+result, which ends the process's use of the GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,38 +26,11 @@ from torch import Tensor
 from replicate import paths
 from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF
-from replicate.kernels.compressed24 import compress_by_library, padded_rows
+from replicate.kernels.compressed24 import TILE, compress_by_library
 from replicate.sparsity import mask24
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative Frobenius error of two rounded products
-MAX_ALGORITHMS = 128
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a product of one shape runs on one device, with the times in ms that decided it."""
-
-    engine: str  # "cusparselt" or "dense"
-    algorithm: int = 0
-    split_k: int = 1
-    split_k_mode: int = -1
-    ms: float = 0.0
-    dense_ms: float = 0.0
-    default_ms: float = 0.0  # the library's default algorithm
-    tried: int = 0
-    wrong: int = 0  # candidates whose result was wrong
-
-
-def sparse_product(buffer: Tensor, dense: Tensor, transpose: bool, plan: Plan) -> Tensor:
-    """One call of the library. Its stride rules are not checked there, hence `_fit` before."""
-    return torch._cslt_sparse_mm(
-        buffer,
-        dense,
-        transpose_result=transpose,
-        alg_id=plan.algorithm,
-        split_k=plan.split_k,
-        split_k_mode=plan.split_k_mode,
-    )
+MOST_ALGORITHMS = 256  # the library refuses the first number past its last algorithm, 9 to 28 in 0.8.0
 
 
 @dataclass(frozen=True)
@@ -67,86 +41,104 @@ class Shape:
     n: int
     k: int
     dtype: torch.dtype
-    b_row_major: bool
-    transpose: bool
+    b_row_major: bool = True
+    transpose: bool = False
 
     @property
     def key(self) -> str:
         """The name of the plan in the cache file."""
-        order = "row" if self.b_row_major else "col"
-        result = "t" if self.transpose else "n"
+        order, result = "row" if self.b_row_major else "col", "t" if self.transpose else "n"
         return f"{self.m}x{self.n}x{self.k}-{str(self.dtype).removeprefix('torch.')}-{order}-{result}"
 
+    def rounded(self) -> Shape:
+        """m and n rounded up to four significant bits, so that a varying number of tokens is tuned rarely."""
+        return dataclasses.replace(self, m=_four_bits(self.m, TILE), n=_four_bits(self.n, 8))
 
-def plan_for(shape: Shape, device: torch.device, *, unpacks: bool = False) -> Plan:
+
+@dataclass(frozen=True)
+class Plan:
+    """The best algorithm of a shape, None if none was right, and the times in ms that decided."""
+
+    algorithm: int | None
+    ms: float = 0.0
+    dense_ms: float = 0.0  # the same product by cuBLAS
+    unpack_ms: float = 0.0  # traffic of making a compressed operand dense
+    default_ms: float = 0.0  # the library's default algorithm
+    tried: int = 0
+    wrong: int = 0  # algorithms whose result was wrong
+
+    def engine(self, unpacks: bool = False) -> str:
+        """ "cusparselt" or "dense", which must unpack the operand first if `unpacks`."""
+        dense_ms = self.dense_ms + (self.unpack_ms if unpacks else 0.0)
+        return "cusparselt" if self.algorithm is not None and self.ms < dense_ms else "dense"
+
+
+def pays(shape: Shape, device: torch.device) -> bool:
+    """True if a product of this shape is faster on sparse tensor cores; ask before compressing an operand."""
+    if engines.select(device) != "cusparselt" or shape.dtype not in HALF or shape.k % TILE:
+        return False
+    return plan_for(shape, device).engine() == "cusparselt"
+
+
+def plan_for(shape: Shape, device: torch.device) -> Plan:
     """The plan of a shape: from memory, else from disk, else tuned now.
-
-    Args:
-        unpacks: a dense plan would have to unpack the operand first, so it must win by that much more.
 
     Raises RuntimeError while a CUDA graph is captured and the shape is new: run the product once before.
     """
-    key = shape.key + ("-unpack" if unpacks else "")
-    plans = _plans(_cache_file(device))
-    if key not in plans:
+    shape = shape.rounded()
+    file = _cache_file(torch.device(device))
+    plans = _plans(file)
+    if shape.key not in plans:
         if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"matmul24 of {key} is not tuned yet; run it once before capturing a CUDA graph"
-            )
+            raise RuntimeError(f"product {shape.key} is not tuned; run it once before capturing a CUDA graph")
         with torch.cuda.device(device), torch.no_grad():
-            plans[key] = tune(shape, device, unpacks=unpacks)
-        _save(_cache_file(device), plans)
-    return plans[key]
+            plans[shape.key] = tune(shape, torch.device(device))
+        _save(file, plans)
+    return plans[shape.key]
 
 
-def pays(rows: int, n: int, cols: int, dtype: torch.dtype, device: torch.device, **layout: bool) -> bool:
-    """True if the product of a compressed [rows, cols] with [cols, n] beats cuBLAS on this device.
-
-    Ask before compressing. `layout` takes b_row_major (default True) and transpose (default False).
-    """
-    if engines.select(device) != "cusparselt" or dtype not in HALF or cols % 64:
-        return False
-    shape = Shape(
-        padded_rows(rows),
-        -(-n // 8) * 8,
-        cols,
-        dtype,
-        layout.get("b_row_major", True),
-        layout.get("transpose", False),
-    )
-    return plan_for(shape, torch.device(device)).engine == "cusparselt"
+def sparse_product(buffer: Tensor, dense: Tensor, transpose: bool, algorithm: int) -> Tensor:
+    """One call of the library, which checks no strides: B is contiguous or the transpose of such a matrix."""
+    return torch._cslt_sparse_mm(buffer, dense, transpose_result=transpose, alg_id=algorithm)
 
 
-def tune(shape: Shape, device: torch.device, *, unpacks: bool = False, repeats: int = 5) -> Plan:
-    """Time every algorithm of the library on random operands; the fastest one with a right result wins."""
+def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
+    """Run every algorithm on random operands; the fastest one with a right result wins."""
     a, buffer, b = _operands(shape, device)
-    expected = b.t() @ a.t() if shape.transpose else a @ b
 
     def dense() -> Tensor:
         return b.t() @ a.t() if shape.transpose else a @ b
 
-    dense_ms = _median_ms(dense, 2 * repeats)
-    if unpacks:
-        dense_ms += _median_ms(lambda: a.clone(), repeats)  # the traffic of unpacking, or a little more
-    timed: list[Plan] = []
+    expected = dense()
+    times: dict[int, float] = {}
     tried = wrong = 0
-    for candidate in _candidates(buffer, b, shape.transpose):
-        tried += 1
-        error = _error(buffer, b, shape.transpose, candidate, expected)
+    for algorithm in range(MOST_ALGORITHMS):
+        error = _error(buffer, b, shape.transpose, algorithm, expected)
         if error is None:
-            continue
-        if not error <= TOLERANCE[shape.dtype]:
+            break
+        tried += 1
+        if error <= TOLERANCE[shape.dtype]:
+            times[algorithm] = _median_ms(_product(buffer, b, shape, algorithm), repeats)
+        else:
             wrong += 1
-            continue
-        ms = _median_ms(lambda plan=candidate: sparse_product(buffer, b, shape.transpose, plan), repeats)
-        timed.append(dataclasses.replace(candidate, ms=ms))
-    default_ms = next((p.ms for p in timed if (p.algorithm, p.split_k) == (0, 1)), 0.0)
-    best = Plan("dense", ms=dense_ms)
-    for plan in sorted(timed, key=lambda p: p.ms)[:3]:
-        ms = _median_ms(lambda plan=plan: sparse_product(buffer, b, shape.transpose, plan), 3 * repeats)
-        if ms < best.ms:
-            best = dataclasses.replace(plan, ms=ms)
-    return dataclasses.replace(best, dense_ms=dense_ms, default_ms=default_ms, tried=tried, wrong=wrong)
+    finalists = {
+        algorithm: _median_ms(_product(buffer, b, shape, algorithm), 3 * repeats)
+        for algorithm in sorted(times, key=times.__getitem__)[:3]
+    }
+    best = min(finalists, key=finalists.__getitem__, default=None)
+    return Plan(
+        best,
+        ms=finalists.get(best, 0.0),
+        dense_ms=_median_ms(dense, 3 * repeats),
+        unpack_ms=_median_ms(a.clone, repeats),
+        default_ms=times.get(0, 0.0),
+        tried=tried,
+        wrong=wrong,
+    )
+
+
+def _product(buffer: Tensor, b: Tensor, shape: Shape, algorithm: int) -> Callable[[], Tensor]:
+    return lambda: sparse_product(buffer, b, shape.transpose, algorithm)
 
 
 def _operands(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,44 +148,45 @@ def _operands(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     def randn(rows: int, cols: int) -> Tensor:
         return torch.randn(rows, cols, generator=draw, device=device, dtype=shape.dtype)
 
-    mask = mask24(randn(64, shape.k)).repeat(shape.m // 64, 1)
+    mask = mask24(randn(TILE, shape.k)).repeat(shape.m // TILE, 1)
     a = randn(shape.m, shape.k).masked_fill_(~mask, 0)
     b = randn(shape.k, shape.n) if shape.b_row_major else randn(shape.n, shape.k).t()
     return a, compress_by_library(a), b
 
 
-def _candidates(buffer: Tensor, b: Tensor, transpose: bool) -> Iterator[Plan]:
-    """Every algorithm without split-k, and what the library's own search proposes."""
-    found = torch._C._cusparselt.mm_search(buffer, b, None, None, None, transpose)
-    algorithm, split_k, mode, count = (int(value) for value in found)
-    for index in range(min(max(count, algorithm + 1), MAX_ALGORITHMS)):
-        yield Plan("cusparselt", index)
-    if split_k != 1:
-        yield Plan("cusparselt", algorithm, split_k, mode)
-
-
-def _error(buffer: Tensor, b: Tensor, transpose: bool, plan: Plan, expected: Tensor) -> float | None:
-    """Relative error of one call whose memory held NaN before; None if the library refuses the plan."""
+def _error(buffer: Tensor, b: Tensor, transpose: bool, algorithm: int, expected: Tensor) -> float | None:
+    """Relative error of one call whose memory held NaN before; None if the library has no such algorithm."""
     poison = torch.full_like(expected, float("nan"))
     del poison  # the allocator hands this block to the result
     try:
-        out = sparse_product(buffer, b, transpose, plan)
-        return float(torch.linalg.vector_norm(out - expected, dtype=torch.float32)) / float(
-            torch.linalg.vector_norm(expected, dtype=torch.float32)
-        )
+        out = sparse_product(buffer, b, transpose, algorithm)
     except RuntimeError:
         return None
+    norm = torch.linalg.vector_norm
+    return float(norm(out - expected, dtype=torch.float32) / norm(expected, dtype=torch.float32))
 
 
 def _median_ms(fn: Callable[[], object], repeats: int) -> float:
+    """Median GPU time of one call. A replayed graph leaves out Python and the library's planning (0.6 ms)."""
     fn()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        fn()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    graph.replay()
     events[0].record()
     for event in events[1:]:
-        fn()
+        graph.replay()
         event.record()
     torch.cuda.synchronize()
     return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
+
+
+def _four_bits(size: int, unit: int) -> int:
+    """`size` rounded up to a multiple of `unit` and of an eighth of the power of two below it."""
+    step = max(unit, 1 << max(0, size.bit_length() - 4))
+    return -(-size // step) * step
 
 
 def _cache_file(device: torch.device) -> Path:

@@ -18,6 +18,7 @@ from replicate.kernels import backend as engines
 from replicate.kernels.backend import INTERPRETED, check, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
+    as_words,
     check_compressible,
     compress_by_library,
     empty_outputs,
@@ -38,7 +39,7 @@ from replicate.kernels.tile24 import (
 from replicate.sparsity import mask24
 
 # Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
-CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
+CONFIG = {"BANDS": 2, "GROUPS": 64, "num_warps": 4}
 
 
 def relu2_prune24_reference(y1: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,8 @@ def _relu2_prune24_kernel(
     if COMPRESSED:
         tl.store(values + upper, pair_upper)
         tl.store(values + lower, pair_lower)
-        store_metadata(metadata, band, row, first, groups, nibble_upper, nibble_lower, BANDS, GROUPS)
+        byte = nibble_upper | nibble_lower << 4
+        store_metadata(metadata, band, row, first, groups, byte, BANDS, GROUPS)
     if DENSE:
         tl.store(dense + upper, spread(pair_upper, nibble_upper), mask=r < rows)
         tl.store(dense + lower, spread(pair_lower, nibble_lower), mask=r + 8 < rows)
@@ -125,7 +127,7 @@ def launch_relu2_prune24(
     values, metadata = parts(buffer, cols) if compressed else (buffer, buffer)
     grid, config = fit_config(config, rows, cols)
     _relu2_prune24_kernel[grid](
-        y1.contiguous().view(torch.int64),
+        as_words(y1),
         values.view(torch.int32),
         metadata.view(torch.int32),
         full.view(torch.int64),

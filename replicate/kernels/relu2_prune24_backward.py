@@ -15,6 +15,7 @@ from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF, check, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
+    as_words,
     compress_by_library,
     empty_outputs,
     fit_config,
@@ -34,7 +35,7 @@ from replicate.kernels.tile24 import (
 )
 
 # Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
-CONFIG = {"BANDS": 1, "GROUPS": 64, "num_warps": 4}
+CONFIG = {"BANDS": 2, "GROUPS": 64, "num_warps": 4}
 
 
 def relu2_prune24_backward_reference(dy2: Tensor, y2: Tensor, mask: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def launch_relu2_prune24_backward(
     values, metadata = parts(buffer, cols) if compressed else (buffer, buffer)
     grid, config = fit_config(config, rows, cols)
     _relu2_prune24_backward_kernel[grid](
-        dy2.contiguous().view(torch.int64),
+        as_words(dy2),
         y2_values.view(torch.int32),
         y2_metadata.view(torch.int64),
         values.view(torch.int32),

@@ -19,6 +19,7 @@ from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF, check, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
+    as_words,
     check_compressible,
     compress_by_library,
     layout,
@@ -29,11 +30,12 @@ from replicate.kernels.compressed24 import (
 )
 from replicate.kernels.tile24 import (
     band_rows,
+    four_of_column,
+    four_of_row,
     kept_nibble,
     pack_pair,
     store_metadata,
     two_of_four,
-    unpack_four,
 )
 from replicate.sparsity import mask24, soft_threshold24
 
@@ -84,17 +86,17 @@ def _soft_threshold_prune24_kernel(
         groups = f_cols // 4
         first = tl.program_id(0) * GROUPS
         band, row = band_rows(tl.program_id(1) * BANDS, BANDS)
-        r = (band * 16 + row)[:, None]
-        upper = r.to(tl.int64) * groups + (first + tl.arange(0, GROUPS))[None, :]
-        lower = upper + 8 * groups
         scale = tl.load(last_scale) if LAST_SCALED else 1.0
-        a, b, c, d = _four_of_row(words, upper, r < d_rows, WIDE, BF16_IN)
+        r = band * 16 + row
+        a, b, c, d = four_of_row(words, r, first, groups, d_rows, WIDE, BF16_IN, BANDS, GROUPS)
         pair, nibble_upper = _threshold(a, b, c, d, scale, LAST_SCALED, SOFT, BF16)
+        upper = r.to(tl.int64)[:, None] * groups + (first + tl.arange(0, GROUPS))[None, :]
         tl.store(last_values + upper, pair)
-        a, b, c, d = _four_of_row(words, lower, r + 8 < d_rows, WIDE, BF16_IN)
+        a, b, c, d = four_of_row(words, r + 8, first, groups, d_rows, WIDE, BF16_IN, BANDS, GROUPS)
         pair, nibble_lower = _threshold(a, b, c, d, scale, LAST_SCALED, SOFT, BF16)
-        tl.store(last_values + lower, pair)
-        store_metadata(last_metadata, band, row, first, groups, nibble_upper, nibble_lower, BANDS, GROUPS)
+        tl.store(last_values + upper + 8 * groups, pair)
+        byte = nibble_upper | nibble_lower << 4
+        store_metadata(last_metadata, band, row, first, groups, byte, BANDS, GROUPS)
     if FIRST:
         BANDS_F: tl.constexpr = TILE_F // 16
         GROUPS_D: tl.constexpr = TILE_D // 4
@@ -104,45 +106,15 @@ def _soft_threshold_prune24_kernel(
         f = band * 16 + row
         g = first + tl.arange(0, GROUPS_D)
         scale = tl.load(first_scale) if FIRST_SCALED else 1.0
-        a, b, c, d = _four_of_column(w, g, f, f_cols)
-        pair, nibble = _threshold(a, b, c, d, scale, FIRST_SCALED, SOFT, BF16)
+        a, b, c, d = four_of_column(w, g, f, f_cols)
+        pair, nibble_upper = _threshold(a, b, c, d, scale, FIRST_SCALED, SOFT, BF16)
         upper = f.to(tl.int64)[:, None] * groups + g[None, :]
-        nibble_upper = tl.trans(nibble)
         tl.store(first_values + upper, tl.trans(pair))
-        a, b, c, d = _four_of_column(w, g, f + 8, f_cols)
-        pair, nibble = _threshold(a, b, c, d, scale, FIRST_SCALED, SOFT, BF16)
+        a, b, c, d = four_of_column(w, g, f + 8, f_cols)
+        pair, nibble_lower = _threshold(a, b, c, d, scale, FIRST_SCALED, SOFT, BF16)
         tl.store(first_values + upper + 8 * groups, tl.trans(pair))
-        nibble_lower = tl.trans(nibble)
-        store_metadata(
-            first_metadata, band, row, first, groups, nibble_upper, nibble_lower, BANDS_F, GROUPS_D
-        )
-
-
-@triton.jit
-def _four_of_row(words, at, mask, WIDE: tl.constexpr, BF16_IN: tl.constexpr):
-    """Four adjacent elements of a row as float32."""
-    if WIDE:
-        front = tl.load(words + 2 * at, mask=mask, other=0)
-        back = tl.load(words + 2 * at + 1, mask=mask, other=0)
-        a = front.to(tl.int32).to(tl.float32, bitcast=True)
-        b = (front >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-        c = back.to(tl.int32).to(tl.float32, bitcast=True)
-        d = (back >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    else:
-        a, b, c, d = unpack_four(tl.load(words + at, mask=mask, other=0), BF16_IN)
-    return a, b, c, d
-
-
-@triton.jit
-def _four_of_column(w, g, f, f_cols):
-    """Four adjacent elements of each column as float32 [groups, columns]."""
-    at = w + (g * 4).to(tl.int64)[:, None] * f_cols + f[None, :]
-    mask = (f < f_cols)[None, :]
-    a = tl.load(at, mask=mask, other=0).to(tl.float32)
-    b = tl.load(at + f_cols, mask=mask, other=0).to(tl.float32)
-    c = tl.load(at + 2 * f_cols, mask=mask, other=0).to(tl.float32)
-    d = tl.load(at + 3 * f_cols, mask=mask, other=0).to(tl.float32)
-    return a, b, c, d
+        byte = tl.trans(nibble_upper | nibble_lower << 4)
+        store_metadata(first_metadata, band, row, first, groups, byte, BANDS_F, GROUPS_D)
 
 
 @triton.jit
@@ -217,7 +189,7 @@ def launch_soft_threshold_prune24(
     )
     _soft_threshold_prune24_kernel[(padded_rows(f_cols) // tile_f, padded_rows(d_rows) // tile_d)](
         w,
-        w.view(torch.int64) if last else w,
+        as_words(w) if last else w,
         *outputs,
         last_scale,
         first_scale,

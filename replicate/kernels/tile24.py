@@ -32,6 +32,46 @@ def unpack_four(word, BF16: tl.constexpr):
 
 
 @triton.jit
+def four_of_row(
+    words,
+    r,
+    first,
+    groups,
+    rows,
+    WIDE: tl.constexpr,
+    BF16_IN: tl.constexpr,
+    BANDS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Four adjacent elements of rows r as float32 [8 BANDS, GROUPS]; `words` holds two or four in 64 bits."""
+    mask = (r < rows)[:, None]
+    if WIDE:
+        at = r.to(tl.int64)[:, None] * (2 * groups) + (2 * first + tl.arange(0, 2 * GROUPS))[None, :]
+        pairs = tl.load(words + at, mask=mask, other=0)
+        front, back = tl.split(tl.reshape(pairs, (8 * BANDS, GROUPS, 2)))
+        a = front.to(tl.int32).to(tl.float32, bitcast=True)
+        b = (front >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        c = back.to(tl.int32).to(tl.float32, bitcast=True)
+        d = (back >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    else:
+        at = r.to(tl.int64)[:, None] * groups + (first + tl.arange(0, GROUPS))[None, :]
+        a, b, c, d = unpack_four(tl.load(words + at, mask=mask, other=0), BF16_IN)
+    return a, b, c, d
+
+
+@triton.jit
+def four_of_column(w, g, f, f_cols):
+    """Four adjacent elements of each column as float32 [groups, columns]."""
+    at = w + (g * 4).to(tl.int64)[:, None] * f_cols + f[None, :]
+    mask = (f < f_cols)[None, :]
+    a = tl.load(at, mask=mask, other=0).to(tl.float32)
+    b = tl.load(at + f_cols, mask=mask, other=0).to(tl.float32)
+    c = tl.load(at + 2 * f_cols, mask=mask, other=0).to(tl.float32)
+    d = tl.load(at + 3 * f_cols, mask=mask, other=0).to(tl.float32)
+    return a, b, c, d
+
+
+@triton.jit
 def pack_pair(low, high, BF16: tl.constexpr):
     """Two float32 rounded to 16 bits, as one 32-bit word."""
     if BF16:
@@ -91,16 +131,14 @@ def metadata_rows(band, row, groups):
 
 
 @triton.jit
-def store_metadata(
-    metadata, band, row, first_group, groups, upper, lower, BANDS: tl.constexpr, GROUPS: tl.constexpr
-):
-    """Write the nibbles [8 BANDS, GROUPS] of upper and lower rows in cuSPARSELt's sm_90 layout.
+def store_metadata(metadata, band, row, first_group, groups, byte, BANDS: tl.constexpr, GROUPS: tl.constexpr):
+    """Write bytes [8 BANDS, GROUPS], upper nibble | lower nibble << 4, in cuSPARSELt's sm_90 layout.
 
     Eight groups of both rows are 16 nibbles, one 64-bit word, written as two halves: byte
-    2 (g % 4) + (g // 4) % 2 holds group g, its low nibble the upper row.
+    2 (g % 4) + (g // 4) % 2 belongs to group g.
     """
     ROWS: tl.constexpr = 8 * BANDS
-    byte = tl.reshape(upper | (lower << 4), (ROWS, GROUPS // 2, 2))
+    byte = tl.reshape(byte, (ROWS, GROUPS // 2, 2))
     pair = tl.xor_sum(byte << (tl.arange(0, 2) * 16)[None, None, :], 2)
     quad = tl.reshape(pair, (ROWS, GROUPS // 8, 2, 2))
     half = tl.xor_sum(quad << (tl.arange(0, 2) * 8)[None, None, :, None], 2)

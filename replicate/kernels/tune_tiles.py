@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ from replicate.kernels.soft_threshold_prune24 import launch_soft_threshold_prune
 
 DTYPE = torch.bfloat16
 # Bands of 16 rows, groups of four, warps; then rows and columns of a weight's tile, warps.
-TILES = [(1, 64, 4), (1, 64, 2), (1, 128, 4), (1, 256, 8), (2, 16, 2), (2, 32, 4), (2, 64, 4), (4, 16, 4)]
-WEIGHT_TILES = [(64, 64, 4), (64, 64, 8), (128, 64, 4), (64, 128, 4), (128, 64, 8), (64, 64, 2)]
+TILES = [(1, 64, 4), (1, 64, 2), (1, 128, 4), (2, 64, 4), (4, 32, 4), (4, 64, 4), (2, 128, 8), (2, 64, 2)]
+WEIGHT_TILES = [(64, 64, 4), (128, 64, 4), (64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 64, 2)]
 Row = dict[str, Any]
 
 
@@ -32,11 +33,14 @@ def tune_tiles(tokens: int = 16384, d_ff: int = 16384, d_model: int = 4096, repe
         functions[f"forward {tile}"] = lambda c=tile: launch_relu2_prune24(y1, True, False, c)
         functions[f"backward {tile}"] = lambda c=tile: launch_relu2_prune24_backward(y1, y2, True, False, c)
         functions[f"unpack {tile}"] = lambda c=tile: launch_unpack24(y2, tokens, d_ff, c)
-    for w in (randn(d_model, d_ff), randn(d_model, d_ff).float()):
+    axes = {"last": (True, False), "first": (False, True), "both": (True, True)}
+    for w, (name, which) in itertools.product(
+        (randn(d_model, d_ff), randn(d_model, d_ff).float()), axes.items()
+    ):
         for tile_d, tile_f, warps in WEIGHT_TILES:
             tile = {"TILE_D": tile_d, "TILE_F": tile_f, "num_warps": warps}
-            functions[f"soft both {str(w.dtype)[6:]} {tile}"] = lambda c=tile, w=w: (
-                launch_soft_threshold_prune24(w, True, True, None, None, True, DTYPE, c)
+            functions[f"soft {name} {str(w.dtype)[6:]} {tile}"] = lambda c=tile, w=w, which=which: (
+                launch_soft_threshold_prune24(w, *which, None, None, True, DTYPE, c)
             )
     timings = compare(functions, repeats)
     return [{"name": name, **spread(timing)} for name, timing in timings.items()]

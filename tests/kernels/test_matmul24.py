@@ -109,7 +109,57 @@ def test_backend_selection(monkeypatch):
 
 
 def test_pays_is_false_without_sparse_tensor_cores():
-    assert not plan24.pays(4096, 4096, 4096, torch.float16, torch.device("cpu"))
+    assert not plan24.pays(Shape(4096, 4096, 4096, torch.float16), torch.device("cpu"))
+
+
+def test_shapes_are_rounded_so_that_few_are_tuned():
+    shape = Shape(16384, 16384, 4096, torch.float16)
+    assert shape.rounded() == shape
+    assert Shape(5632, 8, 192, torch.float16).rounded() == Shape(5632, 8, 192, torch.float16)
+    assert Shape(64, 1001, 192, torch.float16).rounded() == Shape(64, 1024, 192, torch.float16)
+    keys = {Shape(64, n, 64, torch.float16).rounded().key for n in range(8, 16385, 8)}
+    assert len(keys) < 80
+
+
+def fake_library(monkeypatch, results):
+    """algorithm -> (ms, factor on the right result); the library refuses other numbers."""
+    running = []
+
+    def product(buffer, b, transpose, algorithm):
+        if algorithm not in results:
+            raise RuntimeError("CUDA error: invalid value")
+        running.append(algorithm)
+        return (b.t() @ buffer.t() if transpose else buffer @ b) * results[algorithm][1]
+
+    def median_ms(fn, repeats):
+        running.clear()
+        fn()
+        return results[running[0]][0] if running else 1.0
+
+    monkeypatch.setattr(plan24, "sparse_product", product)
+    monkeypatch.setattr(plan24, "compress_by_library", lambda a: a)
+    monkeypatch.setattr(plan24, "_median_ms", median_ms)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_tuning_takes_the_fastest_right_algorithm(monkeypatch, transpose):
+    results = {0: (2.0, 1), 1: (0.1, 1.1), 2: (0.7, 1), 3: (0.6, 1), 4: (0.2, float("nan")), 5: (0.9, 1)}
+    fake_library(monkeypatch, results | {7: (0.01, 1)})
+    shape = Shape(64, 16, 64, torch.float16, True, transpose)
+    plan = plan24.tune(shape, torch.device("cpu"))
+    assert (plan.algorithm, plan.ms, plan.default_ms) == (3, 0.6, 2.0)
+    assert (plan.tried, plan.wrong) == (6, 2)
+    assert plan.engine() == "cusparselt"
+
+
+def test_a_slow_or_wrong_library_means_a_dense_product(monkeypatch):
+    shape = Shape(64, 16, 64, torch.float16)
+    fake_library(monkeypatch, {0: (1.5, 1)})
+    slow = plan24.tune(shape, torch.device("cpu"))
+    assert slow.engine() == "dense" and slow.engine(unpacks=True) == "cusparselt"  # 1.5 against 1 + 1
+    fake_library(monkeypatch, {0: (0.1, 2)})
+    wrong = plan24.tune(shape, torch.device("cpu"))
+    assert wrong.algorithm is None and wrong.engine(unpacks=True) == "dense"
 
 
 def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypatch):
@@ -117,9 +167,9 @@ def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypa
     shape = Shape(64, 8, 64, torch.float16, True, False)
     tuned = []
 
-    def tune(shape, device, unpacks):
+    def tune(shape, device):
         tuned.append(shape)
-        return Plan("cusparselt", 7, ms=1.0, dense_ms=2.0)
+        return Plan(7, ms=1.0, dense_ms=2.0)
 
     monkeypatch.setattr(plan24, "tune", tune)
     monkeypatch.setattr(plan24, "_cache_file", lambda device: file)
@@ -136,7 +186,7 @@ def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypa
     plan24._plans.cache_clear()
     assert plan24.plan_for(shape, torch.device("cpu")).algorithm == 7 and len(tuned) == 3
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="run it once before"):
+    with pytest.raises(RuntimeError, match="run it once"):
         plan24.plan_for(dataclasses.replace(shape, n=16), torch.device("cpu"))
     plan24._plans.cache_clear()
 

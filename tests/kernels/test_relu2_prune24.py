@@ -171,6 +171,11 @@ def test_strided_input(device):
     assert torch.equal(dy1, relu2_prune24_backward(y1.contiguous(), y2, form="dense", backend="triton"))
 
 
+def test_input_that_starts_inside_a_word(device):
+    y1 = randn(1, 64 * 64 + 1, torch.float16, device)[0, 1:].view(64, 64)
+    assert torch.equal(relu2_prune24(y1, dense=True, backend="triton").dense, relu2_prune24_reference(y1)[0])
+
+
 @pytest.mark.parametrize(
     "y1, message",
     [
