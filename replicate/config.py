@@ -117,10 +117,11 @@ class SparsityConfig:
                 "outputs='selected' never has all of y1 and dy2, which oracles and gradient masks read; "
                 "it needs routing='token' or 'static' and mask_reuse=True"
             )
-        if self.activation == "venom" and not self.inner and self.selection != "magnitude":
+        clusters = self.inner and self.routing != "oracle-block"
+        if self.activation == "venom" and not clusters and self.selection != "magnitude":
             raise ValueError(
-                f"selection {self.selection!r} picks the 2 of 4 inside the clusters, but inner=False picks "
-                "none; set inner=True or selection='magnitude'"
+                f"selection {self.selection!r} picks the 2 of 4 inside clusters; inner=False picks none and "
+                "'oracle-block' has V:N:M's own: set selection='magnitude'"
             )
 
     @property

@@ -84,7 +84,7 @@ class SparseFFN(nn.Module):
         self.register_buffer("scale", torch.full((4,), float("nan")))  # beta of w1, w2, w2_t, w1_t
         self.collect = False
         self._phase = "dense"
-        self._last: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor | None] = {}
 
     @property
     def phase(self) -> str:
@@ -146,9 +146,7 @@ class SparseFFN(nn.Module):
 
     def expert_means(self) -> Tensor:
         """ExpertMeans [n, D] of the clusters' present columns of W1, so that the router follows W1."""
-        d_model, d_ff = self.w1.shape
-        n = self.config.n_clusters
-        return self.w1.detach().view(d_model, n, d_ff // n).mean(2).T
+        return self.w1.detach().unflatten(1, (self.config.n_clusters, -1)).mean(2).T
 
     def weight_masks(self) -> dict[str, Tensor]:
         """The 2:4 weight masks in force by name (w1, w2, w2_t, w1_t), for flip rates."""
@@ -177,6 +175,9 @@ class SparseFFN(nn.Module):
         c = self.config
         if c.activation == "24":
             return select24(y2, c.selection, self.score)
+        if c.routing == "oracle-block":
+            mask = venom_mask(y2, c.v, c.m, n=2 if c.inner else 4)
+            return torch.where(mask, y2, torch.zeros_like(y2)), mask
         clusters = self._chosen_neurons(x, y2)
         y2 = torch.where(clusters, y2, torch.zeros_like(y2))
         if not c.inner:
@@ -185,10 +186,8 @@ class SparseFFN(nn.Module):
         return values, mask & clusters
 
     def _chosen_neurons(self, x: Tensor, y2: Tensor) -> Tensor:
-        """[T, F] bool: the columns Venom's outer choice keeps for each token."""
+        """[T, F] bool: the neurons of each token's chosen clusters."""
         c = self.config
-        if c.routing == "oracle-block":
-            return venom_mask(y2, c.v, c.m, n=4)
         if c.routing == "static":
             experts = self.static_experts.expand(len(y2), -1)
         elif c.routing == "token":
@@ -217,14 +216,15 @@ class SparseFFN(nn.Module):
                 return dy1
         return prune24(dy1)
 
-    def sparse_weight(self, name: str, dtype: torch.dtype) -> Tensor:
+    def sparse_weight(self, name: str, dtype: torch.dtype, w: Tensor | None = None) -> Tensor:
         """The weight product `name` reads (w1, w2, w2_t or w1_t), 2:4 along its reduction axis if configured.
 
-        Not transposed: w2_t is [F, D] pruned along D, w1_t is [D, F] pruned along F.
+        Not transposed: w2_t is [F, D] pruned along D, w1_t is [D, F] pruned along F. `w` stands in for
+        the module's own weight.
         """
         index = ("w1", "w2", "w2_t", "w1_t").index(name)
-        w, dim = self._oriented()[index]
-        w = w.detach()
+        own, dim = self._oriented()[index]
+        w = (own if w is None else w).detach()
         if getattr(self.config, name):
             scale = self.scale[index] if self.config.weight_scale else None
             w = soft_threshold24(w, dim, scale) if self.config.weight_method == "soft" else prune24(w, dim)
@@ -235,9 +235,7 @@ class SparseFFN(nn.Module):
         return [(self.w1, 0), (self.w2, 0), (self.w2, 1), (self.w1, 1)]
 
     def _note(self, y2: Tensor, kept: Tensor, experts: Tensor | None) -> None:
-        self._last = {"y2": y2.detach(), "kept": kept.detach()}
-        if experts is not None:
-            self._last["experts"] = experts
+        self._last = {"y2": y2.detach(), "kept": kept.detach(), "experts": experts}
 
 
 class _SparseProducts(torch.autograd.Function):
@@ -253,37 +251,39 @@ class _SparseProducts(torch.autograd.Function):
             kept, mask = ffn.activation_mask(x, y2)
         if ffn.collect:
             ffn._note(y2, kept, ffn._last.get("experts"))
-        # The weights are saved only so that autograd notices a change between forward and backward.
+        # The weights are saved so that backward reads forward's, and autograd notices a change in place.
         ctx.save_for_backward(x, relu_y1, kept, mask, score, w1, w2)
         ctx.ffn = ffn
         return kept @ ffn.sparse_weight("w2", x.dtype)  # product 2
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, dy3: Tensor) -> tuple[Tensor | None, ...]:
         x, relu_y1, kept, mask, score, w1, w2 = ctx.saved_tensors
         ffn, c = ctx.ffn, ctx.ffn.config
         dy3 = dy3.to(x.dtype)
-        dy2 = dy3 @ ffn.sparse_weight("w2_t", x.dtype).T  # product 3
+        dy2 = dy3 @ ffn.sparse_weight("w2_t", x.dtype, w2).T  # product 3
         reduce_tokens = _token_reduction(kept, c)
         dw2 = reduce_tokens(kept, dy3)  # product 4
-        dscore = None if score is None else _score_gradient(relu_y1.square(), dy2, score)
+        dscore = None if score is None else _score_gradient(relu_y1.square(), mask, dy2, score)
         dy1 = 2 * dy2 * relu_y1
         if mask is not None:
             dy1 = dy1.masked_fill(~mask, 0) if c.mask_reuse else ffn.own_gradient_mask(dy1)
-        dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype).T  # product 5
+        dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype, w1).T  # product 5
         dw1 = reduce_tokens(dy1, x).T  # product 6
         return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), dscore, None
 
 
-def _score_gradient(y2: Tensor, dy2: Tensor, score: Tensor) -> Tensor:
+def _score_gradient(y2: Tensor, mask: Tensor, dy2: Tensor, score: Tensor) -> Tensor:
     """Straight-through gradient [F] of the learned scores.
 
     The hard 2-of-4 mask is treated as 2 p, p_i = c_i / sum_j c_j over the group, c = y2 exp(score): the
-    inclusion probability of drawing two in proportion to the criterion. dL/dmask is dy2 y2.
+    inclusion probability of drawing two in proportion to the criterion. dL/dmask is dy2 y2. Where a
+    group's mask is all False, its cluster was not chosen, and no score could change that.
     """
-    wide = torch.promote_types(y2.dtype, torch.float32)
-    groups = (-1, 4)
-    criterion = (y2.to(wide) * score.exp()).unflatten(-1, groups)
+    wide, groups = torch.promote_types(y2.dtype, torch.float32), (-1, 4)
+    offered = mask.unflatten(-1, groups).any(-1, keepdim=True)
+    criterion = (y2.to(wide) * score.exp()).unflatten(-1, groups) * offered
     p = criterion / criterion.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
     dmask = (dy2.to(wide) * y2.to(wide)).unflatten(-1, groups)
     return (2 * p * (dmask - (p * dmask).sum(-1, keepdim=True))).flatten(-2).sum(0).to(score.dtype)
