@@ -148,7 +148,8 @@ def test_train_preset_arguments():
         ({"activation": "venom", "outputs": "selected", "routing": "oracle-token"}, "routing='token'"),
         ({"activation": "venom", "outputs": "selected", "routing": "oracle-block"}, "routing='token'"),
         ({"activation": "venom", "outputs": "selected", "mask_reuse": False}, "mask_reuse=True"),
-        ({"activation": "venom", "inner": False, "selection": "learned"}, "inner=True"),
+        ({"activation": "venom", "inner": False, "selection": "learned"}, "inner=False"),
+        ({"activation": "venom", "routing": "oracle-block", "selection": "soft"}, "selection='magnitude'"),
         ({"activation": "venom", "routing": "oracle-block", "top_k": 3}, "try 1"),
         ({"activation": "venom", "routing": "oracle-block", "top_k": 12}, "try 4"),
         # wrong types
