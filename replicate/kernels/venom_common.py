@@ -43,19 +43,24 @@ def cuda_or_interpreted(first: Tensor, *others: Tensor) -> None:
 
 def check_operands(**operands: Tensor) -> None:
     """Raise ValueError unless all are contiguous matrices of one dtype, rows a multiple of 8 wide."""
-    first = next(iter(operands.values()))
-    cuda_or_interpreted(*operands.values())
+    tensors = operands.values()
+    dtype = next(iter(tensors)).dtype
+    cuda_or_interpreted(*tensors)
+    if dtype in DTYPES and all(
+        t.dtype == dtype and t.dim() == 2 and t.is_contiguous() and t.size(1) % 8 == 0 for t in tensors
+    ):
+        if dtype == torch.bfloat16 and interpreted():
+            raise ValueError("interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU")
+        return
     for name, t in operands.items():
         if t.dim() != 2:
             raise ValueError(f"{name} must be a matrix, got shape {tuple(t.shape)}")
         if not t.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
-        if t.dtype != first.dtype or t.dtype not in DTYPES:
+        if t.dtype != dtype or dtype not in DTYPES:
             raise ValueError(f"{name} is {t.dtype}; use one of {DTYPES}, the same for all")
-        if t.shape[1] % 8:
-            raise ValueError(f"{name} has {t.shape[1]} columns; kernels need a multiple of 8")
-    if first.dtype == torch.bfloat16 and not first.is_cuda:
-        raise ValueError("interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU")
+        if t.size(1) % 8:
+            raise ValueError(f"{name} has {t.size(1)} columns; kernels need a multiple of 8")
 
 
 def cluster_width(d_ff: int, n_clusters: int) -> int:
@@ -76,19 +81,23 @@ def _device_limits(device: torch.device) -> tuple[int, int]:
     return properties.multi_processor_count, properties.shared_memory_per_block_optin
 
 
+@lru_cache
+def _fitted(tile: Tile | None, device: torch.device, wide: bool, n: int, k: int) -> Tile:
+    if tile is None:
+        tile = Tile(128, 32, 8, 3) if _device_limits(device)[1] < HOPPER_SHARED else Tile()
+    most_n, most_k = (min(tile.n, 64), min(tile.k, 32)) if wide else (tile.n, tile.k)
+    widths = [most_n >> i for i in range(4) if most_n >> i >= 32]
+    best = min(widths, key=lambda width: (-(-n // width) * width, -width))
+    steps = [most_k >> i for i in range(3) if most_k >> i >= 16]
+    return Tile(best, next((step for step in steps if k % step == 0), steps[0]), tile.warps, tile.stages)
+
+
 def fit_tile(tile: Tile | None, like: Tensor, n: int, k: int) -> Tile:
-    """`tile`, or the device's default, fitted to n output columns and a reduction of k.
+    """`tile`, or the device's default, fitted to n output columns and a reduction of k; smaller for float32.
 
     The width is the one that wastes the fewest columns, the step one that divides k if there is any.
     """
-    if tile is None:
-        small = _device_limits(like.device)[1] < HOPPER_SHARED
-        tile = Tile(128, 32, 8, 3) if small else Tile()
-    most_n, most_k = (tile.n, tile.k) if like.dtype.itemsize == 2 else (min(tile.n, 64), min(tile.k, 32))
-    widths = [most_n >> i for i in range(4) if most_n >> i >= 32]
-    wide = min(widths, key=lambda width: (-(-n // width) * width, -width))
-    steps = [most_k >> i for i in range(3) if most_k >> i >= 16]
-    return Tile(wide, next((step for step in steps if k % step == 0), steps[0]), tile.warps, tile.stages)
+    return _fitted(tile, like.device, like.dtype == torch.float32, n, k)
 
 
 def programs(like: Tensor, tiles: int) -> int:
