@@ -61,7 +61,8 @@ def run(shapes: Sequence[tuple[int, int, int]] = SHAPES, *, repeats: int = 20, s
     torch.manual_seed(seed)
     for tokens, d_model, d_ff in shapes:
         verify(min(tokens, 2048), d_model, d_ff)
-    result: Row = {"layout": layout("cuda", DTYPE), "backend": engines.report(), "memory": [], "products": []}
+    result: Row = {"layout": layout("cuda", DTYPE), "backend": engines.report()}
+    result |= {"cusparselt": engines.cusparselt_version(), "memory": [], "products": []}
     for shape in shapes:
         result["memory"] += memory_rows(*shape, repeats)
         result["products"] += ffn_rows(*shape, repeats)

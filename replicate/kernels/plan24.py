@@ -2,9 +2,11 @@
 
 The library's default algorithm is seldom the fastest, so every shape is tuned once per device and version:
 all algorithms run on random operands, each result is checked against a dense product, and the fastest right
-one is kept in runs/matmul24/. Where none beats cuBLAS, the product is dense. The library's own search is not
-called: in version 0.8.0 it executes an illegal instruction for float16, a row-major B and a transposed
-result, which ends the process's use of the GPU.
+one is kept in runs/matmul24/. Where none beats cuBLAS, the product is dense.
+
+For float16, a row-major B and a transposed result some algorithms of version 0.8.0 past the ninth execute an
+illegal instruction, which ends the process's use of the GPU. They are left out, and the library's own
+search, which runs them, is not called.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ from replicate.kernels.compressed24 import TILE, compress_by_library
 from replicate.sparsity import mask24
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative Frobenius error of two rounded products
-MOST_ALGORITHMS = 256  # the library refuses the first number past its last algorithm, 9 to 28 in 0.8.0
+MOST_ALGORITHMS = 256  # the library refuses numbers past its last algorithm, the 8th to 27th in 0.8.0
+_known: dict[tuple[int, Shape], Plan] = {}  # by device and exact shape: a look-up costs a hash
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Shape:
     dtype: torch.dtype
     b_row_major: bool = True
     transpose: bool = False
+
+    @property
+    def algorithms(self) -> int:
+        """Upper bound on the algorithms worth trying; the library refuses those it does not have."""
+        crashes = self.dtype == torch.float16 and self.b_row_major and self.transpose
+        return 9 if crashes else MOST_ALGORITHMS
 
     @property
     def key(self) -> str:
@@ -85,14 +93,27 @@ def plan_for(shape: Shape, device: torch.device) -> Plan:
 
     Raises RuntimeError while a CUDA graph is captured and the shape is new: run the product once before.
     """
-    shape = shape.rounded()
-    file = _cache_file(torch.device(device))
-    plans = _plans(file)
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    known = _known.get((index, shape))
+    if known is None:
+        known = _known[index, shape] = _load_or_tune(shape.rounded(), torch.device("cuda", index))
+    return known
+
+
+def forget() -> None:
+    """Drop the plans in memory, so that the next product reads them from disk again."""
+    _known.clear()
+
+
+def _load_or_tune(shape: Shape, device: torch.device) -> Plan:
+    file = _cache_file(device)
+    plans = _read(file)
     if shape.key not in plans:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"product {shape.key} is not tuned; run it once before capturing a CUDA graph")
         with torch.cuda.device(device), torch.no_grad():
-            plans[shape.key] = tune(shape, torch.device(device))
+            plans[shape.key] = tune(shape, device)
         _save(file, plans)
     return plans[shape.key]
 
@@ -112,7 +133,7 @@ def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
     expected = dense()
     times: dict[int, float] = {}
     tried = wrong = 0
-    for algorithm in range(MOST_ALGORITHMS):
+    for algorithm in range(shape.algorithms):
         error = _error(buffer, b, shape.transpose, algorithm, expected)
         if error is None:
             break
@@ -197,8 +218,7 @@ def _cache_file(device: torch.device) -> Path:
     return folder / f"{short}-{hashlib.sha256(tag.encode()).hexdigest()[:8]}.json"
 
 
-@lru_cache
-def _plans(path: Path) -> dict[str, Plan]:
+def _read(path: Path) -> dict[str, Plan]:
     """Plans on disk; an unreadable file counts as none, since tuning replaces it."""
     try:
         return {key: Plan(**plan) for key, plan in json.loads(path.read_text()).items()}

@@ -106,12 +106,31 @@ def _(dy2: Tensor, y2: Tensor, compressed: bool, dense: bool) -> tuple[Tensor, T
     return empty_outputs(dy2, compressed, dense)
 
 
+@torch.library.custom_op("replicate::relu2_prune24_backward_", mutates_args=("dy2",))
+def _relu2_prune24_backward_in_place_op(dy2: Tensor, y2: Tensor, compressed: bool) -> Tensor:
+    return launch_relu2_prune24_backward(dy2, y2, compressed, True, CONFIG, overwrite=True)[0]
+
+
+@_relu2_prune24_backward_in_place_op.register_fake
+def _(dy2: Tensor, y2: Tensor, compressed: bool) -> Tensor:
+    return empty_outputs(dy2, compressed, False)[0]
+
+
 def launch_relu2_prune24_backward(
-    dy2: Tensor, y2: Tensor, compressed: bool, dense: bool, config: dict[str, int]
+    dy2: Tensor,
+    y2: Tensor,
+    compressed: bool,
+    dense: bool,
+    config: dict[str, int],
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(buffer, dense form) of dy1 from the kernel with a given tile; `y2` is the forward's buffer."""
+    """(buffer, dense form) of dy1 from the kernel with a given tile; `y2` is the forward's buffer.
+
+    With `overwrite` the dense form is dy2's memory: a program writes the tile that only it has read.
+    """
     rows, cols = dy2.shape
-    buffer, full = empty_outputs(dy2, compressed, dense)
+    buffer, full = empty_outputs(dy2, compressed, dense and not overwrite)
+    full = dy2 if overwrite else full
     y2_values, y2_metadata = parts(y2, cols)
     values, metadata = parts(buffer, cols) if compressed else (buffer, buffer)
     grid, config = fit_config(config, rows, cols)
@@ -134,7 +153,12 @@ def launch_relu2_prune24_backward(
 
 
 def relu2_prune24_backward(
-    dy2: Tensor, y2: Compressed24, *, form: str = "compressed", backend: str | None = None
+    dy2: Tensor,
+    y2: Compressed24,
+    *,
+    form: str = "compressed",
+    overwrite: bool = False,
+    backend: str | None = None,
 ) -> Compressed24 | Tensor:
     """dy1 = 2 dy2 sqrt(y2) under the forward's mask.
 
@@ -142,6 +166,7 @@ def relu2_prune24_backward(
         dy2: [T, F], the dtype of y2.
         y2: what `relu2_prune24` returned; any dense form it carries is not needed.
         form: "compressed"; "dense" for a tensor [T, F]; "both" for a Compressed24 with `.dense` set.
+        overwrite: put the dense form into dy2's memory, which saves T F elements.
 
     Returns:
         dy1 in that form.
@@ -152,23 +177,32 @@ def relu2_prune24_backward(
     check(form in ("compressed", "dense", "both"), f"form is {form!r}; choose compressed, dense or both")
     check(tuple(dy2.shape) == y2.shape, f"dy2 has shape {tuple(dy2.shape)}, y2 has {y2.shape}")
     check(dy2.dtype == y2.buffer.dtype and dy2.dtype in HALF, f"dy2 is {dy2.dtype}, y2 is {y2.buffer.dtype}")
+    check(not overwrite or form != "compressed", "overwrite=True needs a dense form: form='dense' or 'both'")
+    check(
+        not overwrite or (dy2.is_contiguous() and dy2.storage_offset() % 4 == 0),
+        "overwrite=True needs a contiguous dy2 that starts at a 64-bit word",
+    )
     if y2.layout == "vendor" or engines.select(dy2.device, backend, dy2.dtype) == "reference":
-        return _backward_in_torch(dy2, y2, form)
+        return _backward_in_torch(dy2, y2, form, overwrite)
+    if overwrite:
+        buffer = _relu2_prune24_backward_in_place_op(dy2, y2.buffer, form == "both")
+        return dy2 if form == "dense" else Compressed24(buffer, *y2.shape, y2.layout, dy2)
     buffer, full = _relu2_prune24_backward_op(dy2, y2.buffer, form != "dense", form != "compressed")
     if form == "dense":
         return full
     return Compressed24(buffer, *y2.shape, y2.layout, full if form == "both" else None)
 
 
-def _backward_in_torch(dy2: Tensor, y2: Compressed24, form: str) -> Compressed24 | Tensor:
+def _backward_in_torch(dy2: Tensor, y2: Compressed24, form: str, overwrite: bool) -> Compressed24 | Tensor:
     full = unpack24(y2, backend="reference")
-    if y2.layout == "vendor":
-        dy1 = relu2_prune24_backward_reference(dy2, full, full != 0)
-        buffer = compress_by_library(dy1) if form != "dense" else None
-        return dy1 if form == "dense" else Compressed24(buffer, *y2.shape, y2.layout, dy1)
-    ones = torch.cat([torch.ones_like(y2.values).view(-1), parts(y2.buffer, y2.cols)[1]])
-    mask = unpack24_reference(ones.view(y2.buffer.shape), *y2.shape) != 0
+    mask = full != 0
+    if y2.layout == "sm90":  # the metadata also names kept zeros
+        ones = torch.cat([torch.ones_like(y2.values).view(-1), parts(y2.buffer, y2.cols)[1]])
+        mask = unpack24_reference(ones.view(y2.buffer.shape), *y2.shape) != 0
     dy1 = relu2_prune24_backward_reference(dy2, full, mask)
+    dy1 = dy2.copy_(dy1) if overwrite else dy1
     if form == "dense":
         return dy1
-    return Compressed24(pack24_reference(dy1, mask), *y2.shape, y2.layout, dy1 if form == "both" else None)
+    buffer = pack24_reference(dy1, mask) if y2.layout == "sm90" else compress_by_library(dy1)
+    keeps = form == "both" or y2.layout == "vendor"
+    return Compressed24(buffer, *y2.shape, y2.layout, dy1 if keeps else None)

@@ -75,6 +75,35 @@ def test_backward_matches_the_reference(rows, cols, dtype, device, poison):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_backward_in_the_memory_of_dy2(backend, dtype, device):
+    y1, dy2 = randn(70, 192, dtype, device), randn(70, 192, dtype, device, seed=1)
+    y2 = relu2_prune24(y1, backend=backend)
+    expected = relu2_prune24_backward(dy2, y2, form="both", backend=backend)
+    for form in ("dense", "both"):
+        memory = dy2.clone()
+        out = relu2_prune24_backward(memory, y2, form=form, overwrite=True, backend=backend)
+        assert (out if form == "dense" else out.dense).data_ptr() == memory.data_ptr()
+        assert torch.equal(memory, expected.dense)
+        assert form == "dense" or torch.equal(out.buffer.view(torch.int16), expected.buffer.view(torch.int16))
+    with pytest.raises(ValueError, match="dense form"):
+        relu2_prune24_backward(dy2, y2, overwrite=True, backend=backend)
+    with pytest.raises(ValueError, match="contiguous"):
+        wide = torch.zeros(70, 384, dtype=dtype, device=device)[:, :192]
+        relu2_prune24_backward(wide, y2, form="dense", overwrite=True, backend=backend)
+
+
+@pytest.mark.gpu
+def test_backward_in_the_memory_of_dy2_at_size():
+    y1, dy2 = (torch.randn(4096, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    y2 = relu2_prune24(y1)
+    expected = relu2_prune24_backward(dy2, y2, form="both")
+    ours = relu2_prune24_backward(dy2, y2, form="both", overwrite=True)
+    assert torch.equal(ours.dense, expected.dense) and torch.equal(ours.metadata, expected.metadata)
+    assert torch.equal(ours.values, expected.values) and ours.dense is dy2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_backward_is_the_derivative(dtype, device):
     y1 = randn(64, 64, torch.float32, "cpu").double().requires_grad_()
     dy2 = randn(64, 64, torch.float32, "cpu", seed=1)
@@ -214,6 +243,7 @@ def test_operators_are_registered_right(device):
     ops = torch.ops.replicate
     torch.library.opcheck(ops.relu2_prune24.default, (y1, True, True), test_utils=checks)
     torch.library.opcheck(ops.relu2_prune24_backward.default, (y1, y2, True, False), test_utils=checks)
+    torch.library.opcheck(ops.relu2_prune24_backward_.default, (y1.clone(), y2, True), test_utils=checks)
     torch.library.opcheck(ops.unpack24.default, (y2, 70, 128), test_utils=checks)
 
 
