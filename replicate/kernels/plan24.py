@@ -4,9 +4,8 @@ The library's default algorithm is seldom the fastest, so every shape is tuned o
 all algorithms run on random operands, each result is checked against a dense product, and the fastest right
 one is kept in runs/matmul24/. Where none beats cuBLAS, the product is dense.
 
-For float16, a row-major B and a transposed result some algorithms of version 0.8.0 past the ninth execute an
-illegal instruction, which ends the process's use of the GPU. They are left out, and the library's own
-search, which runs them, is not called.
+In version 0.8.0 some float16 algorithms execute an illegal instruction, which ends the process's use of the
+GPU: float16 is limited to the first few, and the library's own search, which runs them all, is not called.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from replicate.sparsity import mask24
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative Frobenius error of two rounded products
 MOST_ALGORITHMS = 256  # the library refuses numbers past its last algorithm, the 8th to 27th in 0.8.0
+SAFE_FLOAT16 = 9  # algorithms 0 to 8 ran on nine shapes
 _known: dict[tuple[int, Shape], Plan] = {}  # by device and exact shape: a look-up costs a hash
 
 
@@ -48,9 +48,11 @@ class Shape:
 
     @property
     def algorithms(self) -> int:
-        """Upper bound on the algorithms worth trying; the library refuses those it does not have."""
-        crashes = self.dtype == torch.float16 and self.b_row_major and self.transpose
-        return 9 if crashes else MOST_ALGORITHMS
+        """How many algorithms may be tried; the library refuses those it does not have."""
+        if self.dtype != torch.float16:
+            return MOST_ALGORITHMS
+        # torch's own 2:4 layers run the first one with a column-major B and a transposed result.
+        return 1 if self.transpose and not self.b_row_major else SAFE_FLOAT16
 
     @property
     def key(self) -> str:
