@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from replicate.kernels import backend as engines
 from replicate.kernels import matmul24, plan24, relu2_prune24, report, soft_threshold_prune24
 from replicate.kernels.compressed24 import Compressed24, pack24_reference
 from replicate.kernels.plan24 import Plan, Shape
+from replicate.paths import ROOT
 from replicate.sparsity import prune24
 
 HALF = [torch.float16, torch.bfloat16]
@@ -106,6 +110,18 @@ def test_backend_selection(monkeypatch):
     monkeypatch.setenv("REPLICATE_BACKEND", "fast")
     with pytest.raises(ValueError, match="REPLICATE_BACKEND is 'fast'"):
         engines.select("cpu")
+
+
+def test_works_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, replicate.kernels as k\n"
+        "y2 = k.relu2_prune24(torch.ones(8, 64).half())\n"
+        "assert k.matmul24(y2, torch.ones(64, 8).half()).eq(32).all()\n"
+        "assert 'reference on cpu' in k.report('cpu')\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "REPLICATE_BACKEND")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env)
 
 
 def test_pays_is_false_without_sparse_tensor_cores():
