@@ -24,6 +24,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, scaled": ("recipe", {"model.sparsity.weight_scale": True}),
     "w1+w2, hard": ("w1+w2", {"model.sparsity.weight_method": "hard"}),
     "w1+w2, scaled": ("w1+w2", {"model.sparsity.weight_scale": True}),
+    "venom16, no mask reuse": ("venom16", {"model.sparsity.mask_reuse": False}),
+    "recipe, no mask reuse": ("recipe", {"model.sparsity.mask_reuse": False}),
     "venom16, no inner": ("venom16", {"model.sparsity.inner": False}),
     "GELU": ("dense", {"model.activation": "gelu"}),
 }
@@ -42,6 +44,10 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
         plan[f"recipe, 50% {order}"] = study.arms(profile, ["recipe"], seeds, sparse_share=0.5, order=order)
     for name, (preset, changes) in VARIANTS.items():
         plan[name] = study.arms(profile, [preset], seeds, **changes)
+    for factor in (0.5, 2.0):  # does the ranking depend on the learning rate, tuned for dense?
+        for name in ("dense", "w1+w2", "act24", "venom16", "recipe"):
+            lr = factor * plan[name][0].lr
+            plan[f"{name}, lr x {factor:g}"] = study.arms(profile, [name], seeds, lr=lr)
     d_ff = plan["dense"][0].model.d_ff
     swiglu = {"model.activation": "swiglu", "model.d_ff": 2 * d_ff // 3}  # three matrices, equal parameters
     plan["SwiGLU"] = study.arms(profile, ["dense"], seeds, **swiglu)
