@@ -189,6 +189,7 @@ def test_infinities_survive_selection(dtype):
     assert soft_threshold24(x).tolist() == [0, -math.inf, 0, math.inf]
     x = torch.tensor([math.inf, 1, -math.inf, math.inf], dtype=dtype)
     assert prune24(x).tolist() == [math.inf, 0, -math.inf, 0]
+    assert soft_threshold24(x).tolist() == [0, 0, 0, 0]  # none exceeds the threshold, infinity
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
