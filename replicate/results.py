@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from replicate import measure, study
+from replicate import checkpoint, evaluate, measure, pool, study
 from replicate.config import TrainConfig, config_hash, from_dict
+from replicate.figures import about
 from replicate.records import Record, RecordStore
 
 Run = tuple[Record, str]
@@ -40,6 +43,48 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def run_plan(plan: Mapping[str, Sequence[TrainConfig]], label: str = "") -> pd.DataFrame:
+    """`frame` of every run of a plan, arm name -> configurations, trained side by side where missing.
+
+    The arms are called as in the plan, which tells apart what `study.describe` does not, such as two
+    lengths of the dense warm-up.
+    """
+    runs = study.run([config for configs in plan.values() for config in configs], label=label)
+    names = [name for name, configs in plan.items() for _ in configs]
+    return frame(runs).assign(arm=names)
+
+
+def larger(
+    profile: str,
+    plan: Callable[[str], Mapping[str, Sequence[TrainConfig]]],
+    store: RecordStore | None = None,
+    *,
+    needed: Sequence[str] | None = None,
+) -> tuple[str, pd.DataFrame] | None:
+    """The recorded runs of a notebook's plan at the largest scale above `profile`; trains nothing.
+
+    Args:
+        profile: the scale the notebook runs at.
+        plan: scale -> arm name -> configurations, as for `run_plan`.
+        needed: arms without which a scale does not count; others are left out where a run is missing.
+            By default every arm is needed.
+
+    Returns:
+        (scale, frame) of the largest scale that data/recorded holds, or None.
+    """
+    store = store or RecordStore()
+    for scale in reversed(list(study.PRESET_OF)):
+        if scale == profile:
+            return None
+        arms = plan(scale)
+        found = {name: [store.find("train", config) for config in configs] for name, configs in arms.items()}
+        kept = {n: runs for n, runs in found.items() if all(run and run[1] == "recorded" for run in runs)}
+        if kept and set(arms if needed is None else needed) <= set(kept):
+            names = [name for name, runs in kept.items() for _ in runs]
+            return scale, frame(run for runs in kept.values() for run in runs).assign(arm=names)
+    return None
+
+
 def differences(
     runs: pd.DataFrame, base: str = "dense", column: str = "valid_loss", arms: Sequence[str] | None = None
 ) -> dict[str, measure.Stats]:
@@ -49,14 +94,14 @@ def differences(
         runs: from `frame`. base: the arm to subtract. column: what to compare.
 
     Raises:
-        ValueError: an arm is missing, or has other seeds than the base.
+        ValueError: an arm is missing, or has seeds that the base lacks.
     """
     values = {name: part.set_index("seed")[column] for name, part in runs.groupby("arm", sort=False)}
     out = {}
     for name in arms or [n for n in values if n != base]:
         if name not in values or base not in values:
             raise ValueError(f"no runs of {name!r} or of {base!r}; there are {', '.join(values)}")
-        if set(values[name].index) != set(values[base].index):
+        if not set(values[name].index) <= set(values[base].index):
             raise ValueError(
                 f"{name} has seeds {sorted(values[name].index)}, {base} {sorted(values[base].index)}"
             )
@@ -75,6 +120,12 @@ def recorded(configs: Iterable[TrainConfig], store: RecordStore | None = None) -
     return [found for config in unique.values() if (found := store.find("train", config))]
 
 
+def interval(stats: measure.Stats, unit: str = "nats", digits: int = 2) -> str:
+    """Statistics for a notebook's output: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3"."""
+    mean, low, high = (about(value, digits) for value in (stats.mean, stats.low, stats.high))
+    return f"{mean} {unit}".rstrip() + f", 95 % interval {low} to {high}, n = {stats.n}"
+
+
 def origins(runs: pd.DataFrame) -> str:
     """One line that says where the runs come from: "12 fresh", "9 recorded on NVIDIA H200, 3 cached"."""
     parts = []
@@ -89,9 +140,78 @@ def series(record: Record, key: str) -> list[tuple[int, float]]:
     return [(row["step"], _mean(row[key])) for row in record.results["stats"] if row.get(key) is not None]
 
 
+def gap_curve(
+    runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far an arm's training loss lies above the base's as training goes on.
+
+    Runs of one seed read the same batches, so their step-by-step difference is far quieter than the losses.
+
+    Args:
+        runs: from `frame`. window: steps a running mean reaches back.
+
+    Returns:
+        (tokens [N], gaps [seeds, N]): the tokens read at the end of each window, the mean gap in it in nats.
+    """
+    losses = {
+        name: {seed: np.asarray(r.results["steps"]["loss"]) for seed, r in zip(part["seed"], part["record"])}
+        for name, part in runs[runs["arm"].isin([arm, base])].groupby("arm")
+    }
+    gaps = np.stack([loss - losses[base][seed] for seed, loss in losses[arm].items()])
+    total = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
+    config = from_dict(runs.loc[runs["arm"] == arm, "record"].iloc[0].config)
+    tokens = config.tokens_per_step * np.arange(window, gaps.shape[1] + 1)
+    return tokens, (total[:, window:] - total[:, :-window]) / window
+
+
+def completions(
+    runs: pd.DataFrame, n: int, *, context: int = 56, length: int = 8, n_choices: int = 4
+) -> pd.DataFrame:
+    """`runs` with a column `accuracy`: the finished models' on one held-out completion task, as records.
+
+    A model that was not kept is trained once more, to the same weights, and then kept; one that was
+    recorded elsewhere is not, and its accuracy is None unless that is recorded too.
+
+    Args:
+        runs: from `frame`.
+        n, context, length, n_choices: of `evaluate.completion_task`; equal questions for every run.
+    """
+    store, question = RecordStore(), {"n": n, "context": context, "length": length, "n_choices": n_choices}
+    asked = [{"train": record.config_hash, **question} for record in runs["record"]]
+    corpora = [record.corpus["sha256"] for record in runs["record"]]
+    found = [store.find("completion", *pair) for pair in zip(asked, corpora)]
+    missing = [i for i, origin in enumerate(runs["origin"]) if found[i] is None and origin != "recorded"]
+    configs = {i: from_dict(runs["record"].iloc[i].config) for i in missing}
+    lost = [c for c in configs.values() if c.steps not in checkpoint.steps(pool.run_dir(c))]
+    for _, answer in pool.train_all([replace(c, checkpoint_every=c.steps) for c in lost]):
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+    for i, config in configs.items():
+        found[i] = _ask(store, asked[i], config, question)
+    return runs.assign(accuracy=[answer and answer[0].results["accuracy"] for answer in found])
+
+
+def _ask(store: RecordStore, asked: dict, config: TrainConfig, question: dict[str, int]) -> Run:
+    """The completion record of a configuration's model, which must be kept in its run directory."""
+    trainer = study.trained(config, progress=False)
+    task = evaluate.completion_task(trainer.data, **question)
+
+    def answer() -> dict[str, Any]:
+        with trainer.autocast():
+            return evaluate.completion(trainer.model, task, batch_size=32)
+
+    return store.get_or_run("completion", asked, answer, corpus=trainer.data.provenance())
+
+
 def _mean(values: Any) -> float | None:
-    """Mean of a list, or of a dictionary's values; None for nothing."""
-    if values is None or values == [] or values == {}:
-        return None
-    flat = list(values.values()) if isinstance(values, dict) else values
-    return sum(flat) / len(flat) if isinstance(flat, list) else float(flat)
+    """Mean of the numbers in a list or dictionary, nested or not; None for nothing."""
+    flat = _numbers(values)
+    return sum(flat) / len(flat) if flat else None
+
+
+def _numbers(values: Any) -> list[float]:
+    if values is None:
+        return []
+    if isinstance(values, (int, float)):
+        return [float(values)]
+    return [x for part in (values.values() if isinstance(values, dict) else values) for x in _numbers(part)]

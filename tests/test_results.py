@@ -1,0 +1,99 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from replicate import checkpoint, pool, records, results, study
+from replicate.config import ModelConfig, TrainConfig
+from replicate.presets import SPARSITY_PRESETS
+
+RUN = TrainConfig(
+    model=ModelConfig(vocab_size=32, n_layer=1, d_model=16, d_ff=64, n_head=2, seq_len=16),
+    corpus="synthetic",
+    steps=4,
+    batch_size=2,
+    lr_warmup=2,
+    dense_warmup=2,
+    eval_batches=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def runs_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def fake(name, seed, losses, origin="fresh", **changes):
+    """A run whose training loss is `losses`, held-out loss their mean."""
+    config = study.arms("smoke", [name], [seed], **changes)[0]
+    result = {
+        "steps": {"loss": losses},
+        "stats": [
+            {"step": 0, "y2_sparsity": [0.4, 0.6], "flip_rate": {"w1": [0.1, 0.3], "w2": [0.2, 0.2]}},
+            {"step": 2, "y2_sparsity": [0.8, 0.8], "flip_rate": {}},
+        ],
+        "final_loss": losses[-1],
+        "valid_loss": sum(losses) / len(losses),
+    }
+    return records.make_record("train", config, result), origin
+
+
+def test_differences_pair_the_seeds_an_arm_has():
+    runs = results.frame([*(fake("dense", s, [3.0, s]) for s in (1, 2, 3)), fake("w1", 3, [3.0, 3.5])])
+    stats = results.differences(runs, column="final_loss")["w1"]
+    assert (stats.n, stats.mean) == (1, 0.5)
+    with pytest.raises(ValueError, match=r"dense has seeds \[1, 2, 3\], w1 \[3\]"):
+        results.differences(runs, base="w1")
+    with pytest.raises(ValueError, match="no runs of 'w2'"):
+        results.differences(runs, arms=["w2"])
+
+
+def test_series_average_layers_and_weights():
+    record = fake("w1", 1, [3.0])[0]
+    assert results.series(record, "y2_sparsity") == [(0, 0.5), (2, 0.8)]
+    assert results.series(record, "flip_rate")[0] == (0, pytest.approx(0.2))
+
+
+def test_the_gap_curve_is_a_running_mean_of_paired_differences():
+    dense = {1: [4.0, 3.0, 2.0, 1.0], 2: [5.0, 4.0, 3.0, 2.0]}
+    extra = {1: [0.0, 0.0, 2.0, 4.0], 2: [0.0, 0.0, 4.0, 8.0]}
+    runs = [fake("dense", s, loss) for s, loss in dense.items()]
+    runs += [fake("w1", s, [a + b for a, b in zip(dense[s], extra[s], strict=True)]) for s in dense]
+    tokens, gap = results.gap_curve(results.frame(runs), "w1", window=2)
+    assert tokens.tolist() == [2048, 3072, 4096]
+    assert np.allclose(gap, [[0, 1, 3], [0, 2, 6]])
+
+
+def test_a_larger_study_counts_if_what_is_needed_is_recorded(tmp_path):
+    def plan(scale):
+        return {name: study.arms(scale, [name], (1, 2)) for name in ("dense", "w1", "w2")}
+
+    store = records.RecordStore(tmp_path / "own", tmp_path / "recorded")
+    assert results.larger("smoke", plan, store) is None
+    changes = {"corpus": "stdlib"}
+    for name, seed in (("dense", 1), ("dense", 2), ("w1", 1), ("w1", 2), ("w2", 1)):
+        config = study.arms("laptop", [name], [seed], **changes)[0]
+        record = fake(name, seed, [2.0])[0]
+        store.put(records.make_record("train", config, record.results), recorded=True)
+    assert results.larger("smoke", plan, store) is None  # w2 lacks a seed
+    scale, runs = results.larger("smoke", plan, store, needed=["dense"])
+    assert (scale, runs["arm"].tolist()) == ("laptop", ["dense", "dense", "w1", "w1"])
+    assert results.larger("laptop", plan, store, needed=["dense"]) is None
+    assert results.larger("smoke", plan, store, needed=["w2"]) is None
+
+
+def test_completions_keep_the_models_and_the_answers(monkeypatch):
+    in_process = lambda configs, *_: [(c, pool._train_one(c)) for c in configs]  # noqa: E731
+    monkeypatch.setattr(pool, "train_all", in_process)
+    sparse = replace(RUN, model=replace(RUN.model, sparsity=SPARSITY_PRESETS["w1"]))
+    runs = results.frame(study.run([RUN, sparse], progress=False))
+    first = results.completions(runs, 20, context=6, length=4)
+    assert first["accuracy"].between(0, 1).all()
+    kept = [len(checkpoint.steps(pool.run_dir(c))) for c in (RUN, sparse)]
+    assert kept == [1, 1]
+    monkeypatch.setattr(study, "trained", lambda *_, **__: pytest.fail("loads a model"))
+    again = results.completions(runs, 20, context=6, length=4)
+    assert again["accuracy"].tolist() == first["accuracy"].tolist()
+    elsewhere = results.completions(runs.assign(origin="recorded"), 21, context=6, length=4)
+    assert elsewhere["accuracy"].isna().all()
