@@ -230,8 +230,10 @@ def run_tests(copy: Path, *which: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(copy), "REPLICATE_EXPECTED_ROOT": str(copy)}
     for name in [key for key in env if key.startswith(("COVERAGE", "COV_", "PYTEST_"))]:
         del env[name]
-    options = ["-x", "--color=no", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-B", "-m", "pytest", *options, *which]
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "--color=no"]
+    for plugin in ("cacheprovider", "nbval", "xdist", "pytest_cov"):  # slow to load
+        command += ["-p", f"no:{plugin}"]
+    command += which
     return subprocess.run(
         command, cwd=copy, env=env, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False
     )
