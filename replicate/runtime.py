@@ -71,10 +71,14 @@ def draw_seed(seed: int, step: int, micro: int) -> int:
 
 
 def stats_rows(config: TrainConfig) -> int:
-    """Sequences of a batch that a statistic reads: about STATS_TOKENS tokens, whole blocks of V rows."""
-    seq_len = config.model.seq_len
-    for rows in range(max(1, STATS_TOKENS // seq_len), config.batch_size):
-        if rows * seq_len % config.model.sparsity.v == 0:
+    """Sequences of a batch that a statistic reads, whole blocks of V rows where these are routed.
+
+    At most half of them and about STATS_TOKENS tokens: statistics are to cost next to nothing.
+    """
+    seq_len, sparsity = config.model.seq_len, config.model.sparsity
+    unit = sparsity.v if sparsity.routing == "oracle-block" else 1
+    for rows in range(max(1, min(STATS_TOKENS // seq_len, config.batch_size // 2)), config.batch_size):
+        if rows * seq_len % unit == 0:
             return rows
     return config.batch_size
 
@@ -148,6 +152,8 @@ class Progress:
 
     def start(self, parameters: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
         """Say what is about to run."""
+        if not self.enabled:
+            return
         c, plan = self.config, schedule.phase_plan(self.config)
         sparse = schedule.sparse_steps(c)
         parts = [f"{parameters:,} parameters", f"{c.steps} steps of {c.tokens_per_step:,} tokens"]

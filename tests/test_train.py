@@ -17,7 +17,7 @@ from replicate import checkpoint, paths, schedule
 from replicate.bench import PlainLoop, train_bench
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig, to_dict
 from replicate.data import TokenData
-from replicate.runtime import Progress, clock, pick_device
+from replicate.runtime import Progress, clock, pick_device, stats_rows
 from replicate.train import NonFiniteLoss, Trainer, train
 
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=16)
@@ -263,7 +263,7 @@ def test_static_routing_is_calibrated_on_the_ffns_own_inputs(data, monkeypatch):
     )
     trainer = Trainer(with_sparsity(activation="venom", routing="static"), data=data, progress=False)
     trainer.run(9)
-    assert [sample.shape for sample in seen] == [(4, 16, 16)] * 2
+    assert [sample.shape for sample in seen] == [(2, 16, 16)] * 2
     assert not torch.equal(seen[0], seen[1])
     assert all(ffn.clustered for ffn in trainer.model.ffns())
 
@@ -415,6 +415,17 @@ def test_progress_in_a_terminal_renews_one_line():
     assert text.count("\r") == 3
     assert text.count("\n") == 1
     assert text.rstrip().endswith("step 24/24, loss 1.5000, 0:03")
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_len", "v", "rows"),
+    [(8, 128, 64, 4), (64, 512, 64, 8), (2, 16, 32, 2), (1, 8, 8, 1), (6, 16, 48, 3)],
+)
+def test_statistics_read_few_sequences_in_whole_blocks(batch, seq_len, v, rows):
+    model = replace(
+        MODEL, seq_len=seq_len, sparsity=SparsityConfig(activation="venom", routing="oracle-block", v=v)
+    )
+    assert stats_rows(replace(RUN, batch_size=batch, model=model)) == rows
 
 
 def test_devices_and_durations():
