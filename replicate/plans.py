@@ -52,3 +52,12 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
     swiglu = {"model.activation": "swiglu", "model.d_ff": 2 * d_ff // 3}  # three matrices, equal parameters
     plan["SwiGLU"] = study.arms(profile, ["dense"], seeds, **swiglu)
     return plan
+
+
+def some(names: Sequence[str], seeds: Sequence[int], profile: str) -> dict[str, list[TrainConfig]]:
+    """The arms of `everything` with these names, in this order; ValueError names one that does not exist."""
+    plan = everything(profile, seeds)
+    unknown = [name for name in names if name not in plan]
+    if unknown:
+        raise ValueError(f"the study has no arm {unknown[0]!r}; it has {', '.join(plan)}")
+    return {name: plan[name] for name in names}
