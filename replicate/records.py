@@ -33,7 +33,8 @@ from replicate import measure, paths
 # cached record made by other code is not reused.
 SHOWING = frozenset(
     {"__init__", "__main__", "audit", "bench", "claims", "cli", "diagrams", "downloads", "figures", "flops"}
-    | {"measure", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "records", "results", "runner"}
+    | {"kernel_plots", "kernel_tables", "measure", "notebooks", "paper", "paths", "plans", "plots", "pool"}
+    | {"presets", "records", "results", "runner"}
     | {"study", "transplant"}
 )
 COMPRESS_ABOVE = 200_000  # characters of JSON

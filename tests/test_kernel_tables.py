@@ -1,0 +1,132 @@
+"""The recorded kernel timings as tables, docs/kernels.md, and the pictures of notebooks 06 and 07."""
+
+import re
+import shutil
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from replicate import kernel_plots, kernel_tables
+from replicate.kernels.tile24 import two_of_four
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return kernel_tables.recorded(kernel_tables.KERNELS)
+
+
+@pytest.fixture(scope="module")
+def venom():
+    return kernel_tables.recorded(kernel_tables.VENOM)
+
+
+@pytest.fixture
+def ax():
+    fig, ax = plt.subplots()
+    yield ax
+    plt.close(fig)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_nothing_recorded_is_refused():
+    with pytest.raises(ValueError, match="no record of kind 'bench-nothing'"):
+        kernel_tables.recorded("bench-nothing")
+
+
+def test_the_page_shows_the_records(tmp_path):
+    copy = shutil.copy(kernel_tables.DOC, tmp_path / "kernels.md")
+    kernel_tables.update(copy)
+    assert copy.read_text(encoding="utf-8") == kernel_tables.DOC.read_text(encoding="utf-8"), (
+        "run python -m replicate.kernel_tables"
+    )
+
+
+def test_a_page_without_a_marker_is_refused(tmp_path):
+    text = kernel_tables.DOC.read_text(encoding="utf-8").replace("<!-- table: goals -->", "")
+    (tmp_path / "kernels.md").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"kernels\.md marks"):
+        kernel_tables.update(tmp_path / "kernels.md")
+
+
+def test_the_page_s_prose_agrees_with_the_records(kernels, venom):
+    prose = re.sub(
+        r"<!-- table.*?<!-- end -->", "", kernel_tables.DOC.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    driver = kernel_tables.memory(kernels)["of copy"][0]
+    assert f"ran at {100 * driver:.0f} % of the rate" in prose
+    over = [kernel_tables.venom_formats(venom, d)["FFN over grouped"].max() for d in kernel_tables.MODELS]
+    assert f"about {over[0]:.1f} times (7B) and up to {over[1]:.1f} times (1B)" in prose
+    for d_model in kernel_tables.MODELS:
+        assert kernel_tables.venom_formats(venom, d_model)["of dense"].max() < 1
+
+
+def test_figure_6_by_hand(kernels):
+    row = kernel_tables.figure6(kernels)
+    assert (row["m"], row["n"], row["k"]) == (4096, 16384, 4096)
+    assert kernel_tables.amortised(row, "eager_ms", 1) == pytest.approx(row["with eager conversion"])
+    assert kernel_tables.amortised(row, "convert_ms", 10**6) == pytest.approx(row["speedup"], rel=1e-4)
+    n = kernel_tables.columns_to_repay(row, "eager_ms") / row["n"]
+    assert n * row["dense_ms"] == pytest.approx(n * row["sparse_ms"] + row["eager_ms"])
+
+
+def test_roofline_intensity_of_a_product_by_hand(kernels):
+    point = next(p for p in kernel_tables.intensities(kernels) if p["name"] == "figure 6")
+    m, n, k = 4096, 16384, 4096
+    assert point["x"] == pytest.approx(2 * m * n * k / (2 * (m * k + k * n + m * n)))
+
+
+@pytest.mark.parametrize("d_model", kernel_tables.MODELS)
+def test_stages_are_those_of_the_record(venom, d_model):
+    times = kernel_tables.shape_of(venom, d_model)["products"]
+    for name, key in (("dense", "dense"), ("4 of 32", "2")):
+        own = times[key]
+        total = sum(own.values()) + own.get(kernel_tables.PARTS_TWICE, 0)
+        assert sum(kernel_tables.stages(venom, d_model)[name].values()) == pytest.approx(total)
+    assert all(0 < share < 0.5 for share in kernel_tables.overhead_share(venom, d_model).values())
+
+
+def test_venom_against_24_pairs_the_same_products(kernels, venom):
+    frame = kernel_tables.venom_over_24(kernels, venom, 4096, "4 of 32")
+    assert [name[0] for name in frame["product"]] == list("1235")
+    assert (frame["2:4 time / Venom time"] > 3).all()
+
+
+def test_every_aim_is_compared(kernels, venom):
+    goals = kernel_tables.goals(kernels, venom)
+    assert set(goals["reached"]) <= {"yes", "no"}
+    assert goals["7B shape"].str.fullmatch(r"[\d.]+(%|x)").all()
+
+
+def test_excerpt_is_the_kernel_s_own_text():
+    text = kernel_plots.excerpt(two_of_four, "both_ab", "both_cd")
+    assert text.startswith("```python\nboth_ab = ") and text.count("\n") == 3
+    assert "def two_of_four" in kernel_plots.excerpt(two_of_four)
+    with pytest.raises(ValueError, match="no line"):
+        kernel_plots.excerpt(two_of_four, "not there")
+
+
+def test_pictures_say_what_the_layout_says(ax):
+    kernel_plots.draw_metadata_word(ax)
+    assert sorted(texts(ax)) == sorted(f"byte {b}\n{half}" for b in range(8) for half in ("low", "high"))
+    ax.clear()
+    kernel_plots.draw_group(ax, [3, -1, 2, -4])
+    assert "nibble i1, i0 = 12" in texts(ax)
+    ax.clear()
+    kernel_plots.draw_metadata_tile(ax)
+    assert {int(text) for text in texts(ax)} == set(range(64))
+
+
+def test_stacks_end_at_their_sum(ax):
+    kernel_plots.draw_stacks(ax, {"a": {"x": 1.0, "y": 2.5}, "b": {"x": 0.5, "y": 0.25}}, ["C0", "C1"])
+    assert {"3.5 ms", "0.75 ms"} <= set(texts(ax))
+
+
+def test_curves_can_be_drawn(ax, kernels):
+    kernel_plots.draw_sweep(ax, kernel_tables.sweep(kernels))
+    kernel_plots.draw_amortised(ax, kernel_tables.figure6(kernels))
+    kernel_plots.draw_roofline(ax, kernel_tables.intensities(kernels), 4.2)
+    assert torch.tensor(ax.get_xlim()).isfinite().all()
