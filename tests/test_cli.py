@@ -96,8 +96,8 @@ def test_bench_reports_the_ratio(capsys, monkeypatch, tmp_path):
 def test_study_names_arms_and_failures(capsys, monkeypatch):
     from replicate import records, study
 
-    def fake(configs, workers, fresh, label):
-        assert (workers, fresh, label, len(configs)) == (1, True, "smoke", 4)
+    def fake(configs, workers, fresh, keep, label):
+        assert (workers, fresh, keep, label, len(configs)) == (1, True, False, "smoke", 4)
         made = [records.make_record("train", c, {"final_loss": 2.0, "valid_loss": 2.5}) for c in configs]
         return [(record, "fresh") for record in made]
 
