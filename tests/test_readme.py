@@ -1,0 +1,49 @@
+"""The README's verdicts are the claim table's, and its commands and links exist."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from replicate import paper, paths, plans, readme
+
+TEXT = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return pd.read_csv(
+        paths.ROOT / "figures" / "claims.csv", index_col="id", dtype=str, keep_default_na=False
+    )
+
+
+def test_verdicts_are_those_of_the_claim_table(table):
+    block = TEXT.split(readme.START)[1].split(readme.END)[0]
+    assert block.strip() == readme.block(table).strip()
+    assert set(table.index) == set(paper.claims()), "figures/claims.csv is older than the registry"
+
+
+def test_update_replaces_only_what_is_between_the_markers(tmp_path, table):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    readme.update(table, page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="verdicts: start"):
+        readme.update(table, page)
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", TEXT)
+    assert len(links) > 10
+    assert not [link for link in links if not (paths.ROOT / link).exists()]
+
+
+def test_arms_of_the_study_have_names_and_distinct_configurations():
+    plan = plans.everything("smoke", (1, 2))
+    configs = [config for arm in plan.values() for config in arm]
+    assert len(set(configs)) == len(configs) == 2 * len(plan)
+    assert plans.some(["recipe", "dense"], (1,), "smoke") == {k: plan[k][:1] for k in ("recipe", "dense")}
+    with pytest.raises(ValueError, match="no arm 'nothing'"):
+        plans.some(["nothing"], (1,), "smoke")
