@@ -116,7 +116,8 @@ def _killing(hands, original):
 
 
 STUDY = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from replicate import study
 from replicate.config import from_dict
 from replicate.records import RecordStore
