@@ -20,7 +20,7 @@ HOLDS, DIRECTION, FAILS, UNTESTABLE = VERDICTS = (
     "does not hold",
     "not testable here",
 )
-PROFILES = ("smoke", "laptop", "gpu", "paper")  # scales of a measurement, ascending
+PROFILES = ("smoke", "laptop", "gpu", "gpu40m", "paper")  # scales of a measurement, ascending
 RULES = ("true", "equals", "at least", "at most", "effect")
 
 

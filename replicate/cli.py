@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 # Commands with a command line of their own.
 HANDED_OVER = {
+    ("study",): "replicate.campaign",
     ("tokenizer",): "replicate.tokenizer",
+    ("bench", "backends"): "replicate.backend_bench",
+    ("bench", "ffn"): "replicate.ffn_bench",
     ("bench", "kernels"): "replicate.kernels.bench",
+    ("bench", "step"): "replicate.step_bench",
     ("bench", "venom"): "replicate.kernels.venom_bench",
 }
 
@@ -89,30 +93,6 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def study(args: argparse.Namespace) -> int:
-    """Train several sparsities and seeds side by side, or find them in the records."""
-    from replicate import plans
-    from replicate import study as studies
-
-    configs = studies.arms(args.profile, args.sparsity, args.seeds)
-    if args.all:
-        configs = [config for arm in plans.everything(args.profile, args.seeds).values() for config in arm]
-    try:
-        done = studies.run(
-            configs, workers=args.workers, fresh=args.fresh, keep=args.record, label=args.profile
-        )
-    except studies.StudyFailed as error:
-        print(f"replicate: {error}", file=sys.stderr)
-        return 1
-    for config, (record, origin) in zip(configs, done, strict=True):
-        results = record.results
-        print(
-            f"{studies.describe(config):40} train {results['final_loss']:.4f}  "
-            f"validation {results['valid_loss']:.4f}  {origin} {record.config_hash}"
-        )
-    return 0
-
-
 def claims(args: argparse.Namespace) -> int:
     """Print the claim table, and write figures/claims.md and .csv if asked."""
     from replicate import paper
@@ -165,17 +145,22 @@ def claim_text(table: pd.DataFrame, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def changes(pairs: Sequence[str]) -> dict[str, str]:
+    """Field to text from `--set key=value` pairs. Raises ValueError for what is none."""
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {pair!r} is no key=value, like steps=50 or model.d_ff=512")
+        found[key] = value
+    return found
+
+
 def _config(args: argparse.Namespace) -> TrainConfig:
     """The preset with the sparsity and the `--set key=value` changes."""
     from replicate.presets import train_preset
 
-    changes = {}
-    for pair in args.set:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--set {pair!r} is no key=value, like steps=50 or model.d_ff=512")
-        changes[key] = value
-    return train_preset(args.preset, args.sparsity, **changes)
+    return train_preset(args.preset, args.sparsity, **changes(args.set))
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
@@ -196,7 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, bench):
         one = add(command)
         if command is bench:
-            one.add_argument("what", choices=["train", "kernels", "venom"], help="kernels, venom: see --help")
+            what = ["train", *(words[1] for words in HANDED_OVER if words[0] == "bench")]
+            one.add_argument("what", choices=what, help="all but train have options of their own: see --help")
             one.add_argument("--repeats", type=int, default=9, help="turns of each loop")
             one.add_argument("--turn", type=int, default=20, help="steps in a turn")
         one.add_argument("--preset", default="smoke", help="training preset (default: smoke)")
@@ -206,14 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         if command is train:
             one.add_argument("--run-dir", type=Path, help="folder of checkpoints; default: none kept")
             one.add_argument("--restart", action="store_true", help="do not resume from --run-dir")
-    many = add(study)
-    many.add_argument("--profile", default="smoke")
-    many.add_argument("--sparsity", nargs="+", default=["dense", "recipe"])
-    many.add_argument("--seeds", nargs="+", type=int, default=[1])
-    many.add_argument("--all", action="store_true", help="every arm of every notebook, not --sparsity")
-    many.add_argument("--record", action="store_true", help="keep the results in data/recorded")
-    many.add_argument("--workers", type=int, help="processes; default: one a core")
-    many.add_argument("--fresh", action="store_true", help="train also what is recorded")
+    commands.add_parser("study", help="Train the study's arms in portions: run, status, probe.")
     table = add(claims)
     table.add_argument("--profile", help="only verdicts from this scale")
     table.add_argument("--judged", action="store_true", help="leave out claims that were not run")

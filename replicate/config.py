@@ -68,8 +68,8 @@ class SparsityConfig:
     outputs: str = "full"  # y1 and dy2 in "full", then masked (algorithms 1, 2); or "selected" (figure 4d)
 
     # dW2 = y2^T dy3 and dW1 = x^T dy1, whose reduction runs over tokens (2503.16672).
-    wgrad: str = "dense"  # "dense", "24" (2 of 4 tokens by magnitude) or "mvue" (unbiased draw)
-    wgrad_dense_share: float = 0.05  # share of the densest features kept dense
+    wgrad: str = "dense"  # "dense"; "24" (2 of 4 tokens by magnitude), "mvue" (unbiased draw), "tile" (4 x 4)
+    wgrad_dense_share: float = 0.05  # share of the densest features kept dense; not by "tile"
     wgrad_permute: bool = True  # shuffle tokens by a fixed permutation before grouping them
 
     # Venom's blocks. With n clusters and top-k, M = 4 n / k: top-4, 2, 1 of 16 give M = 16, 32, 64.
@@ -86,7 +86,7 @@ class SparsityConfig:
         _one_of("activation", self.activation, ("dense", "24", "venom"))
         _one_of("selection", self.selection, ("magnitude", "soft", "learned", "static"))
         _one_of("outputs", self.outputs, ("full", "selected"))
-        _one_of("wgrad", self.wgrad, ("dense", "24", "mvue"))
+        _one_of("wgrad", self.wgrad, ("dense", "24", "mvue", "tile"))
         _one_of("routing", self.routing, ("token", "static", "oracle-token", "oracle-block"))
         _one_of("metric", self.metric, ("dot", "l2", "cosine"))
         _at_least("n_clusters", self.n_clusters, 1)
@@ -246,6 +246,7 @@ class TrainConfig:
     final_window: int = 100  # the paper's loss is the mean over the last 100 steps
     # How, not what: these do not enter the hash.
     device: str = "auto"
+    backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
     log_every: int = 10
     checkpoint_every: int = 0  # 0: none
@@ -269,6 +270,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
         _one_of("order", self.order, ORDERS)
+        _one_of("backend", self.backend, ("auto", "reference", "triton", "cusparselt"))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         if self.lr_warmup > self.steps:
             raise ValueError(f"lr_warmup is {self.lr_warmup}, longer than steps = {self.steps}")
@@ -285,7 +287,7 @@ class TrainConfig:
         return self.batch_size * self.grad_accum * self.model.seq_len
 
 
-HOW_NOT_WHAT = ("device", "compile", "log_every", "checkpoint_every")
+HOW_NOT_WHAT = ("device", "backend", "compile", "log_every", "checkpoint_every")
 
 
 def with_changes(config: Any, changes: dict[str, Any]) -> Any:

@@ -64,6 +64,7 @@ class TokenData:
         name = re.sub(r"[^\w.-]+", "-", self.corpus.name)
         self.train, self.valid = self._open(folder / f"{name}-{self.corpus.sha256[:16]}-{vocab_size}.bin")
         self._windows = {}
+        self._copies: dict[tuple[str, torch.device], torch.Tensor] = {}
         for split in SPLITS:
             tokens = getattr(self, split).view(np.ndarray)
             if len(tokens) <= seq_len:
@@ -74,13 +75,21 @@ class TokenData:
             self._windows[split] = np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)
 
     def batch(
-        self, split: str, step: int, batch_size: int, seed: int, micro: int = 0
+        self,
+        split: str,
+        step: int,
+        batch_size: int,
+        seed: int,
+        micro: int = 0,
+        *,
+        device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Random sequences (inputs, targets), int64 [batch_size, S]; targets are one token ahead.
 
         The places come from a counter-based generator at (split, seed, step, micro): any step's batch
         without those before it, hence resuming needs no state. A smaller batch is a prefix of a larger.
-        Raises ValueError for an unknown split or a negative number.
+        With a `device` they are gathered there, from a copy of the split's tokens that is made once (2
+        bytes a token) and kept. Raises ValueError for an unknown split or a negative number.
         """
         windows = self._windows_of(split)
         if min(step, seed, micro) < 0 or batch_size < 1:
@@ -90,7 +99,8 @@ class TokenData:
             )
         random = np.random.Philox(key=[seed, SPLITS.index(split)], counter=[0, micro, step, 0])
         share = (random.random_raw(batch_size) >> np.uint64(11)) * 2.0**-53
-        return _pair(windows[(share * len(windows)).astype(np.int64)])
+        starts = (share * len(windows)).astype(np.int64)
+        return _pair(windows[starts]) if device is None else self._gather(split, starts, device)
 
     def valid_batches(self, n: int, batch_size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Up to `n` fixed batches of the held-out text, evenly spread over it and nowhere overlapping.
@@ -119,6 +129,20 @@ class TokenData:
             "vocab_sha256": self.vocab_sha256,
             "skipped_files": len(self.corpus.skipped),
         }
+
+    def _gather(
+        self, split: str, starts: np.ndarray, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sequences that begin at `starts`, as `_pair` makes them, built on the device."""
+        if (split, device) not in self._copies:
+            tokens = np.array(getattr(self, split)).view(np.int16)  # torch can index no uint16
+            self._copies[split, device] = torch.from_numpy(tokens).to(device)
+        places = torch.from_numpy(starts)
+        places = places.pin_memory() if device.type == "cuda" else places
+        columns = torch.arange(self.seq_len + 1, device=device)
+        places = places.to(device, non_blocking=True).unsqueeze(1) + columns
+        rows = self._copies[split, device][places].long() & 0xFFFF
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     def _windows_of(self, split: str) -> np.ndarray:
         if split not in self._windows:

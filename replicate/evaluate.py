@@ -7,7 +7,7 @@ held-out text, which one is the real one?
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,27 @@ from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.sparsity import flip_rate
 
+QUESTIONS = {"smoke": 400, "laptop": 4000, "gpu": 4000, "gpu40m": 4000}  # to a finished model, by scale
+
+
+def question(n: int, context: int = 56, length: int = 8, n_choices: int = 4) -> dict[str, int]:
+    """Arguments of `completion_task` as every study puts them; its answers are recorded under these."""
+    return {"n": n, "context": context, "length": length, "n_choices": n_choices}
+
 
 @torch.no_grad()
-def valid_loss(model: GPT, data: TokenData, n: int = 16, batch_size: int = 8) -> float:
-    """Mean cross-entropy in nats a token over `n` fixed held-out batches, in the model's present phase."""
+def valid_loss(
+    model: GPT, data: TokenData, n: int = 16, batch_size: int = 8, *, forward: Callable | None = None
+) -> float:
+    """Mean cross-entropy in nats a token over `n` fixed held-out batches, in the model's present phase.
+
+    `forward` stands in for calling the model, such as a compiled form of it.
+    """
+    forward = forward or model
     with _evaluating(model):
         device = model.embed.weight.device
         pairs = data.valid_batches(n, batch_size)
-        losses = [model(x.to(device), y.to(device))[1].double() * x.numel() for x, y in pairs]
+        losses = [forward(x.to(device), y.to(device))[1].double() * x.numel() for x, y in pairs]
     return float(torch.stack(losses).sum()) / sum(x.numel() for x, _ in pairs)
 
 

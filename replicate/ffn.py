@@ -1,13 +1,16 @@
 """The feed-forward network, dense and sparse: the paper's six products, algorithms 1 and 2.
 
 `SparseFFN` is a squared-ReLU FFN whose `SparsityConfig` says which operand of each product is sparse.
-The masks are applied to dense tensors here: this file defines what is right, not what is fast. In the
-dense phase it is the plain dense FFN, bit for bit.
+The masks are applied to dense tensors here: this file defines what is right. `fused_ffn` computes the same
+by kernels, which take over in half precision on a GPU that has them. In the dense phase the layer is the
+plain dense FFN, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from replicate.sparsity import (
     soft_scale,
     soft_threshold24,
     sparsity,
+    transposable_mask,
     venom_mask,
 )
 
@@ -64,16 +68,24 @@ class SparseFFN(nn.Module):
 
     Set `.phase = "sparse"` after the dense warm-up; for Venom call `make_clusters` first, once.
     Straight-through gradients reach all of W1 and W2. `.collect = True` keeps the statistics of the
-    last forward pass for `stats()`.
+    last forward pass for `stats()`. `.hold = True` promises that the weights stay as they are until it is
+    False again, so that micro-batches share what kernels prepare from them.
 
     Args:
         d_model: D. d_ff: F; both multiples of 4, F of 4 n_clusters for Venom.
         sparsity: the formats; the default is dense in both phases.
+        backend: of the sparse phase: None or "auto" takes kernels where the device, the dtype and the
+            configuration have them, "reference" plain torch; see `replicate.kernels.backend`.
     """
 
-    def __init__(self, d_model: int, d_ff: int, sparsity: SparsityConfig | None = None) -> None:
+    def __init__(
+        self, d_model: int, d_ff: int, sparsity: SparsityConfig | None = None, *, backend: str | None = None
+    ) -> None:
         super().__init__()
         self.config = sparsity or SparsityConfig()
+        self.backend = backend
+        self.operands: Any = None  # the weights as the kernels read them, while they are held
+        self._hold = False
         self.config.check_shape(d_model, d_ff)
         self.w1 = _weight(d_model, d_ff)
         self.w2 = _weight(d_ff, d_model)
@@ -102,6 +114,15 @@ class SparseFFN(nn.Module):
             self.scale.copy_(torch.tensor(betas))
         self._phase = phase
 
+    @property
+    def hold(self) -> bool:
+        """True while the weights are promised to stay as they are."""
+        return self._hold
+
+    @hold.setter
+    def hold(self, hold: bool) -> None:
+        self._hold, self.operands = hold, self.operands if hold else None
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], in the autocast dtype where autocast is on."""
         if torch.is_autocast_enabled(x.device.type):
@@ -111,10 +132,14 @@ class SparseFFN(nn.Module):
             if self.collect:
                 self._note(y2, y2, None)
             return y2 @ self.w2.to(x.dtype)
-        flat = x.reshape(-1, x.shape[-1])
+        from replicate import fused_ffn  # here, since importing Triton takes a second
+
         with torch.autocast(x.device.type, enabled=False):
-            y3 = _SparseProducts.apply(flat, self.w1, self.w2, self.score, self)
-        return y3.view(x.shape)
+            return fused_ffn.sparse_phase(self, x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """y3 [T, D] of the sparse phase on x [T, D] by plain torch, which defines what is right."""
+        return _SparseProducts.apply(x, self.w1, self.w2, self.score, self)
 
     @torch.no_grad()
     def make_clusters(self, seed: int, sample: Tensor | None = None) -> Tensor:
@@ -294,7 +319,9 @@ def _token_reduction(kept: Tensor, c: SparsityConfig) -> Callable[[Tensor, Tenso
 
     With wgrad "24" or "mvue" the sparse operand is 2:4 along tokens (2503.16672): tokens are shuffled
     by one fixed permutation, since neighbours in a text resemble each other, and the features with the
-    most non-zeros stay dense. Tokens past the last whole group of four stay dense.
+    most non-zeros stay dense. With "tile" no feature does, and tiles of 4 tokens x 4 features are pruned to
+    two a row and two a column (2404.01847), which one pass over dy1 can do as it is compressed for product 5.
+    Tokens past the last whole group of four stay dense.
     """
     if c.wgrad == "dense":
         return lambda sparse, dense: sparse.T @ dense
@@ -302,18 +329,28 @@ def _token_reduction(kept: Tensor, c: SparsityConfig) -> Callable[[Tensor, Tenso
     whole = tokens - tokens % 4
     order = torch.arange(whole, device=kept.device)
     if c.wgrad_permute:
-        order = torch.randperm(whole, generator=torch.Generator().manual_seed(0)).to(kept.device)
+        order, _ = token_order(whole, kept.device)
     busiest = (kept != 0).sum(0).argsort(descending=True, stable=True)[: round(c.wgrad_dense_share * d_ff)]
     stays_dense = torch.zeros(d_ff, dtype=torch.bool, device=kept.device)
     stays_dense[busiest] = True
-    prune = mvue24 if c.wgrad == "mvue" else prune24
+
+    def prune(head: Tensor) -> Tensor:
+        if c.wgrad == "tile":
+            return torch.where(transposable_mask(head), head, torch.zeros_like(head))
+        return torch.where(stays_dense, head, mvue24(head, 0) if c.wgrad == "mvue" else prune24(head, 0))
 
     def reduce(sparse: Tensor, dense: Tensor) -> Tensor:
-        head = sparse[order]
-        head = torch.where(stays_dense, head, prune(head, 0))
+        head = prune(sparse[order])
         return head.T @ dense[order] + sparse[whole:].T @ dense[whole:]
 
     return reduce
+
+
+@lru_cache(maxsize=8)
+def token_order(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The fixed permutation [n] by which weight gradients group tokens, and its inverse."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return order.to(device), order.argsort().to(device)
 
 
 def _weight(rows: int, cols: int) -> nn.Parameter:

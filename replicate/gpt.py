@@ -80,6 +80,16 @@ class GPT(nn.Module):
         for ffn in self.ffns():
             ffn.phase = phase
 
+    def set_backend(self, backend: str | None) -> None:
+        """Compute the sparse phase of every FFN by this backend; see `SparseFFN`."""
+        for ffn in self.ffns():
+            ffn.backend = backend
+
+    def hold_weights(self, hold: bool) -> None:
+        """Promise every FFN that its weights stay as they are until `hold` is False again."""
+        for ffn in self.ffns():
+            ffn.hold = hold
+
     @torch.no_grad()
     def generate(
         self, idx: Tensor, n: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 1

@@ -59,7 +59,7 @@ def products(record: Record) -> pd.DataFrame:
 
 
 def ffn_products(record: Record, d_model: int) -> pd.DataFrame:
-    """The FFN's four 2:4 products of one model shape, those in which d_model is an axis besides d_ff."""
+    """The FFN's 2:4 products of one model shape, those in which d_model is an axis besides d_ff."""
     frame = products(record)
     own = frame[["m", "n", "k"]].apply(lambda shape: d_model in set(shape), axis=1)
     return frame[own & ~frame["name"].isin(["figure 6", "sweep"])]
@@ -190,10 +190,17 @@ def venom_over_24(kernels: Record, venom: Record, d_model: int, form: str) -> pd
     the ratio of speed-ups divides each by the dense product of its own run.
     """
     key = next(k for k, name in FORMATS.items() if name == form)
-    own, times = ffn_products(kernels, d_model), shape_of(venom, d_model)["products"]
-    names = ("1 y1 = x W1", "2 y3 = y2 W2", "3 dy2 = dy3 W2^T", "5 dx = dy1 W1^T")
+    own = ffn_products(kernels, d_model).set_index("name")
+    times = shape_of(venom, d_model)["products"]
+    names = {
+        "y1 = x S(W1)": "1 y1 = x W1",
+        "y3 = y2 W2": "2 y3 = y2 W2",
+        "dy2 = dy3 S(W2^T)": "3 dy2 = dy3 W2^T",
+        "dx = dy1 W1^T": "5 dx = dy1 W1^T",
+    }
     rows = []
-    for name, (_, r) in zip(names, own.iterrows(), strict=True):
+    for name_24, name in names.items():
+        r = own.loc[name_24]
         speed = times["dense"][name] / times[key][name]
         ratios = {"2:4 time / Venom time": r["sparse_ms"] / times[key][name]}
         ratios["Venom gain / 2:4 gain"] = speed / r["speedup"]

@@ -1,12 +1,12 @@
-"""Which runs the project's study consists of: the arms of every notebook, by name."""
+"""Which runs the project's study consists of: the arms of every notebook by name, and their order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from replicate import study
-from replicate.config import TrainConfig
+from replicate.config import TrainConfig, config_hash
 
 TABLE3 = (
     *("dense", "w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t"),
@@ -14,42 +14,68 @@ TABLE3 = (
 )
 CONTROLS = ("static16", "oracle16", "no-mask-reuse", "act24+wgrad", "recipe32", "recipe64")
 SHARES = (1 / 2, 2 / 3, 5 / 6)  # Table 4's 30, 40 and 50 of 60 thousand steps; 0 and 1 are arms of Table 3
+ORDERS = ("dense-sparse", "interleaved")
+RATES = ("dense", "w1+w2", "act24", "venom16", "recipe")  # arms that also run at half and twice the rate
+HARD, SCALED = {"model.sparsity.weight_method": "hard"}, {"model.sparsity.weight_scale": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, no warm-up": ("recipe", {"dense_warmup": 0}),
     "act24, no warm-up": ("act24", {"dense_warmup": 0}),
     "act24, learned": ("act24", {"model.sparsity.selection": "learned"}),
     "act24, soft": ("act24", {"model.sparsity.selection": "soft"}),
     "act24, static": ("act24", {"model.sparsity.selection": "static"}),
-    "recipe, hard": ("recipe", {"model.sparsity.weight_method": "hard"}),
-    "recipe, scaled": ("recipe", {"model.sparsity.weight_scale": True}),
-    "w1+w2, hard": ("w1+w2", {"model.sparsity.weight_method": "hard"}),
-    "w1+w2, scaled": ("w1+w2", {"model.sparsity.weight_scale": True}),
+    "recipe, hard": ("recipe", HARD),
+    "recipe, scaled": ("recipe", SCALED),
+    "w1+w2, hard": ("w1+w2", HARD),
+    "w1+w2, scaled": ("w1+w2", SCALED),
     "venom16, no mask reuse": ("venom16", {"model.sparsity.mask_reuse": False}),
     "recipe, no mask reuse": ("recipe", {"model.sparsity.mask_reuse": False}),
     "venom16, no inner": ("venom16", {"model.sparsity.inner": False}),
     "GELU": ("dense", {"model.activation": "gelu"}),
+    # What the paper leaves open: a quarter of the neurons a token throughout, chosen otherwise
+    "venom16, l2": ("venom16", {"model.sparsity.metric": "l2"}),
+    "venom16, cosine": ("venom16", {"model.sparsity.metric": "cosine"}),
+    "venom16, 8 clusters": ("venom16", {"model.sparsity.n_clusters": 8, "model.sparsity.top_k": 2}),
+    "venom16, 32 clusters": ("venom16", {"model.sparsity.n_clusters": 32, "model.sparsity.top_k": 8}),
+    "venom16, 64 clusters": ("venom16", {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}),
+    "recipe, l2": ("recipe", {"model.sparsity.metric": "l2"}),
+    "recipe, no inner": ("recipe", {"model.sparsity.inner": False}),
+    "recipe, learned": ("recipe", {"model.sparsity.selection": "learned"}),
+    # Sparse steps first, a long dense end
+    "recipe, hard, 50% sparse first": ("recipe", {**HARD, "sparse_share": 0.5}),
+    "recipe, scaled, 50% sparse first": ("recipe", {**SCALED, "sparse_share": 0.5}),
 }
+SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
+MIXES = tuple(f"recipe, {share:.0%} sparse first" for share in SHARES) + tuple(
+    f"recipe, 50% {order}" for order in ORDERS
+)
+AT_40M = ("dense", "recipe", "recipe, 50% sparse first", "venom16", "act24", "w1+w2", "w1", "recipe, scaled")
 
 
 def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list[TrainConfig]]:
     """Arm name -> configurations, one a seed, of all arms at a scale, Table 3's first.
 
+    Variants with more clusters than the scale's d_ff divides into are left out.
+
     Args:
-        profile: "smoke", "laptop" or "gpu". seeds: of each arm.
+        profile: a scale of `study.PRESET_OF`. seeds: of each arm.
     """
     plan = {name: study.arms(profile, [name], seeds) for name in (*TABLE3, *CONTROLS)}
+    dense = plan["dense"][0]
     for share in SHARES:
         plan[f"recipe, {share:.0%} sparse first"] = study.arms(profile, ["recipe"], seeds, sparse_share=share)
-    for order in ("dense-sparse", "interleaved"):
+    for order in ORDERS:
         plan[f"recipe, 50% {order}"] = study.arms(profile, ["recipe"], seeds, sparse_share=0.5, order=order)
     for name, (preset, changes) in VARIANTS.items():
-        plan[name] = study.arms(profile, [preset], seeds, **changes)
+        if dense.model.d_ff % (4 * changes.get("model.sparsity.n_clusters", 1)) == 0:
+            plan[name] = study.arms(profile, [preset], seeds, **changes)
+    for name, warmup in (("short", dense.dense_warmup // 4), ("long", 3 * dense.dense_warmup)):
+        plan[f"recipe, {name} warm-up"] = study.arms(profile, ["recipe"], seeds, dense_warmup=warmup)
+    often = {"model.sparsity.refresh_every": dense.steps // 5}
+    plan["venom16, refreshed"] = study.arms(profile, ["venom16"], seeds, **often)
     for factor in (0.5, 2.0):  # does the ranking depend on the learning rate, tuned for dense?
-        for name in ("dense", "w1+w2", "act24", "venom16", "recipe"):
-            lr = factor * plan[name][0].lr
-            plan[f"{name}, lr x {factor:g}"] = study.arms(profile, [name], seeds, lr=lr)
-    d_ff = plan["dense"][0].model.d_ff
-    swiglu = {"model.activation": "swiglu", "model.d_ff": 2 * d_ff // 3}  # three matrices, equal parameters
+        for name in RATES:
+            plan[f"{name}, lr x {factor:g}"] = study.arms(profile, [name], seeds, lr=factor * dense.lr)
+    swiglu = {"model.activation": "swiglu", "model.d_ff": 2 * dense.model.d_ff // 3}  # equal parameters
     plan["SwiGLU"] = study.arms(profile, ["dense"], seeds, **swiglu)
     return plan
 
@@ -61,3 +87,37 @@ def some(names: Sequence[str], seeds: Sequence[int], profile: str) -> dict[str, 
     if unknown:
         raise ValueError(f"the study has no arm {unknown[0]!r}; it has {', '.join(plan)}")
     return {name: plan[name] for name in names}
+
+
+def queue(
+    profile: str, seeds: Sequence[int] = (1, 2, 3), names: Sequence[str] | None = None
+) -> list[tuple[str, TrainConfig]]:
+    """(arm name, configuration) of a scale's runs, most important first, each once.
+
+    The dense model's learning rate, checked with the first seed; Table 3 and the recipe, seed by seed;
+    Table 4's mixes; then with the first seed all variants and controls, and at last their other seeds.
+    At "gpu40m" only AT_40M, seed by seed.
+
+    Args:
+        profile: a scale of `study.PRESET_OF`. seeds: in their order.
+        names: only these arms, in this order, seed by seed. Raises ValueError for one that does not exist.
+    """
+    plan = everything(profile, seeds) if names is None else some(names, seeds, profile)
+    if names is not None:
+        stages = [(names, seeds)]
+    elif profile == "gpu40m":
+        stages = [(AT_40M, seeds)]
+    else:
+        stages = [(SWEEP, seeds[:1]), (TABLE3, seeds), (MIXES, seeds), (VARIANTS, seeds[:1]), (plan, seeds)]
+    runs = {}
+    for name, config in _in_order(plan, stages):
+        runs.setdefault(config_hash(config), (name, config))
+    return list(runs.values())
+
+
+def _in_order(
+    plan: dict[str, list[TrainConfig]], stages: Sequence[tuple[Sequence[str], Sequence[int]]]
+) -> Iterator[tuple[str, TrainConfig]]:
+    for names, seeds in stages:
+        for i in range(len(seeds)):
+            yield from ((name, plan[name][i]) for name in names if name in plan)

@@ -9,6 +9,7 @@ the run it was at. Workers end with their parent, however that ends.
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import os
 import queue
@@ -17,26 +18,40 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from replicate import paths, records
+from replicate import evaluate, paths, records
 from replicate.config import TrainConfig, config_hash, from_dict, to_dict
-from replicate.train import train
+from replicate.data import TokenData
+from replicate.train import Trainer
 
 GPU_WORKERS = 3  # runs that share a GPU: together they use it better than one alone
+COMPILE_THREADS = 4  # of a worker on a GPU; by default each would start as many processes as there are cores
 
 
 def train_all(
-    configs: list[TrainConfig], workers: int | None = None
+    configs: list[TrainConfig],
+    workers: int | None = None,
+    *,
+    question: dict[str, int] | None = None,
+    admit: Callable[[TrainConfig], bool] | None = None,
+    until: float | None = None,
 ) -> Iterator[tuple[TrainConfig, dict[str, Any]]]:
     """Train in parallel; yields (config, answer) as each finishes.
 
-    An answer has `results` and `seconds`, or `error`. Leaving the loop early, as an interrupt does, ends
-    the processes. `workers` is by default one a core, on a GPU a few that share it.
+    An answer has `results` and `seconds`, or `error`, or `skipped`. Leaving the loop early, as an
+    interrupt does, ends the processes.
+
+    Args:
+        configs: first come, first served.
+        workers: processes; by default one a core, on GPUs a few that share each.
+        question: put to each finished model, see `ask`; `completion` in the answer is its reply.
+        admit: asked before a run starts, from several threads; where it says no, the run is skipped.
+        until: when `time.monotonic()` passes this, the runs at work are ended and nothing more is yielded.
     """
     if not configs:
         return
@@ -44,12 +59,17 @@ def train_all(
     count = workers or (GPU_WORKERS * torch.cuda.device_count() if gpu else _cores())
     waiting: collections.deque[TrainConfig] = collections.deque(configs)
     answers: queue.Queue[tuple[TrainConfig, dict[str, Any]]] = queue.Queue()
-    hands = [_Hand(waiting, answers, _environment(i, gpu)) for i in range(min(count, len(configs)))]
+    hands = [
+        _Hand(waiting, answers, environment(i, gpu), question, admit) for i in range(min(count, len(configs)))
+    ]
     try:
         for hand in hands:
             hand.start()
         for _ in configs:
-            yield _next(answers)
+            answer = _next(answers, until)
+            if answer is None:
+                return
+            yield answer
     finally:
         waiting.clear()
         for hand in hands:
@@ -61,6 +81,17 @@ def run_dir(config: TrainConfig) -> Path:
     return paths.runs_dir() / "train" / f"{config_hash(config)}-{records.code_fingerprint()}"
 
 
+def ask(trainer: Trainer, question: dict[str, int]) -> dict[str, Any]:
+    """How a trained model does on a completion task: `evaluate.completion`'s reply, `correct` as "0110...".
+
+    `question` holds arguments of `evaluate.completion_task`, see `evaluate.question`.
+    """
+    task = evaluate.completion_task(trainer.data, **question)
+    with trainer.autocast():
+        reply = evaluate.completion(trainer.model, task, 256 if trainer.device.type == "cuda" else 32)
+    return reply | {"correct": "".join(map(str, reply["correct"]))}
+
+
 def work() -> None:
     """Be a worker: train what arrives on stdin until it closes."""
     torch.set_num_threads(1)
@@ -69,7 +100,9 @@ def work() -> None:
     requests: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     while (line := requests.get()) is not None:
-        out.write(json.dumps(_train_one(from_dict(json.loads(line)))) + "\n")
+        request = json.loads(line)
+        answer = _train_one(from_dict(request["config"]), request["question"])
+        out.write(json.dumps(answer) + "\n")
         out.flush()
 
 
@@ -81,22 +114,41 @@ def _read_requests(requests: queue.Queue[str | None]) -> None:
     os._exit(1)  # still training, for a parent that is gone
 
 
-def _train_one(config: TrainConfig) -> dict[str, Any]:
+def _train_one(config: TrainConfig, question: dict[str, int] | None = None) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         folder = run_dir(config) if config.checkpoint_every else None
-        results = train(config, run_dir=folder, progress=False)
+        data = tokens(config.corpus, config.model.vocab_size, config.model.seq_len, paths.runs_dir())
+        trainer = Trainer(config, run_dir=folder, progress=False, data=data)
+        trainer.run()
+        answer = {"results": trainer.result()}
+        if question:
+            answer["completion"] = ask(trainer, question)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    return {"results": results, "seconds": time.perf_counter() - start}
+    return answer | {"seconds": time.perf_counter() - start}
+
+
+@functools.lru_cache(maxsize=2)
+def tokens(corpus: str, vocab_size: int, seq_len: int, runs: Path) -> TokenData:
+    """A corpus as `Trainer` opens it, once a process: many thousand files take seconds to hash."""
+    return TokenData(corpus, vocab_size, seq_len, runs / "corpus")
 
 
 class _Hand(threading.Thread):
     """Feeds one worker process, and starts another if it dies."""
 
-    def __init__(self, waiting: collections.deque, answers: queue.Queue, environment: dict[str, str]):
+    def __init__(
+        self,
+        waiting: collections.deque,
+        answers: queue.Queue,
+        environment: dict[str, str],
+        question: dict[str, int] | None,
+        admit: Callable[[TrainConfig], bool] | None,
+    ):
         super().__init__(daemon=True)
         self.waiting, self.answers, self.environment = waiting, answers, environment
+        self.question, self.admit = question, admit
         self.process: subprocess.Popen | None = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process it logs
 
@@ -107,7 +159,8 @@ class _Hand(threading.Thread):
                 config = self.waiting.popleft()
             except IndexError:
                 return
-            self.answers.put((config, self._ask(config)))
+            admitted = self.admit is None or self.admit(config)
+            self.answers.put((config, self._ask(config) if admitted else {"skipped": True}))
 
     def stop(self) -> None:
         """End the process: at once if it is at work, else by closing its input."""
@@ -125,7 +178,8 @@ class _Hand(threading.Thread):
         try:
             if self.process is None:
                 self.process = _spawn(self.environment, self.log)
-            self.process.stdin.write(json.dumps(to_dict(config)) + "\n")
+            request = {"config": to_dict(config), "question": self.question}
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):  # a broken pipe, or no whole line: the process died
@@ -156,7 +210,7 @@ def _spawn(environment: dict[str, str], log: Any) -> subprocess.Popen:
     )
 
 
-def _environment(index: int, gpu: bool) -> dict[str, str]:
+def environment(index: int, gpu: bool) -> dict[str, str]:
     """The parent's environment, with one thread, this package importable, and one GPU of several."""
     path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -164,6 +218,7 @@ def _environment(index: int, gpu: bool) -> dict[str, str]:
         count = torch.cuda.device_count()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index % count]
+        environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILE_THREADS))
     return environment
 
 
@@ -172,9 +227,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _next(answers: queue.Queue) -> Any:
+def _next(answers: queue.Queue, until: float | None = None) -> Any:
+    """The next answer; None once `time.monotonic()` passes `until`."""
     while True:  # waking now and then lets Ctrl-C through on Windows
         try:
             return answers.get(timeout=0.5)
         except queue.Empty:
-            continue
+            if until is not None and time.monotonic() > until:
+                return None

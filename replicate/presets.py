@@ -18,6 +18,7 @@ SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "w1+w2+t": SparsityConfig(w1=True, w1_t=True, w2=True, w2_t=True),
     "act24": SparsityConfig(activation="24"),
     "act24+wgrad": SparsityConfig(activation="24", wgrad="24"),
+    "act24+tile": SparsityConfig(activation="24", wgrad="tile"),
     "venom16": SparsityConfig(activation="venom", top_k=4),
     "venom32": SparsityConfig(activation="venom", top_k=2),
     "venom64": SparsityConfig(activation="venom", top_k=1),
@@ -55,11 +56,11 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     ),
     "study10m": TrainConfig(
         model=MODEL_PRESETS["study10m"], corpus="pysrc", steps=3000, batch_size=64, lr=2e-3, lr_warmup=100,
-        dense_warmup=200, stats_every=50, eval_batches=64, eval_every=500,
+        dense_warmup=200, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
     ),
     "study40m": TrainConfig(
         model=MODEL_PRESETS["study40m"], corpus="pysrc", steps=2000, batch_size=64, lr=1e-3, lr_warmup=100,
-        dense_warmup=200, stats_every=50, eval_batches=64, eval_every=500,
+        dense_warmup=200, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
     ),
     "llama1b": TrainConfig(
         model=MODEL_PRESETS["llama1b"], corpus="dclm", steps=60000, batch_size=2, lr=3e-4, lr_warmup=1000,

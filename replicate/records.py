@@ -32,12 +32,12 @@ from replicate import measure, paths
 # Modules that show or compare results but do not make them; all others enter the code's fingerprint, and a
 # cached record made by other code is not reused.
 SHOWING = frozenset(
-    {"__init__", "__main__", "audit", "bench", "claims", "cli", "diagrams", "downloads", "figures", "flops"}
-    | {"kernel_plots", "kernel_tables", "measure", "notebooks", "paper", "paths", "plans", "plots", "pool"}
-    | {"presets", "records", "results", "runner"}
-    | {"study", "transplant"}
+    {"__init__", "__main__", "audit", "backend_bench", "bench", "campaign", "claims", "cli", "diagrams"}
+    | {"downloads", "ffn_bench", "ffn_cases", "figures", "flops", "kernel_plots", "kernel_tables", "measure"}
+    | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
+    | {"records", "results", "runner", "step_bench", "step_cases", "step_table", "study", "transplant"}
 )
-COMPRESS_ABOVE = 200_000  # characters of JSON
+COMPRESS_ABOVE = 50_000  # characters of JSON
 
 
 class RecordDamaged(ValueError):

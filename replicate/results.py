@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,17 +73,27 @@ def larger(
     Returns:
         (scale, frame) of the largest scale that data/recorded holds, or None.
     """
-    store = store or RecordStore()
-    for scale in reversed(list(study.PRESET_OF)):
-        if scale == profile:
-            return None
+    return next(reversed(all_larger(profile, plan, store, needed=needed).items()), None)
+
+
+def all_larger(
+    profile: str,
+    plan: Callable[[str], Mapping[str, Sequence[TrainConfig]]],
+    store: RecordStore | None = None,
+    *,
+    needed: Sequence[str] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Scale -> frame of every scale above `profile` that counts, ascending; arguments as for `larger`."""
+    store, scales = store or RecordStore(), list(study.PRESET_OF)
+    larger = {}
+    for scale in scales[scales.index(profile) + 1 :]:
         arms = plan(scale)
         found = {name: [store.find("train", config) for config in configs] for name, configs in arms.items()}
         kept = {n: runs for n, runs in found.items() if all(run and run[1] == "recorded" for run in runs)}
         if kept and set(arms if needed is None else needed) <= set(kept):
             names = [name for name, runs in kept.items() for _ in runs]
-            return scale, frame(run for runs in kept.values() for run in runs).assign(arm=names)
-    return None
+            larger[scale] = frame(run for runs in kept.values() for run in runs).assign(arm=names)
+    return larger
 
 
 def differences(
@@ -140,6 +151,24 @@ def series(record: Record, key: str) -> list[tuple[int, float]]:
     return [(row["step"], _mean(row[key])) for row in record.results["stats"] if row.get(key) is not None]
 
 
+def seconds_to_loss(record: Record, loss: float) -> float | None:
+    """Training time in seconds until the held-out loss was down to `loss`, between evaluations by a line.
+
+    None if it never was, or if the record has no times. The time counts compilation, and runs that shared
+    a device were slower than alone.
+    """
+    results = record.results
+    before = None
+    for (_, value), seconds in zip(results["valid_losses"], results.get("valid_seconds", [])):
+        if value <= loss:
+            if before is None:
+                return seconds
+            share = (before[0] - loss) / (before[0] - value)
+            return before[1] + share * (seconds - before[1])
+        before = value, seconds
+    return None
+
+
 def gap_curve(
     runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +205,7 @@ def completions(
         runs: from `frame`.
         n, context, length, n_choices: of `evaluate.completion_task`; equal questions for every run.
     """
-    store, question = RecordStore(), {"n": n, "context": context, "length": length, "n_choices": n_choices}
+    store, question = RecordStore(), evaluate.question(n, context, length, n_choices)
     asked = [{"train": record.config_hash, **question} for record in runs["record"]]
     corpora = [record.corpus["sha256"] for record in runs["record"]]
     found = [store.find("completion", *pair) for pair in zip(asked, corpora)]
@@ -194,12 +223,7 @@ def completions(
 def _ask(store: RecordStore, asked: dict, config: TrainConfig, question: dict[str, int]) -> Run:
     """The completion record of a configuration's model, which must be kept in its run directory."""
     trainer = study.trained(config, progress=False)
-    task = evaluate.completion_task(trainer.data, **question)
-
-    def answer() -> dict[str, Any]:
-        with trainer.autocast():
-            return evaluate.completion(trainer.model, task, batch_size=32)
-
+    answer = partial(pool.ask, trainer, question)
     return store.get_or_run("completion", asked, answer, corpus=trainer.data.provenance())
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from replicate import checkpoint, paths, schedule
 from replicate.config import TrainConfig, config_hash, to_dict
+from replicate.kernels import backend
 
 STATS_TOKENS = 4096
 
@@ -161,6 +162,8 @@ class Progress:
             first = next(start for phase, start, _ in plan if phase == "sparse")
             parts.append(f"{sparse} sparse, the first is step {first} ({c.order})")
         parts.append(f"{device} {str(dtype).removeprefix('torch.')}")
+        if device.type == "cuda":
+            parts.append(backend.report(device))
         if step:
             parts.append(f"continues after step {step}")
         self._line("train: " + "; ".join(parts))

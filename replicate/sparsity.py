@@ -7,13 +7,14 @@ here is vectorised, deterministic (ties go to the lower index), keeps the dtype,
 
 from __future__ import annotations
 
-import functools
 import itertools
 
 import torch
 from torch import Tensor
 
 SELECTIONS = ("magnitude", "soft", "learned", "static")
+# The six pairs of columns k < l; pair 5 - n has the columns that pair n has not.
+PAIRS_K, PAIRS_L = (0, 0, 0, 1, 1, 2), (1, 2, 3, 2, 3, 3)
 
 
 def mask24(x: Tensor, dim: int = -1) -> Tensor:
@@ -196,8 +197,13 @@ def mvue24(x: Tensor, dim: int = -1, generator: torch.Generator | None = None) -
 def transposable_mask(w: Tensor) -> Tensor:
     """Mask that is 2:4 along both axes: in each 4 x 4 tile the best of the 90 patterns (2404.01847).
 
-    "Best" keeps the largest summed magnitude; equal sums keep the first pattern, in the order that has
-    True before False. NaN counts as infinity.
+    "Best" keeps the largest summed magnitude. The search is exhaustive; its sums are rounded, in float32 or
+    in w's dtype if that is wider, so patterns closer than that rounding count as equal. NaN, infinity and
+    the largest numbers count alike, as more than the rest.
+
+    Ties keep the first pattern in this order: rows 0 and 1 keep the same two columns (01, 02, 03, 12, 13,
+    23); they share a column i, and rows 2 and 3 a column j (by i, then j, then the lower other column in
+    row 0, then in row 2); they share none (row 0, then row 2, keeps 02, 03, 12, 13, 01, 23).
 
     Args:
         w: [R, C], both multiples of 4.
@@ -210,15 +216,18 @@ def transposable_mask(w: Tensor) -> Tensor:
     """
     _check_float(w)
     if w.dim() != 2 or w.shape[0] % 4 or w.shape[1] % 4:
-        raise ValueError(f"shape {tuple(w.shape)} does not tile by 4 x 4; use two axes of multiples of 4")
+        fix = [-(-size // 4) * 4 for size in w.shape]
+        raise ValueError(
+            f"shape {tuple(w.shape)} does not tile by 4 x 4; "
+            + (f"pad it to {tuple(fix)}" if w.dim() == 2 else "use a matrix")
+        )
     rows, cols = w.shape
-    tiles = w.abs().reshape(rows // 4, 4, cols // 4, 4).movedim(2, 1).flatten(2)
-    patterns = torch.tensor(_patterns_4x4(), device=w.device)
+    tiles = w.detach().abs().reshape(rows // 4, 4, cols // 4, 4).movedim(2, 1)
     wide = tiles.to(torch.promote_types(w.dtype, torch.float32))
     top = torch.finfo(wide.dtype).max / 8  # sums of eight stay finite
-    wide = wide.nan_to_num(nan=top).clamp_max(top)
-    best = (wide @ patterns.to(wide.dtype).T).argmax(-1)
-    return patterns[best].unflatten(-1, (4, 4)).movedim(1, 2).reshape(rows, cols)
+    code = _best_pattern(wide.nan_to_num(nan=top).clamp_max(top))
+    bits = code[..., None] >> torch.arange(16, device=w.device) & 1
+    return bits.bool().unflatten(-1, (4, 4)).movedim(1, 2).reshape(rows, cols)
 
 
 def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -312,9 +321,35 @@ def _check_blocks(x: Tensor, v: int, m: int, n: int) -> tuple[int, int]:
     return rows, cols
 
 
-@functools.cache
-def _patterns_4x4() -> list[list[bool]]:
-    """The 90 boolean 4 x 4 matrices with two True in every row and every column, row-major."""
-    rows = [tuple(i in pair for i in range(4)) for pair in itertools.combinations(range(4), 2)]
-    tiles = itertools.product(rows, repeat=4)
-    return [list(sum(t, ())) for t in tiles if all(sum(column) == 2 for column in zip(*t, strict=True))]
+def _best_pattern(tiles: Tensor) -> Tensor:
+    """The pattern of `transposable_mask` for tiles [..., 4, 4] >= 0, as an integer: bit 4 r + c.
+
+    Rows 0 and 1 use each column twice, once or never, and rows 2 and 3 complement them. The best way of
+    using two columns k < l once in each half does not depend on the other columns, so 19 sums stand for
+    the 90 patterns. Kernels add in the same order, to round alike.
+    """
+    k, l = PAIRS_K, PAIRS_L
+    row, below = tiles[..., 0::2, :], tiles[..., 1::2, :]  # rows 0 and 2, rows 1 and 3: [..., half, 4]
+    twice = row + below
+    straight, swapped = row[..., k] + below[..., l], row[..., l] + below[..., k]
+    once = torch.maximum(straight, swapped)  # [..., half, 6]
+    unit = torch.tensor([[1], [1 << 8]], device=tiles.device)
+    k_bit, l_bit = (unit << torch.tensor(columns, device=tiles.device) for columns in (k, l))
+    ways = torch.where(swapped > straight, l_bit | k_bit << 4, k_bit | l_bit << 4)
+
+    twice = twice[..., 0, :, None] + twice[..., 1, None, :]  # column i above, j below
+    sums = [twice[..., k[n], k[5 - n]] + twice[..., l[n], l[5 - n]] for n in range(6)]
+    codes = [
+        ways.new_tensor(17 << k[n] | 17 << l[n] | 17 << k[5 - n] + 8 | 17 << l[5 - n] + 8) for n in range(6)
+    ]
+    both_once, both_ways = once.sum(-2), ways.sum(-2)
+    for i, j in itertools.permutations(range(4), 2):
+        rest = 5 - [*zip(k, l)].index((min(i, j), max(i, j)))
+        sums.append(twice[..., i, j] + both_once[..., rest])
+        codes.append(both_ways[..., rest] | 17 << i | 17 << j + 8)
+    first, second = once[..., 0] + once[..., 5], once[..., 1] + once[..., 4]
+    sums.append(torch.maximum(first, second).sum(-1))
+    ways = torch.where(second > first, ways[..., 1] | ways[..., 4], ways[..., 0] | ways[..., 5])
+    codes.append(ways.sum(-1))
+    best = torch.stack(sums, -1).argmax(-1, keepdim=True)
+    return torch.stack(torch.broadcast_tensors(*codes), -1).gather(-1, best).squeeze(-1)

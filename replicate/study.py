@@ -21,7 +21,8 @@ from replicate.records import Record, RecordStore
 from replicate.runtime import clock
 from replicate.train import Trainer
 
-PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m"}
+PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m", "gpu40m": "study40m"}  # ascending
+LONG = 1000  # steps from which on a run's record is `compact`
 
 
 class StudyFailed(RuntimeError):
@@ -43,7 +44,7 @@ def arms(
     """Configurations of every sparsity preset with every seed, seeds outermost.
 
     Args:
-        profile: "smoke", "laptop" or "gpu", or the name of a training preset.
+        profile: a scale of PRESET_OF, or the name of a training preset.
         sparsity: names of sparsity presets. seeds: of the runs.
         changes: fields to change in each, as in `train_preset`: steps=50.
     """
@@ -86,7 +87,7 @@ def run(
     """
     store = store or RecordStore()
     by_hash = {config_hash(config): config for config in configs}
-    done = {} if fresh else _look_up(by_hash, store)
+    done = {} if fresh else look_up(by_hash, store)
     missing = [config for key, config in by_hash.items() if key not in done]
     failures: dict[str, str] = {}
     say = _announcer(label, len(missing)) if progress else lambda *finished: None
@@ -94,11 +95,8 @@ def run(
         try:
             if "error" in answer:
                 raise RuntimeError(answer["error"])
-            results = answer["results"]
-            record = records.make_record(
-                "train", config, results, seconds=answer["seconds"], corpus=results["corpus"]
-            )
-            store.put(record, recorded=keep)
+            record = put_answer(store, config, answer, keep=keep)
+            results = record.results
             done[config_hash(config)] = (record, "fresh")
             say(f"{describe(config)}: loss {results['final_loss']:.4f}, held-out {results['valid_loss']:.4f}")
         except (RuntimeError, ValueError) as error:
@@ -107,6 +105,53 @@ def run(
     if failures:
         raise StudyFailed(failures, done)
     return [done[config_hash(config)] for config in configs]
+
+
+def put_answer(
+    store: RecordStore,
+    config: TrainConfig,
+    answer: dict[str, Any],
+    *,
+    keep: bool = False,
+    question: dict[str, int] | None = None,
+) -> Record:
+    """Store what a worker of `pool.train_all` answered, as a training record and, if asked, a completion's.
+
+    Args:
+        keep: write to data/recorded. question: the one put, if any.
+
+    Returns:
+        The training record.
+    """
+    results, corpus = answer["results"], answer["results"]["corpus"]
+    results = compact(results) if config.steps >= LONG else results
+    record = records.make_record("train", config, results, seconds=answer["seconds"], corpus=corpus)
+    store.put(record, recorded=keep)
+    if question:
+        asked = {"train": record.config_hash, **question}
+        reply = records.make_record("completion", asked, answer["completion"], corpus=corpus)
+        store.put(reply, recorded=keep)
+    return record
+
+
+def compact(results: dict[str, Any]) -> dict[str, Any]:
+    """A run's results in fewer digits: losses of a step to 5 decimals, statistics to 5 significant digits.
+
+    The columns step, lr and phase are left out: the configuration gives them, see `schedule`.
+    """
+    steps = {
+        "loss": [round(loss, 5) for loss in results["steps"]["loss"]],
+        "tokens_per_s": [round(speed) for speed in results["steps"]["tokens_per_s"]],
+    }
+    return results | {"steps": steps, "stats": _rounded(results["stats"])}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def trained(config: TrainConfig, *, progress: bool = True) -> Trainer:
@@ -126,12 +171,19 @@ def trained(config: TrainConfig, *, progress: bool = True) -> Trainer:
     return trainer
 
 
-def _look_up(by_hash: dict[str, TrainConfig], store: RecordStore) -> dict[str, tuple[Record, str]]:
-    """The stored records among these configurations, made from the corpus as it is now."""
+def look_up(by_hash: dict[str, TrainConfig], store: RecordStore) -> dict[str, tuple[Record, str]]:
+    """config hash -> (record, origin) of those configurations that are stored.
+
+    Cached ones count if they were made from the corpus as it is now, recorded ones always do.
+    """
     found = {}
     corpora: dict[str, str | None] = {}
     for key, config in by_hash.items():
-        if config.corpus not in corpora:
+        record = store.find("train", config)
+        if record is None or record[1] == "recorded":
+            found |= {key: record} if record else {}
+            continue
+        if config.corpus not in corpora:  # hashing one can take a while
             try:
                 corpora[config.corpus] = data.load_corpus(config.corpus).sha256
             except (ValueError, OSError):

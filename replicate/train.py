@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from replicate import checkpoint, evaluate, records, schedule
+from replicate.compiled import compiled_loss
 from replicate.config import TrainConfig, config_hash, to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
@@ -37,7 +38,8 @@ from replicate.runtime import (
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]
 
-_RECORD = ("losses", "speeds", "stats", "valid_losses", "seconds")  # what a checkpoint keeps besides tensors
+# What a checkpoint keeps besides tensors.
+_RECORD = ("losses", "speeds", "stats", "valid_losses", "valid_seconds", "seconds")
 
 
 def train(
@@ -87,9 +89,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = GPT(config.model)
+        self.model.set_backend(config.backend)
         self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.forward = compiled_loss(self.model) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         self.progress = Progress(progress, config)
         self.step = 0
@@ -97,6 +100,7 @@ class Trainer:
         self.speeds: list[float] = []
         self.stats: list[dict[str, Any]] = []
         self.valid_losses: list[tuple[int, float]] = []
+        self.valid_seconds: list[float] = []
         self.seconds = 0.0
         self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back
         self._bad = torch.zeros((), device=self.device)  # 1 once a loss or gradient is not finite
@@ -142,8 +146,9 @@ class Trainer:
         Returns:
             steps: columns step, loss, lr, phase, tokens_per_s, one value a step. stats: rows of
             `stats_every`, see `_statistics`. final_loss: mean loss of the last `final_window` steps.
-            valid_loss and valid_losses [(steps done, loss)]. tokens, seconds, tokens_per_s; parameters;
-            corpus: its provenance.
+            valid_loss and valid_losses [(steps done, loss)]; valid_seconds, the training time at each of
+            these, evaluations and checkpoints not counted, compilation counted. tokens, seconds,
+            tokens_per_s; parameters; corpus: its provenance.
         """
         config, n = self.config, len(self.losses)
         window = self.losses[-config.final_window :]
@@ -161,6 +166,7 @@ class Trainer:
             "final_loss": sum(window) / len(window) if window else None,
             "valid_loss": self.valid_losses[-1][1] if self.valid_losses else None,
             "valid_losses": [list(pair) for pair in self.valid_losses],
+            "valid_seconds": [round(seconds, 3) for seconds in self.valid_seconds],
             "tokens": tokens,
             "seconds": self.seconds,
             "tokens_per_s": tokens / self.seconds if self.seconds else None,
@@ -176,11 +182,8 @@ class Trainer:
 
     def batch(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
         """Inputs and targets [B, S] of a micro-batch, on the device."""
-        pair = self.data.batch("train", step, self.config.batch_size, self.config.seed, micro)
-        if self.device.type == "cuda":
-            pair = tuple(part.pin_memory() for part in pair)
-        inputs, targets = (part.to(self.device, non_blocking=True) for part in pair)
-        return inputs, targets
+        where = {"device": self.device} if self.device.type == "cuda" else {}
+        return self.data.batch("train", step, self.config.batch_size, self.config.seed, micro, **where)
 
     def _train_step(self) -> None:
         step, config = self.step, self.config
@@ -209,6 +212,7 @@ class Trainer:
     def _gradients(self, step: int) -> Tensor:
         """Accumulate the gradients of the step's micro-batches; their mean loss."""
         config, losses = self.config, []
+        self.model.hold_weights(config.grad_accum > 1)
         for micro in range(config.grad_accum):
             inputs, targets = self.batch(step, micro)
             if config.model.sparsity.wgrad == "mvue":
@@ -217,6 +221,7 @@ class Trainer:
                 loss = self.forward(inputs, targets)[1]
             (loss / config.grad_accum).backward()
             losses.append(loss.detach())
+        self.model.hold_weights(False)
         return torch.stack(losses).mean()
 
     def _enter_phase(self, step: int) -> None:
@@ -283,8 +288,11 @@ class Trainer:
         self._flush()
         config = self.config
         with self.autocast():
-            loss = evaluate.valid_loss(self.model, self.data, config.eval_batches, config.batch_size)
+            loss = evaluate.valid_loss(
+                self.model, self.data, config.eval_batches, config.batch_size, forward=self.forward
+            )
         self.valid_losses.append((self.step, loss))
+        self.valid_seconds.append(self.seconds)
         self._since = time.perf_counter()
 
     def _save(self) -> None:
@@ -304,7 +312,7 @@ class Trainer:
         check_same_run(state, self._identity(), self.run_dir)
         checkpoint.unpack(tensors, self.model, self.optimizer)
         for name in _RECORD:
-            setattr(self, name, state["record"][name])
+            setattr(self, name, state["record"].get(name, []))  # older checkpoints have fewer
         self.model.set_phase(schedule.phase_at(self.step - 1, self.config))
 
     def _identity(self) -> dict[str, str]:

@@ -15,7 +15,13 @@ if OURS:
     os.environ["REPLICATE_FIGURES"] = str(folder / "figures")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from hypothesis import Phase, settings  # noqa: E402
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Read when @triton.jit decorates, hence before any module with kernels is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 LAST = ("test_mutation.py", "test_notebooks_runner.py", "test_notebooks.py")
 
@@ -45,8 +51,6 @@ def pytest_collection_modifyitems(items):
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:
         return
-    import torch
-
-    if not torch.cuda.is_available():
+    if not HAS_GPU:
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

@@ -50,7 +50,9 @@ def test_train_resumes_from_its_folder(capsys, tmp_path):
         (["train", "--set", "lr=fast"], "lr='fast'"),
         (["train", "--sparsity", "recipe", "--set", "model.d_ff=100"], "d_ff is 100"),
         (["bench", "train", "--repeats", "0"], "choose 1 or more"),
-        (["study", "--sparsity", "recip"], "recip"),
+        (["study", "run", "--arms", "recip"], "no arm 'recip'"),
+        (["study", "status", "--profile", "huge"], "choose one of smoke"),
+        (["study", "run", "--set", "steps"], "no key=value"),
         (["claims", "--profile", "huge"], "choose one of smoke"),
         (["notebooks", "run", "--only", "99"], "no notebook '99'"),
         (["notebooks", "run", "--profile", "huge"], "choose one of smoke"),
@@ -91,29 +93,6 @@ def test_bench_reports_the_ratio(capsys, monkeypatch, tmp_path):
     assert status == 0 and "9,500 tokens/s" in out and "ratio 0.950 (0.940 to 0.960" in out
     assert seen == {"config": train_preset("smoke"), "repeats": 2, "steps": 3}
     assert json.loads((tmp_path / "b").read_text())["ratio"] == 0.95
-
-
-def test_study_names_arms_and_failures(capsys, monkeypatch):
-    from replicate import records, study
-
-    def fake(configs, workers, fresh, keep, label):
-        assert (workers, fresh, keep, label, len(configs)) == (1, True, False, "smoke", 4)
-        made = [records.make_record("train", c, {"final_loss": 2.0, "valid_loss": 2.5}) for c in configs]
-        return [(record, "fresh") for record in made]
-
-    monkeypatch.setattr(study, "run", fake)
-    arguments = ["study", "--sparsity", "dense", "recipe", "--seeds", "1", "2", "--workers", "1", "--fresh"]
-    status, out, _ = run(capsys, *arguments)
-    lines = out.splitlines()
-    assert status == 0 and len(lines) == 4
-    assert lines[1].startswith("recipe seed 1") and "validation 2.5000  fresh" in lines[1]
-
-    def fail(*args, **kwargs):
-        raise study.StudyFailed({"recipe seed 1": "loss nan"}, {})
-
-    monkeypatch.setattr(study, "run", fail)
-    status, _, err = run(capsys, *arguments)
-    assert status == 1 and "recipe seed 1: loss nan" in err
 
 
 def test_claims_print_and_write(capsys, monkeypatch, tmp_path):

@@ -353,9 +353,9 @@ def test_from_dict_leaves_its_argument_and_refuses_unknown_keys():
 
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
-    how = replace(base, device="cpu", compile=True, log_every=3, checkpoint_every=5)
+    how = replace(base, device="cpu", backend="reference", compile=True, log_every=3, checkpoint_every=5)
     assert config_hash(how) == config_hash(base)
-    assert set(HOW_NOT_WHAT) == {"device", "compile", "log_every", "checkpoint_every"}
+    assert set(HOW_NOT_WHAT) == {"device", "backend", "compile", "log_every", "checkpoint_every"}
     changes = {
         "corpus": "synthetic",
         "order": "dense-sparse",

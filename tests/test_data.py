@@ -67,6 +67,16 @@ def test_a_batch_depends_on_its_number_alone(tokens, place, split):
     assert torch.equal(first[0][:3], tokens.batch(split, step, 3, seed, micro)[0])
 
 
+@pytest.mark.parametrize("vocab_size", [64, 65536])
+def test_a_batch_gathered_on_a_device_is_the_same(vocab_size, tmp_path):
+    held = TokenData("synthetic", vocab_size, 32, cache_dir=tmp_path)
+    for split, place in (("train", (0, 5, 1)), ("valid", (7, 3, 2)), ("train", (2**40, 4, 0))):
+        gathered = held.batch(split, *place, device=torch.device("cpu"))
+        assert equal(gathered, held.batch(split, *place))
+        assert all(part.dtype == torch.int64 and part.is_contiguous() for part in gathered)
+    assert len(held._copies) == 2
+
+
 def test_split_seed_step_and_micro_all_matter(synthetic):
     rows = {
         tuple(synthetic.batch(split, step, 1, seed, micro)[0][0].tolist())

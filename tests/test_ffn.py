@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from replicate.config import SparsityConfig
-from replicate.ffn import DenseFFN, SparseFFN, relu2
+from replicate.ffn import DenseFFN, SparseFFN, relu2, token_order
 from replicate.presets import SPARSITY_PRESETS
 from replicate.router import cluster_means
-from replicate.sparsity import check24, check_venom, mask24, sparsity
+from replicate.sparsity import check24, check_venom, mask24, sparsity, transposable_mask
 
 T, D, FF = 64, 16, 128
 VENOM = [name for name, c in SPARSITY_PRESETS.items() if c.activation == "venom"]
@@ -621,6 +621,30 @@ def test_wgrad_touches_neither_the_output_nor_dx():
     full, ours = gradients(make("act24"), x, dy3), gradients(make("act24+wgrad"), x, dy3)
     assert torch.equal(full[0], ours[0]) and torch.equal(full[1], ours[1])
     assert not torch.equal(full[2], ours[2]) and not torch.equal(full[3], ours[3])
+
+
+@pytest.mark.parametrize("permute", [True, False])
+def test_wgrad_tile_keeps_the_best_transposable_pattern_of_each_tile(permute):
+    """The tiles are the groups of tokens that wgrad "24" uses, in its order; no feature stays dense."""
+    tokens, d_ff = 18, 40
+    y1 = normal(tokens, d_ff) + 1
+    config = SparsityConfig(activation="24", wgrad_permute=permute, wgrad_dense_share=0.5)
+    full = wgrad_operands(config, y1)
+    ours = wgrad_operands(replace(config, wgrad="tile"), y1)
+    order, back = token_order(16, torch.device("cpu"))
+    assert torch.equal(order[back], torch.arange(16))
+    rows = order if permute else torch.arange(16)
+    assert sorted(sorted(rows[i : i + 4].tolist()) for i in range(0, 16, 4)) == token_groups(
+        16, wgrad_permute=permute
+    )
+    for exact, pruned in zip(full, ours):
+        expected = exact.clone()
+        expected[rows] = exact[rows] * transposable_mask(exact[rows])
+        assert torch.equal(pruned, expected)
+        assert torch.equal(pruned[16:], exact[16:]), "tokens past the last group stay dense"
+        check24(pruned[rows], 0)
+        check24(pruned[rows], 1)
+        assert (pruned != exact).any()
 
 
 def test_wgrad_mvue_is_unbiased_and_2_of_4():

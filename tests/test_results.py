@@ -83,6 +83,29 @@ def test_a_larger_study_counts_if_what_is_needed_is_recorded(tmp_path):
     assert results.larger("smoke", plan, store, needed=["w2"]) is None
 
 
+def test_every_larger_scale_that_counts_is_found(tmp_path):
+    def plan(scale):
+        return {name: study.arms(scale, [name], (1,)) for name in ("dense", "w1")}
+
+    store = records.RecordStore(tmp_path / "own", tmp_path / "recorded")
+    for scale, names in (("laptop", ["dense", "w1"]), ("gpu", ["dense", "w1"]), ("gpu40m", ["dense"])):
+        for name in names:
+            config, record = study.arms(scale, [name], [1])[0], fake(name, 1, [2.0])[0]
+            store.put(records.make_record("train", config, record.results), recorded=True)
+    assert list(results.all_larger("smoke", plan, store)) == ["laptop", "gpu"]
+    assert list(results.all_larger("laptop", plan, store, needed=["dense"])) == ["gpu", "gpu40m"]
+    assert results.larger("smoke", plan, store, needed=["dense"])[0] == "gpu40m"
+    assert results.larger("gpu40m", plan, store) is None
+
+
+def test_the_time_to_a_loss_lies_between_evaluations():
+    curve = {"valid_losses": [[10, 4.0], [20, 3.0], [30, 2.5]], "valid_seconds": [1.0, 2.0, 4.0]}
+    record = records.make_record("train", {}, curve)
+    assert [results.seconds_to_loss(record, loss) for loss in (4.5, 3.5, 2.75, 2.5)] == [1.0, 1.5, 3.0, 4.0]
+    assert results.seconds_to_loss(record, 2.4) is None
+    assert results.seconds_to_loss(records.make_record("train", {}, {"valid_losses": [[1, 2.0]]}), 3) is None
+
+
 def test_completions_keep_the_models_and_the_answers(monkeypatch):
     in_process = lambda configs, *_: [(c, pool._train_one(c)) for c in configs]  # noqa: E731
     monkeypatch.setattr(pool, "train_all", in_process)

@@ -474,11 +474,65 @@ def test_transposable_mask_is_the_best_of_90(data):
         assert kept == max(tile[p].sum() for p in PATTERNS)
 
 
-def test_transposable_mask_ties_take_the_first_pattern():
-    mask = transposable_mask(torch.ones(4, 8))
-    assert torch.equal(mask[:, :4], mask[:, 4:])
-    first = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).bool()
-    assert torch.equal(mask[:, :4], first)
+def test_transposable_mask_by_hand():
+    # 9, 8, 7 and 6 are in different rows and columns, 5 to 2 go round a second time: two everywhere.
+    w = torch.tensor([[9.0, -5, 1, 0], [0, 8, 4, -1], [1, 0, -7, 3], [-2, 1, 0, 6]])
+    expected = [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]]
+    assert transposable_mask(w).int().tolist() == expected
+    # Every row would rather keep columns 0 and 1, which have room for two. Row 2 gives up 17 for 14, row 3
+    # 3 for 0, rows 0 and 1 17 for 1: rows 2 and 3 move over.
+    w = torch.tensor([[9.0, 8, 1, 0], [9, 8, 0, 1], [9, 8, 7, 7], [2, 1, 0, 0]])
+    expected = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert transposable_mask(w).int().tolist() == expected
+
+
+def order_of_patterns():
+    """The 90 patterns in the order in which ties are decided: by kind, rows 0 and 1, rows 2 and 3."""
+    pairs = list(itertools.combinations(range(4), 2))
+    apart = [(0, 2), (0, 3), (1, 2), (1, 3), (0, 1), (2, 3)]
+
+    def halves(counts):
+        """The pairs of two rows that use each column so often, the first row's lower choice first."""
+        found = [(p, q) for p in pairs for q in pairs if [(*p, *q).count(c) for c in range(4)] == counts]
+        return sorted(found, key=lambda h: apart.index(h[0])) if counts == [1] * 4 else found
+
+    kinds = [[2 * (c in p) for c in range(4)] for p in pairs]
+    kinds += [[1 + (c == i) - (c == j) for c in range(4)] for i, j in itertools.permutations(range(4), 2)]
+    found = []
+    for counts in [*kinds, [1] * 4]:
+        for top, bottom in itertools.product(halves(counts), halves([2 - n for n in counts])):
+            found.append(torch.tensor([[c in row for c in range(4)] for row in (*top, *bottom)]))
+    return found
+
+
+@given(data=st.lists(st.integers(0, 2), min_size=16, max_size=16))
+@few
+def test_transposable_mask_ties_take_the_first_pattern(data):
+    """Small integers: sums are exact, and most tiles have several best patterns."""
+    order = order_of_patterns()
+    assert {tuple(p.flatten().tolist()) for p in order} == {tuple(p.flatten().tolist()) for p in PATTERNS}
+    w = torch.tensor(data, dtype=torch.float32).view(4, 4)
+    sums = [w[p].sum().item() for p in order]
+    assert torch.equal(transposable_mask(w), order[sums.index(max(sums))])
+    for same in (torch.zeros(4, 4), torch.ones(4, 4), -torch.zeros(4, 4)):
+        assert torch.equal(transposable_mask(same), order[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transposable_mask_is_optimal_up_to_rounding(dtype):
+    w = normal(64, 64, dtype=dtype)
+    w[:, ::3] *= 1e-3  # sums of different magnitudes round
+    w = torch.where(mask24(w[:, :32]).repeat(1, 2), w, torch.zeros_like(w))  # zeros, as activations have
+    mask = transposable_mask(w)
+    tiles = w.double().abs().view(16, 4, 16, 4).transpose(1, 2)
+    best = torch.stack([(tiles * p).sum((-1, -2)) for p in PATTERNS]).amax(0)
+    kept = (tiles * mask.view(16, 4, 16, 4).transpose(1, 2)).sum((-1, -2))
+    torch.testing.assert_close(kept, best, rtol=1e-6, atol=0)
+    pruned = torch.where(mask, w, torch.zeros_like(w))
+    check24(pruned, 0)
+    check24(pruned, 1)
+    check24(mask.double(), 0)
+    assert (mask.view(64, 16, 4).sum(-1) == 2).all()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
@@ -572,7 +626,8 @@ def test_integers_raise(function, dtype):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 6), (2, 8), (4, 4, 4)])
 def test_transposable_mask_needs_tiles(shape):
-    with pytest.raises(ValueError, match="4 x 4"):
+    fix = r"pad it to \(4, 8\)" if len(shape) == 2 else "use a matrix"
+    with pytest.raises(ValueError, match=f"4 x 4; {fix}"):
         transposable_mask(torch.ones(shape))
 
 

@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_one_arm(store):
 
 
 def _killing(hands, original):
-    def kill_first(answers):
+    def kill_first(answers, until=None):
         if hands:
             hand = hands.pop()
             while hand.process is None:
@@ -113,6 +113,15 @@ def _killing(hands, original):
         return original(answers)
 
     return kill_first
+
+
+def test_workers_take_turns_with_the_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    environments = [pool.environment(i, gpu=True) for i in range(5)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["3", "5", "3", "5", "3"]
+    assert {e["TORCHINDUCTOR_COMPILE_THREADS"] for e in environments} == {"4"}
+    assert "TORCHINDUCTOR_COMPILE_THREADS" not in pool.environment(0, gpu=False)
 
 
 STUDY = """

@@ -72,7 +72,8 @@ def assert_same_state(ours, theirs):
 def timeless(result):
     """A result without what a clock measured."""
     steps = {k: v for k, v in result["steps"].items() if k != "tokens_per_s"}
-    return {k: v for k, v in result.items() if k not in ("seconds", "tokens_per_s")} | {"steps": steps}
+    clock = ("seconds", "valid_seconds", "tokens_per_s")
+    return {k: v for k, v in result.items() if k not in clock} | {"steps": steps}
 
 
 def test_a_run_records_every_step(data):
@@ -86,6 +87,8 @@ def test_a_run_records_every_step(data):
     assert result["final_loss"] < steps["loss"][0] - 0.1
     assert [step for step, _ in result["valid_losses"]] == [10, 20, 24]
     assert result["valid_loss"] == result["valid_losses"][-1][1]
+    assert 0 < result["valid_seconds"][0] < result["valid_seconds"][1] < result["valid_seconds"][2]
+    assert result["valid_seconds"][2] == pytest.approx(result["seconds"], abs=1e-3)
     assert result["tokens"] == 24 * 4 * 16
     assert result["tokens_per_s"] > 0
     assert result["corpus"]["sha256"] == data.corpus.sha256

@@ -31,6 +31,7 @@ from replicate.kernels.soft_threshold_prune24 import (
     soft_threshold_prune24_both,
     soft_threshold_prune24_reference,
 )
+from replicate.kernels.tile_prune24 import tile_prune24, tile_prune24_reference
 from replicate.kernels.tune_tiles import DTYPE, compare, randn, spread, tune_tiles
 from replicate.sparsity import prune24
 
@@ -81,6 +82,13 @@ def verify(tokens: int, d_model: int, d_ff: int) -> None:
     _assert_equal("relu2_prune24_backward, two forms", unpack24(dy1.with_dense(None)), dy1.dense)
     _assert_close("relu2_prune24_backward", dy1.dense, relu2_prune24_backward_reference(dy2, expected, mask))
     del expected, mask, dy1
+    for x in (y2.dense, dy2):
+        dense, _ = tile_prune24_reference(x)
+        both = tile_prune24(x)
+        _assert_equal("tile_prune24", unpack24(both[0]), dense)
+        for alone in (both[1], tile_prune24(x, along_columns=False)[1]):
+            _assert_equal("tile_prune24, transposed", unpack24(alone), dense.t())
+    del dense, both, alone
     for w in (randn(d_model, d_ff), randn(d_model, d_ff).float()):
         for compressed, dim in zip(soft_threshold_prune24_both(w, dtype=DTYPE), (1, 0)):
             dense, _ = soft_threshold_prune24_reference(w, dim, dtype=DTYPE)
@@ -111,6 +119,8 @@ def memory_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]
         "backward": (full + 2 * part, lambda: relu2_prune24_backward(dy2, y2)),
         "backward, dense": (2 * full + part, lambda: relu2_prune24_backward(dy2, y2, form="dense")),
         "backward, both": (2 * full + 2 * part, lambda: relu2_prune24_backward(dy2, y2, form="both")),
+        "tile prune, both": (full + 2 * part, lambda: tile_prune24(y2.dense)),
+        "tile prune, x^T": (full + part, lambda: tile_prune24(y2.dense, along_columns=False)),
         "unpack24": (full + part, lambda: unpack24(y2.with_dense(None))),
         "torch: compress y2": (full + part, lambda: compress_by_library(y2.dense)),
         "torch: relu2 eager": (2 * full, lambda: torch.relu(y1).square_()),
@@ -136,16 +146,27 @@ def memory_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]
 
 
 def ffn_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]:
-    """The FFN's products 1, 2, 3 and 5 with a 2:4 operand, each against cuBLAS in the same orientation."""
+    """The FFN's products 1, 2, 3, 5 and 4 with a 2:4 operand, each against cuBLAS in the same orientation.
+
+    Product 4, dW2 = y2^T dy3, is summed over tokens: its y2 is pruned again, by tiles, to be 2:4 along them.
+    """
     x, w1, w2 = randn(tokens, d_model), randn(d_model, d_ff), randn(d_ff, d_model)
     y1 = randn(tokens, d_ff)
     y2 = relu2_prune24(y1, dense=True)
     s1, s2 = soft_threshold_prune24(w1, True), soft_threshold_prune24(w2)
+    _, y2_t = tile_prune24(y2.dense, along_columns=False)
     products = {
         "y1 = x S(W1)": (s1, x.t(), True, lambda: x @ w1, lambda: soft_threshold_prune24(w1, True)),
         "y3 = y2 W2": (y2, w2, False, lambda: y1 @ w2, lambda: relu2_prune24(y1)),
         "dy2 = dy3 S(W2^T)": (s2, x.t(), True, lambda: x @ w2.t(), lambda: soft_threshold_prune24(w2)),
         "dx = dy1 W1^T": (y2, w1.t(), False, lambda: y1 @ w1.t(), lambda: relu2_prune24_backward(y1, y2)),
+        "dW2 = y2^T dy3": (
+            y2_t,
+            x,
+            False,
+            lambda: y1.t() @ x,
+            lambda: tile_prune24(y2.dense, along_columns=False),
+        ),
     }
     return [
         _product_row(name, sparse, right, transpose, dense, fused, None, repeats)

@@ -104,11 +104,25 @@ def empty_outputs(like: Tensor, compressed: bool, dense: bool) -> tuple[Tensor, 
     return buffer, like.new_empty(like.shape) if dense else like.new_empty(0)
 
 
+def buffers_of_both(x: Tensor, last: bool, first: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Uninitialised buffers of x [R, C] and of its transpose; empty where not asked for."""
+    rows, cols = x.shape
+    along_last = new_buffer(rows, cols, dtype, x.device) if last else x.new_empty(0, dtype=dtype)
+    along_first = new_buffer(cols, rows, dtype, x.device) if first else x.new_empty(0, dtype=dtype)
+    return along_last, along_first
+
+
 def parts(buffer: Tensor, cols: int) -> tuple[Tensor, Tensor]:
     """(values [R, cols / 2], metadata [R cols / 16 elements]), views of a contiguous buffer."""
     check(buffer.is_contiguous(), f"a compressed buffer must be contiguous, got strides {buffer.stride()}")
     flat, split = buffer.view(-1), buffer.shape[0] * cols // 2
     return flat[:split].view(buffer.shape[0], cols // 2), flat[split:]
+
+
+def word_parts(buffer: Tensor, cols: int) -> tuple[Tensor, Tensor]:
+    """(values, metadata) of a buffer as 32-bit words, for a kernel to write; of an empty one, nothing."""
+    values, metadata = parts(buffer, cols) if buffer.numel() else (buffer, buffer)
+    return values.view(torch.int32), metadata.view(torch.int32)
 
 
 def as_words(x: Tensor) -> Tensor:
@@ -246,3 +260,12 @@ def compress_by_library(dense: Tensor) -> Tensor:
     pad = padded_rows(len(dense)) - len(dense)
     padded = torch.nn.functional.pad(dense, (0, 0, 0, pad)) if pad else dense.contiguous()
     return torch._cslt_compress(padded).view(len(padded), -1)
+
+
+def compress_in_torch(dense: Tensor, mask: Tensor, dim: int, kind: str) -> Compressed24:
+    """A matrix that `mask` makes 2:4 along `dim`, in layout `kind`; with dim 0 its transpose."""
+    if dim == 0:
+        dense, mask = dense.t().contiguous(), mask.t().contiguous()
+    if kind == "sm90":
+        return Compressed24(pack24_reference(dense, mask), *dense.shape)
+    return Compressed24(compress_by_library(dense), *dense.shape, kind, dense)

@@ -20,19 +20,19 @@ from replicate.kernels.backend import HALF, check, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
     as_words,
+    buffers_of_both,
     check_compressible,
-    compress_by_library,
+    compress_in_torch,
     layout,
-    new_buffer,
-    pack24_reference,
     padded_rows,
-    parts,
+    word_parts,
 )
 from replicate.kernels.tile24 import (
     band_rows,
     four_of_column,
     four_of_row,
     kept_nibble,
+    magnitude,
     pack_pair,
     store_metadata,
     two_of_four,
@@ -120,7 +120,7 @@ def _soft_threshold_prune24_kernel(
 @triton.jit
 def _threshold(a, b, c, d, scale, SCALED: tl.constexpr, SOFT: tl.constexpr, BF16: tl.constexpr):
     """(kept values as a word of two, nibble) of four float32."""
-    mag_a, mag_b, mag_c, mag_d = _magnitude(a), _magnitude(b), _magnitude(c), _magnitude(d)
+    mag_a, mag_b, mag_c, mag_d = magnitude(a), magnitude(b), magnitude(c), magnitude(d)
     both_ab, both_cd, a_top, c_top = two_of_four(mag_a, mag_b, mag_c, mag_d)
     low = tl.where(both_ab, a, tl.where(both_cd, c, tl.where(a_top, a, b)))
     high = tl.where(both_ab, b, tl.where(both_cd, d, tl.where(c_top, c, d)))
@@ -132,12 +132,6 @@ def _threshold(a, b, c, d, scale, SCALED: tl.constexpr, SOFT: tl.constexpr, BF16
     if SCALED:
         low, high = low * scale, high * scale
     return pack_pair(low, high, BF16), kept_nibble(both_ab, both_cd, a_top, c_top)
-
-
-@triton.jit
-def _magnitude(x):
-    """|x| as integer bits, which order like the magnitudes, NaN above infinity."""
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
@@ -162,7 +156,7 @@ def _soft_threshold_prune24_op(
 
 @_soft_threshold_prune24_op.register_fake
 def _(w, last, first, last_scale, first_scale, soft, dtype):
-    return _buffers(w, last, first, dtype)
+    return buffers_of_both(w, last, first, dtype)
 
 
 def launch_soft_threshold_prune24(
@@ -178,11 +172,7 @@ def launch_soft_threshold_prune24(
     """Buffers of S24(W) and of S24(W)^T from the kernel with a given tile; one not asked for is empty."""
     w = w.contiguous()
     d_rows, f_cols = w.shape
-    buffers = _buffers(w, last, first, dtype)
-    outputs: list[Tensor] = []
-    for buffer, cols in zip(buffers, (f_cols, d_rows)):
-        both = parts(buffer, cols) if buffer.numel() else (buffer, buffer)
-        outputs += [part.view(torch.int32) for part in both]
+    buffers = buffers_of_both(w, last, first, dtype)
     tile_d, tile_f = (
         size if padded_rows(n) % size == 0 else 64
         for size, n in ((config["TILE_D"], d_rows), (config["TILE_F"], f_cols))
@@ -190,7 +180,8 @@ def launch_soft_threshold_prune24(
     _soft_threshold_prune24_kernel[(padded_rows(f_cols) // tile_f, padded_rows(d_rows) // tile_d)](
         w,
         as_words(w) if last else w,
-        *outputs,
+        *word_parts(buffers[0], f_cols),
+        *word_parts(buffers[1], d_rows),
         last_scale,
         first_scale,
         d_rows,
@@ -208,13 +199,6 @@ def launch_soft_threshold_prune24(
         num_warps=config["num_warps"],
     )
     return buffers
-
-
-def _buffers(w: Tensor, last: bool, first: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    d_rows, f_cols = w.shape
-    along_last = new_buffer(d_rows, f_cols, dtype, w.device) if last else w.new_empty(0, dtype=dtype)
-    along_first = new_buffer(f_cols, d_rows, dtype, w.device) if first else w.new_empty(0, dtype=dtype)
-    return along_last, along_first
 
 
 def soft_threshold_prune24(
@@ -282,21 +266,12 @@ def _compress(
         outs = [Compressed24(buffer, *shape) for buffer, (_, _, shape) in zip(buffers, asked)]
     else:
         outs = [
-            _compress_in_torch(w, dim, scale, method, dtype, kind) if wanted else None
+            compress_in_torch(*soft_threshold_prune24_reference(w, dim, scale, method, dtype), dim, kind)
+            if wanted
+            else None
             for (wanted, dim, _), scale in zip(asked, scales)
         ]
     return (outs[0] if last else None, outs[1] if first else None)
-
-
-def _compress_in_torch(
-    w: Tensor, dim: int, scale: Scale, method: str, dtype: torch.dtype, kind: str
-) -> Compressed24:
-    dense, mask = soft_threshold_prune24_reference(w, dim, scale, method, dtype)
-    if dim == 0:
-        dense, mask = dense.t().contiguous(), mask.t().contiguous()
-    if kind == "sm90":
-        return Compressed24(pack24_reference(dense, mask), *dense.shape)
-    return Compressed24(compress_by_library(dense), *dense.shape, kind, dense)
 
 
 def _as_tensor(scale: Scale, like: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ a group inside one thread; splitting a last axis of four would pass it through s
 
 from __future__ import annotations
 
-from replicate.kernels.backend import tl, triton
+from replicate.kernels.backend import INTERPRETED, tl, triton
 
 
 @triton.jit
@@ -84,6 +84,12 @@ def pack_pair(low, high, BF16: tl.constexpr):
 
 
 @triton.jit
+def magnitude(x):
+    """|x| of float32 as integer bits, which order like the magnitudes, NaN above infinity."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
 def two_of_four(a, b, c, d):
     """Which two of four integers are largest, ties to the earlier: (a and b; c and d; a >= b; c >= d).
 
@@ -115,6 +121,23 @@ def gather(word, nibble):
     low = (word >> ((nibble & 3) * 16).to(tl.int64)).to(tl.int32) & 0xFFFF
     high = (word >> ((nibble >> 2) * 16).to(tl.int64)).to(tl.int32) << 16
     return low | high
+
+
+@triton.jit
+def permute(a, b, selector):
+    """PTX's prmt: byte i of the result is byte d of the word b:a of 64 bits, d the selector's hex digit i."""
+    if INTERPRETED:
+        word = (a.to(tl.int64) & 0xFFFFFFFF) | (b.to(tl.int64) << 32)
+        out = tl.zeros_like(word)
+        for i in tl.static_range(4):
+            digit = tl.zeros_like(word) + ((selector >> (4 * i)) & 7)
+            out |= ((word >> (8 * digit)) & 255) << (8 * i)
+        out = out.to(tl.int32)
+    else:
+        out = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, selector], dtype=tl.int32, is_pure=True, pack=1
+        )
+    return out
 
 
 @triton.jit

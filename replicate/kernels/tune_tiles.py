@@ -15,11 +15,12 @@ from replicate.kernels.compressed24 import launch_unpack24
 from replicate.kernels.relu2_prune24 import launch_relu2_prune24
 from replicate.kernels.relu2_prune24_backward import launch_relu2_prune24_backward
 from replicate.kernels.soft_threshold_prune24 import launch_soft_threshold_prune24
+from replicate.kernels.tile_prune24 import launch_tile_prune24
 
 DTYPE = torch.bfloat16
-# Bands of 16 rows, groups of four, warps; then rows and columns of a weight's tile, warps.
+# Bands of 16 rows, groups of four, warps; then rows, columns and warps for both orientations.
 TILES = [(1, 64, 4), (1, 64, 2), (1, 128, 4), (2, 64, 4), (4, 32, 4), (4, 64, 4), (2, 128, 8), (2, 64, 2)]
-WEIGHT_TILES = [(64, 64, 4), (128, 64, 4), (64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 64, 2)]
+BOTH_WAYS = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 64, 2)]
 Row = dict[str, Any]
 
 
@@ -37,11 +38,17 @@ def tune_tiles(tokens: int = 16384, d_ff: int = 16384, d_model: int = 4096, repe
     for w, (name, which) in itertools.product(
         (randn(d_model, d_ff), randn(d_model, d_ff).float()), axes.items()
     ):
-        for tile_d, tile_f, warps in WEIGHT_TILES:
+        for tile_d, tile_f, warps in BOTH_WAYS:
             tile = {"TILE_D": tile_d, "TILE_F": tile_f, "num_warps": warps}
             functions[f"soft {name} {str(w.dtype)[6:]} {tile}"] = lambda c=tile, w=w, which=which: (
                 launch_soft_threshold_prune24(w, *which, None, None, True, DTYPE, c)
             )
+    which = {"x^T": (False, True), "both": (True, True)}
+    for (name, axis), (tile_r, tile_c, warps) in itertools.product(which.items(), BOTH_WAYS):
+        tile = {"TILE_R": tile_r, "TILE_C": tile_c, "num_warps": warps}
+        functions[f"tile prune {name} {tile}"] = lambda c=tile, axis=axis: launch_tile_prune24(
+            y1, *axis, DTYPE, c
+        )
     timings = compare(functions, repeats)
     return [{"name": name, **spread(timing)} for name, timing in timings.items()]
 

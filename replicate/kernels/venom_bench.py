@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from replicate import measure, records
+from replicate import records
+from replicate.kernels.timing import graphed, medians, peak_bytes, sustained_ms
 from replicate.kernels.venom_cases import (
     CLUSTERS,
     PRODUCTS,
@@ -50,50 +51,6 @@ def config(
         "seed": seed,
         "repeats": repeats,
     }
-
-
-def graphed(step: Callable[[], Any]) -> Callable[[], None]:
-    """Replay of `step` as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = step()
-    return lambda: (graph.replay(), kept)[0]
-
-
-def sustained_ms(step: Callable[[], Any], seconds: float = 0.3) -> float:
-    """Milliseconds a call, back to back, once the chip runs as hot as in training."""
-    n = max(3, round(1e3 * seconds / measure.time_ms(step, device="cuda", repeats=3).median))
-    for _ in range(n):
-        step()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(n):
-        step()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / n
-
-
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """Most memory in use during a step, above what is allocated before it."""
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def medians(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Median milliseconds of each call as a CUDA graph, in turns."""
-    graphs = {name: graphed(fn) for name, fn in calls.items()}
-    return {n: t.median for n, t in measure.compare(graphs, device="cuda", repeats=repeats).items()}
 
 
 def measure_shape(c: dict[str, Any], d_model: int, d_ff: int) -> dict[str, Any]:

@@ -1,22 +1,14 @@
 """Kernel tests run on the GPU if there is one, else on the CPU through Triton's interpreter."""
 
-import os
-
 import pytest
 import torch
-
-HAS_GPU = torch.cuda.is_available()
-
-if not HAS_GPU:
-    # Read when @triton.jit decorates, hence before any module with kernels is imported.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture
 def device():
     """Where kernels run here."""
     pytest.importorskip("triton")
-    return "cuda" if HAS_GPU else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture

@@ -1,0 +1,174 @@
+"""The step benchmark's record as numbers and text: whole models, parts of a step, and speed-ups of runs.
+
+A run's speed-up is given three ways: by the paper's arithmetic, by the same arithmetic with two FFN matrices,
+causal attention and the vocabulary head counted, and from the measured step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from replicate import flops, paper
+from replicate.gpt import param_count
+from replicate.presets import SPARSITY_PRESETS, train_preset
+from replicate.records import Record
+from replicate.step_cases import DENSE, WHOLE
+
+KIND = "bench-step"
+WAYS = ("paper", "corrected", "measured")
+PARTS = ("attention", "ffn", "head and loss", "optimiser", "rest")
+Row = dict[str, Any]
+
+
+def fit(layers: Sequence[float], ms: Sequence[float]) -> tuple[float, float, float]:
+    """Least squares of ms = a + b layers: (a, b, the largest deviation as a share of the time there).
+
+    Raises ValueError for fewer than three depths, or depths that are all alike.
+    """
+    if len(layers) != len(ms) or len(layers) < 3 or len(set(layers)) < 2:
+        raise ValueError(f"{len(set(layers))} depths, {len(ms)} times: a line needs three, not all alike")
+    x, y = np.asarray(layers, dtype=float), np.asarray(ms, dtype=float)
+    b, a = np.polyfit(x, y, 1)
+    return float(a), float(b), float(np.abs((a + b * x - y) / y).max())
+
+
+def step_times(record: Record) -> dict[str, Row]:
+    """Milliseconds of a step of the whole model by arm: measured with spread, or composed from a fit.
+
+    A composed one has "base_ms" and "layer_ms" (a and b) and "residual", see `fit`.
+    """
+    layers, n_layer = record.config["layers"], record.config["n_layer"]
+    measured = [record.results["depths"][str(depth)]["ms"] for depth in layers]
+    if layers == [n_layer]:
+        return measured[0]
+    found = {}
+    for name in measured[0]:
+        a, b, residual = fit(layers, [times[name]["ms"] for times in measured])
+        found[name] = {"ms": a + b * n_layer, "base_ms": a, "layer_ms": b, "residual": residual}
+    return found
+
+
+def baseline(times: dict[str, Row]) -> str:
+    """The faster dense arm."""
+    return min((name for name in (DENSE, WHOLE) if name in times), key=lambda name: times[name]["ms"])
+
+
+def rows(record: Record) -> list[Row]:
+    """One row an arm: milliseconds, "x" over the baseline, peak GiB at the greatest depth timed."""
+    times = step_times(record)
+    base = times[baseline(times)]["ms"]
+    peaks = record.results["depths"][str(max(record.config["layers"]))]["peak_bytes"]
+    table = []
+    for name, row in times.items():
+        memory = {"peak GiB": peaks[name] / 2**30} if name in peaks else {}
+        table.append({"arm": name, **row, "x": base / row["ms"], **memory})
+    return table
+
+
+def arithmetic(preset: str, sparsity: str) -> dict[str, float]:
+    """A step's speed-up by the formula of section 3.2: the "paper" way, and "corrected" (see the module).
+
+    Venom products count as v = 8 times as fast, as in Table 2, 2:4 products as 1.5 times. With dense weights
+    all six products are Venom's, as figure 4d has it and the kernels do it.
+    """
+    model, c = train_preset(preset).model, SPARSITY_PRESETS[sparsity]
+    counts = flops.product_counts(c)
+    selected = c.activation == "venom" and not (c.w1 or c.w2_t)
+    n24, n_venom = (0, 6) if selected else (counts["2:4"], counts["venom"] + counts["sampled"])
+    shares = (flops.formula_share(model), flops.honest_share(model))
+    v = paper.number("venom_speedup_table2")
+    steps = [flops.step_speedup(r, v, n24=n24, n_venom=n_venom) for r in shares]
+    return dict(zip(WAYS, steps))
+
+
+def mixes() -> dict[str, float]:
+    """Share of sparse steps of every mix in Table 4, and of the 7B run of Table 2."""
+    total = sum(paper.number("mix_1b"))
+    counts = [row["sparse_steps"] for row in paper.rows(4) if row["sparse_steps"]]
+    found = {f"{n // 1000}k of {total // 1000}k": n / total for n in counts}
+    sparse, dense = paper.number("mix_7b")
+    return found | {f"{sparse // 1000}k of {(sparse + dense) // 1000}k": sparse / (sparse + dense)}
+
+
+def runs(record: Record) -> list[Row]:
+    """One row a sparse arm and way: the step's speed-up and, for each of `mixes`, the run's."""
+    measured = {row["arm"]: row["x"] for row in rows(record)}
+    table = []
+    for name in record.config["sparsity"]:
+        steps = arithmetic(record.config["preset"], name) | {"measured": measured[name]}
+        for way in WAYS:
+            run = {mix: flops.run_speedup(share, steps[way]) for mix, share in mixes().items()}
+            table.append({"arm": name, "way": way, "step": steps[way], **run})
+    return table
+
+
+def parts(record: Record) -> list[Row]:
+    """One row an arm: milliseconds of the parts of a whole model's step; "rest" is what they leave of it.
+
+    Each part was timed alone at the greatest depth. Layers count n_layer times, the optimiser by the number
+    of parameters.
+    """
+    c, times = record.config, step_times(record)
+    deepest = record.results["depths"][str(max(c["layers"]))]
+    found, n = deepest["components"], c["n_layer"]
+    grown = param_count(train_preset(c["preset"]).model)["total"] / deepest["parameters"]
+    table = []
+    for name, ffn in found["ffn"].items():
+        row = {"attention": n * found["attention"]["ms"], "ffn": n * ffn["ms"]}
+        row["head and loss"] = found["head and loss"]["ms"]
+        row["optimiser"] = grown * found["optimiser"]["ms"]
+        step = times[baseline(times) if name == DENSE else name]["ms"]
+        table.append({"arm": name, **row, "rest": step - sum(row.values()), "step": step})
+    return table
+
+
+def table(record: Record) -> str:
+    """All of it as plain text."""
+    r = record.results
+    lines = [f"{record.device}, torch {record.versions.get('torch')}, {record.date}, commit {record.commit}"]
+    lines += [_heading(record), f"{'':22}{'ms':>9}{'x':>7}{'peak GiB':>10}  spread"]
+    for row in rows(record):
+        if "residual" in row:
+            note = (
+                f"{row['base_ms']:.1f} + {row['layer_ms']:.2f} a layer, off by {row['residual']:.1%} at most"
+            )
+        else:
+            note = f"p10 {row['ms_p10']:.1f}, p90 {row['ms_p90']:.1f}"
+        peak = f"{row['peak GiB']:10.1f}" if "peak GiB" in row else " " * 10
+        lines.append(f"{row['arm']:22}{row['ms']:9.1f}{row['x']:7.3f}{peak}  {note}")
+    lines += ["", "parts, each timed alone, ms", f"{'':22}" + "".join(f"{name:>15}" for name in PARTS)]
+    for row in parts(record):
+        lines.append(f"{row['arm']:22}" + "".join(f"{row[name]:15.1f}" for name in PARTS))
+    names = ("step", *mixes())
+    lines += ["", "speed-up of a step, and of a run with sparse steps first"]
+    lines.append(f"{'':22}{'':12}" + "".join(f"{name:>13}" for name in names))
+    for row in runs(record):
+        lines.append(f"{row['arm']:22}{row['way']:12}" + "".join(f"{row[name]:13.3f}" for name in names))
+    loads = [load for depth in r["depths"].values() for found in depth["load"].values() for load in found]
+    if loads:
+        lines.append(
+            f"busiest cluster over the mean: {np.median(loads):.2f} in the median, {max(loads):.2f} at most"
+        )
+    return "\n".join(
+        lines + [f"attention: {r['attention_used'] or 'as torch chooses'} {_times(r['attention'])}"]
+    )
+
+
+def _heading(record: Record) -> str:
+    c = record.config
+    train = train_preset(c["preset"])
+    text = f"{c['preset']}: a training step of {train.batch_size} x {train.model.seq_len} tokens, bf16, "
+    if c["layers"] == [c["n_layer"]]:
+        return text + f"all {c['n_layer']} layers"
+    depths = ", ".join(map(str, c["layers"]))
+    return (
+        text
+        + f"{c['n_layer']} layers COMPOSED from {depths}: time = a + b layers; peak memory at the deepest"
+    )
+
+
+def _times(found: dict[str, float]) -> str:
+    return "(" + ", ".join(f"{name} {ms:.2f} ms" for name, ms in found.items()) + ")" if found else ""

@@ -1,0 +1,231 @@
+"""The study in portions: order, budget, what is stored, and the table of what is missing."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from replicate import campaign, cli, evaluate, plans, pool, probe, results, schedule, study
+from replicate.config import ModelConfig, TrainConfig, config_hash
+from replicate.presets import SPARSITY_PRESETS
+from replicate.records import RecordStore, make_record
+
+RUN = TrainConfig(
+    model=ModelConfig(vocab_size=32, n_layer=1, d_model=16, d_ff=64, n_head=2, seq_len=16),
+    corpus="synthetic",
+    steps=4,
+    batch_size=2,
+    lr_warmup=2,
+    dense_warmup=2,
+    eval_batches=1,
+)
+W1 = replace(RUN, model=replace(RUN.model, sparsity=SPARSITY_PRESETS["w1"]))
+
+
+@pytest.fixture(autouse=True)
+def runs_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RecordStore(tmp_path / "records", tmp_path / "recorded")
+
+
+def seeds_of(config, *seeds):
+    return [replace(config, seed=seed) for seed in seeds]
+
+
+def named(name, *configs):
+    return [(name, config) for config in configs]
+
+
+def test_a_portion_trains_what_is_missing_and_asks_the_model(store, monkeypatch):
+    runs = named("dense", *seeds_of(RUN, 1, 2)) + named("w1", W1)
+    lines = []
+    monkeypatch.setattr(evaluate, "question", lambda n: {"n": n, "context": 6, "length": 4, "n_choices": 4})
+    first = campaign.run(runs[:2], store, workers=1, n_questions=20, keep=True, say=lines.append)
+    assert first.trained == ["dense, seed 1", "dense, seed 2"]
+    assert lines[0] == "0 of 2 runs are stored; 2 to train"
+    assert "accuracy" in lines[1]
+    again = campaign.run(runs, store, workers=1, n_questions=20, say=lines.append)
+    assert (again.trained, again.failed, again.left) == (["w1, seed 1"], {}, [])
+    asked = {"train": config_hash(RUN), "n": 20, "context": 6, "length": 4, "n_choices": 4}
+    reply, origin = store.find("completion", asked)
+    assert origin == "recorded"
+    correct = [int(digit) for digit in reply.results["correct"]]
+    assert len(correct) == reply.results["n"] == 20
+    assert sum(correct) / 20 == reply.results["accuracy"]
+    trainer = study.trained(RUN, progress=False)
+    assert pool.ask(trainer, {k: v for k, v in asked.items() if k != "train"}) == reply.results
+    table = campaign.status([*runs, ("w1", replace(W1, seed=2))], store)
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[0] == ["arm", "tokens", "seed", "1", "seed", "2"]
+    assert rows[1] == ["dense", "0.0M", "recorded", "recorded"]
+    assert rows[2] == ["w1", "0.0M", "cached", "missing"]
+    assert table.splitlines()[-1].startswith("2 recorded, 1 cached, 1 missing")
+    other = make_record("train", replace(W1, seed=3), {}, corpus={"sha256": "f" * 64})
+    store.put(other, recorded=True)
+    assert "their texts differ" in campaign.status([*runs, ("w1", replace(W1, seed=3))], store)
+
+
+def test_the_recorded_answers_are_those_the_notebooks_look_up(store, monkeypatch):
+    question = evaluate.question(evaluate.QUESTIONS["gpu"])
+    record = make_record("train", RUN, {"final_loss": 1.0, "valid_loss": 1.0}, corpus={"sha256": "x"})
+    reply = make_record("completion", {"train": record.config_hash, **question}, {"accuracy": 0.625})
+    store.put(reply, recorded=True)
+    monkeypatch.setattr(results, "RecordStore", lambda: store)
+    runs = results.frame([(record, "recorded")])
+    assert results.completions(runs, evaluate.QUESTIONS["gpu"])["accuracy"].tolist() == [0.625]
+    assert set(evaluate.QUESTIONS) == set(study.PRESET_OF)
+
+
+def here(answers):
+    """A stand-in for `pool.train_all` that takes `answers`'s seconds for each run."""
+
+    def train_all(configs, workers, *, question, admit, until):
+        for config in configs:
+            if not admit(config):
+                yield config, {"skipped": True}
+                continue
+            time.sleep(answers[config_hash(config)])
+            result = {"final_loss": 1.0, "valid_loss": 1.0, "tokens_per_s": 5.0, "corpus": {"sha256": "x"}}
+            yield config, {"results": result, "seconds": answers[config_hash(config)]}
+
+    return train_all
+
+
+def test_no_run_starts_that_would_not_finish(store, monkeypatch):
+    slow, quick = seeds_of(RUN, 1, 2, 3), seeds_of(W1, 1, 2)
+    seconds = {config_hash(c): 0.5 for c in slow} | {config_hash(c): 0.05 for c in quick}
+    runs = named("quick", quick[0]) + named("slow", *slow)
+    runs += named("unknown", replace(RUN, seed=9)) + named("quick", quick[1])
+    monkeypatch.setattr(pool, "train_all", here(seconds))
+    outcome = campaign.run(runs, store, minutes=0.9 / 60, say=lambda text: None)
+    assert outcome.trained == ["quick, seed 1", "slow, seed 1", "quick, seed 2"]
+    assert outcome.left == ["slow, seed 2", "slow, seed 3", "unknown, seed 9"]  # as long as the longest
+    resumable = [(name, replace(config, checkpoint_every=1)) for name, config in runs]
+    outcome = campaign.run(resumable[2:4], store, minutes=0.1 / 60, say=lambda text: None)
+    assert outcome.trained == [
+        "slow, seed 2"
+    ]  # starts, since it can be continued; there is no time for another
+
+
+def test_earlier_records_tell_how_long_a_run_takes(store, monkeypatch):
+    monkeypatch.setattr("replicate.measure.device_name", lambda: "NVIDIA H200")
+    records = {
+        config_hash(c): (make_record("train", c, {}, seconds=s), "recorded")
+        for c, s in ((RUN, 40.0), (W1, 90.0))
+    }
+    names = {config_hash(RUN): "dense", config_hash(W1): "w1"}
+    durations = campaign.Durations(campaign._earlier(names, records))
+    assert [durations.expect(name) for name in ("dense", "w1", "w2")] == [40.0, 90.0, 90.0]
+    durations.now["dense"] = 50.0
+    assert [durations.expect(name) for name in ("dense", "w1", "w2")] == [50.0, 90.0, 50.0]
+    assert campaign.Durations().expect("dense") == 0
+
+
+def test_the_portion_ends_on_time_and_can_be_continued(store):
+    long = replace(RUN, steps=10**6, stats_every=0, checkpoint_every=5)
+    begun = time.monotonic()
+    outcome = campaign.run(
+        named("long", *seeds_of(long, 1, 2)), store, minutes=12 / 60, workers=1, say=lambda text: None
+    )
+    assert time.monotonic() - begun < 25
+    assert outcome.left == ["long, seed 1", "long, seed 2"]
+    assert store.all("train") == []
+    continued = study.Trainer(long, run_dir=pool.run_dir(long), progress=False)
+    assert continued.step >= 5
+
+
+def test_a_failed_run_costs_only_itself(store, capsys):
+    broken = replace(RUN, corpus="stdlib")
+    outcome = campaign.run(
+        named("broken", broken) + named("dense", RUN), store, workers=1, say=lambda text: None
+    )
+    assert outcome.trained == ["dense, seed 1"]
+    assert "vocab_size is 32" in outcome.failed["broken, seed 1"]
+
+
+def test_records_of_long_runs_are_small():
+    rows = {"loss": [1 / 3, 2 / 3], "tokens_per_s": [1000.5, 2000.1], "lr": [1, 1], "phase": ["dense"] * 2}
+    stats = [{"step": 0, "flip_rate": {"w1": [1 / 7]}, "phase": "dense"}]
+    compact = study.compact({"steps": rows, "stats": stats, "final_loss": 1 / 3})
+    assert compact == {
+        "steps": {"loss": [0.33333, 0.66667], "tokens_per_s": [1000, 2000]},
+        "stats": [{"step": 0, "flip_rate": {"w1": [0.14286]}, "phase": "dense"}],
+        "final_loss": 1 / 3,
+    }
+
+
+@pytest.mark.parametrize("profile", list(study.PRESET_OF))
+def test_every_scale_has_a_queue_of_runs_that_differ(profile):
+    runs = plans.queue(profile)
+    assert len({config_hash(config) for _, config in runs}) == len(runs)
+    assert {"dense", "recipe"} <= {name for name, _ in runs}
+    for _, config in runs:
+        schedule.phase_plan(config)
+    with pytest.raises(ValueError, match="no arm 'recipes'; it has dense, w1"):
+        plans.queue(profile, [1], ["recipes"])
+
+
+def test_the_queue_begins_with_what_matters():
+    runs = [(name, config.seed) for name, config in plans.queue("gpu")]
+    assert runs[:3] == [("dense", 1), ("dense, lr x 0.5", 1), ("dense, lr x 2", 1)]
+    rest = list(plans.TABLE3[1:])
+    assert runs[3:14] == [(name, 1) for name in rest]
+    assert runs[14:26] == [(name, 2) for name in plans.TABLE3]
+    assert [seed for _, seed in runs[38:53]] == [1] * 5 + [2] * 5 + [3] * 5  # Table 4's mixes
+    assert runs[53] == ("recipe, no warm-up", 1)
+    assert set(plans.everything("gpu")) == {name for name, _ in runs}
+    large = plans.queue("gpu40m", [1, 2])
+    assert [(n, c.seed) for n, c in large] == [(n, s) for s in (1, 2) for n in plans.AT_40M]
+    assert {c.model.d_model for _, c in large} == {640}
+
+
+def test_open_questions_are_arms():
+    plan = plans.everything("gpu", [1])
+    by_clusters = {plan[f"venom16, {n} clusters"][0].model.sparsity.m for n in (8, 32, 64)}
+    assert by_clusters == {16}  # all keep a quarter of the neurons
+    warmups = [plan[f"recipe, {name} warm-up"][0].dense_warmup for name in ("no", "short", "long")]
+    assert warmups == [0, 50, 600]
+    assert plan["venom16, refreshed"][0].model.sparsity.refresh_every == 600
+    late = plan["recipe, hard, 50% sparse first"][0]
+    assert (late.sparse_share, late.model.sparsity.weight_method) == (0.5, "hard")
+    assert "venom16, 64 clusters" not in plans.everything("smoke", [1])
+
+
+def test_the_probe_times_processes_together(capsys):
+    rows = probe.show(named("dense", RUN) + named("w1", W1), [2], steps=5)
+    assert [(row["workers"], row["arm"]) for row in rows] == [(2, "dense"), (2, "w1")]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    assert "2 on a device, w1" in capsys.readouterr().out
+
+
+def test_the_command_runs_and_shows_the_study(capsys, monkeypatch, tmp_path):
+    seen = {}
+
+    def fake(runs, store, **options):
+        seen.update(options, runs=runs, root=store.root)
+        results = {"final_loss": 2.0, "valid_loss": 2.5, "corpus": {"sha256": "x"}}
+        for _, config in runs:
+            store.put(make_record("train", config, results))
+        return campaign.Outcome([name for name, _ in runs], {"recipe, seed 2": "loss nan"}, [])
+
+    monkeypatch.setattr(campaign, "run", fake)
+    monkeypatch.setattr(study, "look_up", lambda configs, store: {
+        key: found for key, config in configs.items() if (found := store.find("train", config))
+    })  # fmt: skip
+    arguments = ["--profile", "gpu", "--arms", "dense", "recipe", "--seeds", "1", "2", "--out", str(tmp_path)]
+    status = cli.main(["study", "run", *arguments, "--minutes", "9", "--workers", "6", "--set", "lr=1e-3"])
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert "recipe, seed 2: loss nan" in err
+    assert [(name, c.seed, c.lr) for name, c in seen["runs"]] == [
+        ("dense", 1, 1e-3), ("recipe", 1, 1e-3), ("dense", 2, 1e-3), ("recipe", 2, 1e-3),
+    ]  # fmt: skip
+    assert (seen["minutes"], seen["workers"], seen["n_questions"], seen["root"]) == (9, 6, 4000, tmp_path)
+    assert "dense, seed 1" in out and "validation 2.5000  cached" in out
+    assert cli.main(["study", "status", *arguments]) == 0
+    assert "0 recorded, 0 cached, 4 missing: 393.2M tokens" in capsys.readouterr().out

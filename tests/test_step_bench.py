@@ -1,0 +1,259 @@
+"""The benchmark of a training step: arms on the same weights, composed models, speed-ups three ways."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from replicate import compiled, ffn_cases, flops, records, step_bench, step_cases, step_table
+from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS
+from replicate.step_cases import DENSE, WHOLE, TrainingStep
+
+
+@pytest.fixture
+def case():
+    return TrainingStep("smoke", 2, device="cpu", compile=False)
+
+
+@pytest.fixture(scope="module")
+def record():
+    c = step_bench.config("smoke", ["dense", "venom16", "act24"], repeats=1)
+    return step_bench.run(c, "cpu", compile=False)
+
+
+def spread(ms):
+    return {"ms": ms, "ms_p10": 0.9 * ms, "ms_p90": 1.1 * ms}
+
+
+def made_up(layers=(2, 4, 6), preset="llama7b"):
+    """A record as a GPU would write it: dense 100 + 40 a layer, recipe 100 + 20 a layer."""
+    depths = {}
+    for n in layers:
+        ms = {DENSE: 110.0 + 40 * n, WHOLE: 100.0 + 40 * n, "recipe": 100.0 + 20 * n}
+        depths[str(n)] = {
+            "parameters": 10**9,
+            "ms": {name: spread(value) for name, value in ms.items()},
+            "loss": dict.fromkeys(ms, 11.8),
+            "load": {"recipe": [1.5] * n},
+            "peak_bytes": dict.fromkeys(ms, n * 2**30),
+        }
+    depths[str(max(layers))]["components"] = {
+        "attention": spread(12.0),
+        "head and loss": spread(80.0),
+        "optimiser": spread(2.0),
+        "ffn": {DENSE: spread(25.0), "recipe": spread(6.0)},
+    }
+    results = {"ffn": {}, "attention": {"flash": 3.0, "cudnn": 2.0}, "attention_used": "cudnn"}
+    c = step_bench.config(preset, ["recipe"], layers)
+    return records.make_record(step_table.KIND, c, results | {"depths": depths})
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_a_line_is_fitted_with_its_deviation(noise):
+    layers = [2, 4, 6]
+    ms = [100.0 + 40 * n for n in layers]
+    ms[1] += noise
+    a, b, residual = step_table.fit(layers, ms)
+    assert b == pytest.approx(40) and a == pytest.approx(100 + noise / 3)
+    assert residual == pytest.approx(max(abs(a + b * n - t) / t for n, t in zip(layers, ms)), abs=1e-12)
+    assert (residual > 0.005) == bool(noise)
+
+
+@pytest.mark.parametrize("layers", [[2, 4], [4, 4, 4], [2, 4, 6, 8]])
+def test_too_few_depths_are_no_line(layers):
+    with pytest.raises(ValueError, match="a line needs three"):
+        step_table.fit(layers, [1.0, 2.0, 3.0][: len(layers)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "llama3b"}, "unknown training preset"),
+        ({"preset": "llama1b", "sparsity": ["venom8"]}, "unknown sparsity preset"),
+        ({"preset": "llama1b", "layers": [2, 4]}, "give 22, the model's"),
+        ({"preset": "llama1b", "layers": [0, 2, 4]}, "give 22, the model's"),
+        ({"preset": "llama1b", "repeats": 0}, "repeats is 0"),
+        ({"preset": "llama1b", "attention": "xformers"}, "choose one of auto, torch, flash, cudnn"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        step_bench.config(**arguments)
+
+
+def test_defaults():
+    whole, fitted = step_bench.config("llama1b"), step_bench.config("llama7b", ["dense", "recipe", "recipe"])
+    assert whole["layers"] == [22] == [whole["n_layer"]]
+    assert fitted["layers"] == [2, 4, 6] and fitted["n_layer"] == 32 and fitted["sparsity"] == ["recipe"]
+
+
+@pytest.mark.parametrize("arm", ["recipe", "act24", DENSE, WHOLE])
+def test_an_arm_is_the_model_of_its_configuration(case, arm):
+    loss = case.loss(arm)
+    assert [ffn.config for ffn in case.model.ffns()] == 2 * [SPARSITY_PRESETS[DENSE if arm == WHOLE else arm]]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = case.model(case.inputs, case.targets)[1]
+        case.model.set_phase("dense")
+        dense = case.model(case.inputs, case.targets)[1]
+    assert torch.equal(loss, expected)
+    assert torch.equal(loss, dense) == (arm in (DENSE, WHOLE))
+
+
+def test_compiled_arms_take_turns_on_one_model(case, monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    turned = TrainingStep("smoke", 2, device="cpu")
+    for arm in (DENSE, "recipe", WHOLE, "act24", DENSE):
+        assert torch.equal(turned.loss(arm), case.loss(arm)), arm
+
+
+def test_a_step_changes_every_weight_and_keeps_no_gradient(case):
+    before = [p.detach().clone() for p in case.parameters]
+    assert math.isfinite(case.step("recipe"))
+    assert all((p != old).any() for p, old in zip(case.parameters, before, strict=True))
+    assert all(p.grad is None for p in case.parameters)
+
+
+def test_parts_of_a_step_are_the_step_s(case):
+    block, (x, cos, sin) = case.model.blocks[0], case._hidden()
+    with case.autocast():
+        whole = block(x, cos, sin)
+        parts = step_cases.ffn_half(block, step_cases.attention_half(block, x, cos, sin))
+        weight = case.model.embed.weight
+        loss = step_cases.head_loss(case.model.norm, weight, x, case.targets)
+    assert torch.equal(parts, whole)
+    assert loss.dtype == torch.float32 and 4 < loss < 12
+    found = case.components([DENSE, "recipe"], 1)
+    assert set(found["ffn"]) == {DENSE, "recipe"} and found["optimiser"]["ms"] > 0
+    assert all(p.grad is None for p in case.parameters)
+
+
+def test_load_is_the_busiest_cluster_s(case):
+    load = case.load("venom64")
+    assert len(load) == 2 and all(1 <= value <= 16 for value in load)
+
+
+def test_a_run_measures_every_arm(record):
+    depth = record.results["depths"]["3"]
+    assert list(depth["ms"]) == [DENSE, WHOLE, "venom16", "act24"] == list(depth["loss"])
+    assert all(abs(loss - math.log(512)) < 1 for loss in depth["loss"].values())
+    assert set(depth["load"]) == {"venom16"} and set(record.results["ffn"]["errors"]) == {"venom16", "act24"}
+    assert depth["peak_bytes"] == {} and record.kind == "bench-step" and record.config["layers"] == [3]
+    json.dumps(record.results, allow_nan=False)
+    text = step_table.table(record)
+    assert "all 3 layers" in text and "COMPOSED" not in text
+
+
+def test_a_wrong_ffn_stops_the_run(monkeypatch):
+    monkeypatch.setattr(ffn_cases, "TOLERANCE", 0)
+    monkeypatch.setattr(ffn_cases, "SLACK", 0)
+    with pytest.raises(AssertionError, match="differs from the reference"):
+        step_bench.run(step_bench.config("smoke", ["act24"], repeats=1), "cpu", compile=False)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(case):
+    with torch.no_grad():
+        case.model.norm.weight.fill_(math.nan)
+    c = step_bench.config("smoke", [], repeats=1)
+    with pytest.raises(AssertionError, match="not finite"):
+        step_bench.measure_depth(c, case, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"), [("auto", "cudnn"), ("torch", None), ("flash", "flash"), ("cudnn", "cudnn")]
+)
+def test_the_fastest_attention_serves_all_arms(asked, used):
+    class Case:
+        device = "cuda"
+        attention_ms = staticmethod(lambda: {"flash": 3.0, "cudnn": 2.0})
+
+    found = step_bench._attention(step_bench.config("llama1b", attention=asked), Case())
+    assert found["attention_used"] == used and bool(found["attention"]) == (asked == "auto")
+
+
+def test_a_whole_model_is_composed_from_depths():
+    times = step_table.step_times(made_up())
+    assert times["recipe"]["ms"] == pytest.approx(100 + 32 * 20)
+    assert times["recipe"]["layer_ms"] == pytest.approx(20) and times["recipe"]["residual"] < 1e-9
+    assert step_table.baseline(times) == WHOLE  # the faster dense one
+    row = {row["arm"]: row for row in step_table.rows(made_up())}["recipe"]
+    assert row["x"] == pytest.approx((100 + 32 * 40) / (100 + 32 * 20)) and row["peak GiB"] == 6
+
+
+def test_a_whole_model_that_fits_is_measured():
+    times = step_table.step_times(made_up([22], "llama1b"))
+    assert times[DENSE] == spread(110 + 22 * 40)
+
+
+def test_the_paper_s_arithmetic_and_the_corrected_one():
+    recipe = step_table.arithmetic("llama1b", "recipe")
+    assert recipe["paper"] == pytest.approx(2.087, abs=1e-3)  # Table 2's step
+    share = flops.honest_share(MODEL_PRESETS["llama1b"])
+    assert recipe["corrected"] == flops.step_speedup(share, 8) < 1.5
+    selected = step_table.arithmetic("llama1b", "venom16")
+    assert selected["paper"] == pytest.approx(1 / (0.25 + 0.75 / 8))  # six Venom products
+    assert step_table.arithmetic("llama1b", "act24")["paper"] == pytest.approx(
+        1 / (0.25 + 0.75 * (4 + 2 / 1.5) / 6)
+    )
+
+
+def test_runs_three_ways():
+    assert step_table.mixes() == pytest.approx(
+        {
+            "30k of 60k": 1 / 2,
+            "40k of 60k": 2 / 3,
+            "50k of 60k": 5 / 6,
+            "60k of 60k": 1,
+            "10k of 48k": 10 / 48,
+        }
+    )
+    rows = {row["way"]: row for row in step_table.runs(made_up([22], "llama1b"))}
+    assert rows["paper"]["30k of 60k"] == pytest.approx(1.352, abs=1e-3)  # Table 2's run
+    measured = rows["measured"]
+    assert measured["step"] == 980 / 540 and measured["60k of 60k"] == pytest.approx(980 / 540)
+    assert measured["30k of 60k"] == flops.run_speedup(0.5, 980 / 540)
+
+
+def test_parts_add_up_to_the_step():
+    rows = {row["arm"]: row for row in step_table.parts(made_up([22], "llama1b"))}
+    assert rows["recipe"]["ffn"] == 22 * 6 and rows[DENSE]["attention"] == 22 * 12
+    for arm, step in ((DENSE, 980), ("recipe", 540)):
+        assert sum(rows[arm][name] for name in step_table.PARTS) == pytest.approx(step)
+
+
+def test_the_table_says_what_was_composed():
+    text = step_table.table(made_up())
+    assert "32 layers COMPOSED from 2, 4, 6: time = a + b layers" in text
+    line = next(line for line in text.splitlines() if line.startswith("recipe  "))
+    assert line.split()[:4] == ["recipe", "740.0", "1.865", "6.0"]
+    assert line.endswith("100.0 + 20.00 a layer, off by 0.0% at most")
+    assert "busiest cluster over the mean: 1.50 in the median" in text
+    assert text.endswith("attention: cudnn (flash 3.00 ms, cudnn 2.00 ms)")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_without_a_gpu_the_recorded_tables_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    assert step_bench.main(["--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no GPU here and nothing recorded\n"
+    record = made_up()
+    records.RecordStore(recorded=tmp_path).put(record, recorded=True)
+    assert step_bench.main(["--out", str(tmp_path)]) == 0
+    expected = f"no GPU here: showing 1 recorded\n\n{step_table.table(record)}\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_with_a_gpu_every_preset_s_record_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = []
+
+    def run(c):
+        seen.append((c["preset"], c["whole"], c["attention"]))
+        return made_up(c["layers"], c["preset"])
+
+    monkeypatch.setattr(step_bench, "run", run)
+    words = ["--out", str(tmp_path), "--sparsity", "recipe", "--no-whole", "--attention", "flash"]
+    assert step_bench.main(words) == 0
+    assert seen == [("llama1b", False, "flash"), ("llama7b", False, "flash")]
+    assert len(list((tmp_path / step_table.KIND).iterdir())) == 2
+    assert "all 22 layers" in capsys.readouterr().out
