@@ -26,7 +26,17 @@ from replicate.presets import SPARSITY_PRESETS
 
 KIND = "bench-ffn"
 SHAPES = ((16384, 4096, 16384), (16384, 2048, 8192))  # tokens, d_model, d_ff: the 7B and the 1B model
-SPARSITIES = ("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "act24", "act24+tile")
+SPARSITIES = (
+    "venom16",
+    "venom32",
+    "venom64",
+    "recipe",
+    "recipe32",
+    "recipe64",
+    "act24",
+    "act24+tile",
+    "all24",
+)
 EAGER = "dense, eager"
 PROFILED = ("recipe", "act24")
 # Stages of a step and the kernels that belong to them, first match first; what matches none is element-wise.

@@ -27,7 +27,7 @@ from replicate.kernels.route_topk import route_topk
 from replicate.kernels.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.token_lists import BlockLists, token_lists
 from replicate.kernels.venom_down import venom_down
-from replicate.kernels.venom_ffn import block_rows, venom_ffn
+from replicate.kernels.venom_ffn import backward_products, block_rows, forward_products
 from replicate.kernels.venom_select import venom_select
 from replicate.kernels.venom_wgrad import venom_wgrad
 from replicate.router import route
@@ -102,8 +102,7 @@ def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
         return _TwoFourFFN.apply(x, ffn.w1, ffn.w2, operands)
     experts = _experts(x, ffn, operands)
     if not (c.w1 or c.w2_t):
-        w1, w2 = _Cast.apply(ffn.w1, operands, "w1"), _Cast.apply(ffn.w2, operands, "w2")
-        return venom_ffn(x, w1, w2, experts, c.n_clusters, inner=c.inner)
+        return _SelectedFFN.apply(x, ffn.w1, ffn.w2, experts, operands)
     return _RoutedFFN.apply(x, ffn.w1, ffn.w2, experts, operands)
 
 
@@ -187,17 +186,25 @@ def _experts(x: Tensor, ffn: SparseFFN, operands: Operands) -> Tensor:
     return route(x.detach(), operands.means(), c.top_k, metric=c.metric)
 
 
-class _Cast(torch.autograd.Function):
-    """A weight in the layer's dtype from the operands; its gradient in the weight's own."""
+class _SelectedFFN(torch.autograd.Function):
+    """Figure 4d: all six products in the selected blocks; weight gradients come out in the weights' dtype."""
 
     @staticmethod
-    def forward(ctx, w: Tensor, operands: Operands, name: str) -> Tensor:
-        ctx.dtype = w.dtype
-        return operands.dense(name).view_as(w)
+    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, operands: Operands) -> Tensor:
+        c, ctx.operands = operands.config, operands
+        block = block_rows(experts.numel(), c.n_clusters)
+        weights = operands.dense("w1"), operands.dense("w2")
+        y3, y2, lists = forward_products(x, *weights, experts, c.n_clusters, c.inner, block)
+        ctx.save_for_backward(x, w1, w2, y2, *lists)
+        return y3
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.to(ctx.dtype), None, None
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy3: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, _, y2, *lists = ctx.saved_tensors
+        weights = ctx.operands.dense("w1"), ctx.operands.dense("w2")
+        dy3, lists = dy3.to(x.dtype), BlockLists(*lists)
+        return *backward_products(dy3, x, *weights, y2, lists, w1.dtype), None, None
 
 
 class _TwoFourFFN(torch.autograd.Function):
@@ -229,17 +236,17 @@ class _TwoFourFFN(torch.autograd.Function):
         x, w1, w2, *saved = ctx.saved_tensors
         operands, dy3 = ctx.operands, dy3.to(x.dtype).contiguous()
         dy3 = dy3 if ctx.order is None else dy3[ctx.order[0]]
-        dy2 = operands.times(dy3, "w2_t")
         if operands.config.activation == "dense":
             (relu_y1,) = saved
-            dw2 = relu_y1.square().t() @ dy3
-            dy1 = dy2.mul_(relu_y1).mul_(2)
+            dw2 = (relu_y1.square().t() @ dy3).to(w2.dtype)
+            dy1 = operands.times(dy3, "w2_t").mul_(relu_y1).mul_(2)
             dx, dw1 = operands.times(dy1, "w1_t"), x.t() @ dy1
         else:
+            # y2 in full is gone before dy2 in full is there: the most memory that either needs.
             y2 = Compressed24(saved[0], *ctx.y2, saved[1])
             dw2 = _reduce_tokens(unpack24(y2, backend=operands.backend), dy3, operands)
             w1_t = operands.dense("w1").t()
-            dy1, dx = _gradient_times(dy2, y2, w1_t, operands)
+            dy1, dx = _gradient_times(operands.times(dy3, "w2_t"), y2, w1_t, operands)
             dw1 = _reduce_tokens(dy1, x, operands, transpose=True)
         dx = dx if ctx.order is None else dx[ctx.order[1]]
         return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), None
@@ -290,8 +297,7 @@ class _RoutedFFN(torch.autograd.Function):
         x, w1, w2, y2, *lists = ctx.saved_tensors
         operands, lists = ctx.operands, BlockLists(*lists)
         dy3 = dy3.to(x.dtype).contiguous()
-        dw2 = venom_wgrad(dy3, y2, lists, transposed=True)
         dy1 = venom_select(operands.times(dy3, "w2_t"), lists, y2)
-        dx = venom_down(dy1, operands.dense("w1"), lists, transposed=True)
-        dw1 = venom_wgrad(x, dy1, lists)
-        return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), None, None
+        dx = venom_down(dy1, operands.dense("w1"), lists, transposed=True)  # needs most memory: comes first
+        dw1 = venom_wgrad(x, dy1, lists, dtype=w1.dtype)
+        return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype), None, None

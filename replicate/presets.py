@@ -19,6 +19,7 @@ SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "act24": SparsityConfig(activation="24"),
     "act24+wgrad": SparsityConfig(activation="24", wgrad="24"),
     "act24+tile": SparsityConfig(activation="24", wgrad="tile"),
+    "all24": SparsityConfig(w1=True, w2_t=True, activation="24", wgrad="tile"),  # all six products 2:4
     "venom16": SparsityConfig(activation="venom", top_k=4),
     "venom32": SparsityConfig(activation="venom", top_k=2),
     "venom64": SparsityConfig(activation="venom", top_k=1),

@@ -22,7 +22,7 @@ TOLERANCE = 2e-2 if GPU else 4e-3
 D_MODEL, D_FF, TOKENS = 64, 256, 128
 
 NAMES = [
-    *("w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t", "act24", "act24+tile"),
+    *("w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t", "act24", "act24+tile", "all24"),
     *("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "figure4d", "static16"),
 ]
 OTHERS = {

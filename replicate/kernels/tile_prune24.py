@@ -42,7 +42,8 @@ from replicate.kernels.tile24 import (
 from replicate.sparsity import PAIRS_K, PAIRS_L, transposable_mask
 
 # Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
-CONFIG = {"TILE_R": 64, "TILE_C": 64, "num_warps": 4}
+CONFIG_BOTH = {"TILE_R": 128, "TILE_C": 64, "num_warps": 4}
+CONFIG_ONE = {"TILE_R": 128, "TILE_C": 128, "num_warps": 4}
 K: tl.constexpr = tl.constexpr(PAIRS_K)
 L: tl.constexpr = tl.constexpr(PAIRS_L)
 # Larger magnitudes count as this one, NaN too: float32's largest / 8, so that sums of eight stay finite.
@@ -251,7 +252,7 @@ def _store_metadata_of_tiles(
 
 @torch.library.custom_op("replicate::tile_prune24", mutates_args=())
 def _tile_prune24_op(x: Tensor, last: bool, first: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return launch_tile_prune24(x, last, first, dtype, CONFIG)
+    return launch_tile_prune24(x, last, first, dtype, CONFIG_BOTH if last and first else CONFIG_ONE)
 
 
 @_tile_prune24_op.register_fake

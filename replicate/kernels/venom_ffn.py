@@ -73,7 +73,7 @@ def venom_ffn(
     return _VenomFFN.apply(x, w1, w2, experts, n_clusters, inner, block)
 
 
-def _forward(
+def forward_products(
     x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool, block: int
 ) -> tuple[Tensor, Tensor, BlockLists]:
     """Products 1 and 2: y3, y2 and the lists."""
@@ -82,15 +82,21 @@ def _forward(
     return venom_down(y2, w2, lists), y2, lists
 
 
-def _gradients(
-    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists
+def backward_products(
+    dy3: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    y2: Tensor,
+    lists: BlockLists,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Products 3 to 6: dx, dW1, dW2."""
+    """Products 3 to 6: dx, dW1, dW2, the latter two in `dtype`. dx needs most memory, so it comes first."""
     dy3 = dy3.contiguous()
-    dw2 = venom_wgrad(dy3, y2, lists, transposed=True)
     dy1 = venom_up_backward(dy3, w2, y2, lists)
     dx = venom_down(dy1, w1, lists, transposed=True)
-    return dx, venom_wgrad(x, dy1, lists), dw2
+    dw1 = venom_wgrad(x, dy1, lists, dtype=dtype)
+    return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=dtype)
 
 
 class _VenomFFN(torch.autograd.Function):
@@ -98,14 +104,14 @@ class _VenomFFN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w1, w2, experts, n_clusters, inner, block):
-        y3, y2, lists = _forward(x, w1, w2, experts, n_clusters, inner, block)
+        y3, y2, lists = forward_products(x, w1, w2, experts, n_clusters, inner, block)
         ctx.save_for_backward(x, w1, w2, y2, *lists)
         return y3
 
     @staticmethod
     def backward(ctx, dy3):
         x, w1, w2, y2, *lists = ctx.saved_tensors
-        return *_gradients(dy3, x, w1, w2, y2, BlockLists(*lists)), None, None, None, None
+        return *backward_products(dy3, x, w1, w2, y2, BlockLists(*lists)), None, None, None, None
 
 
 @torch.library.custom_op("replicate::venom_ffn", mutates_args=())
@@ -113,7 +119,7 @@ def _operator(
     x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool, block: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y3, y2 and the six parts of BlockLists."""
-    y3, y2, lists = _forward(x, w1, w2, experts, n_clusters, inner, block)
+    y3, y2, lists = forward_products(x, w1, w2, experts, n_clusters, inner, block)
     return y3, y2, *lists
 
 
@@ -136,7 +142,7 @@ def _backward_operator(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dW1, dW2."""
     lists = BlockLists(tokens, starts, counts, block_expert, n_blocks, inverse)
-    return _gradients(dy3, x, w1, w2, y2, lists)
+    return backward_products(dy3, x, w1, w2, y2, lists)
 
 
 @_backward_operator.register_fake

@@ -67,16 +67,24 @@ def _venom_wgrad_kernel(
 
 
 def venom_wgrad(
-    g: Tensor, y: Tensor, lists: BlockLists, *, transposed: bool = False, tile: Tile | None = None
+    g: Tensor,
+    y: Tensor,
+    lists: BlockLists,
+    *,
+    transposed: bool = False,
+    dtype: torch.dtype | None = None,
+    tile: Tile | None = None,
 ) -> Tensor:
     """Weight gradient from token rows and compact activations.
 
     Args:
         g: [T, D], x or dy3. y: [R, F / n], dy1 or y2. lists: from `token_lists`.
-        transposed: False for dW1 [D, F], True for dW2 [F, D]. tile: to try another one than the default.
+        transposed: False for dW1 [D, F], True for dW2 [F, D].
+        dtype: of the gradient, g's by default; the sums are float32, which a float32 gradient keeps.
+        tile: to try another one than the default.
 
     Returns:
-        The gradient in g's dtype, every entry written.
+        The gradient, every entry written.
 
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
@@ -86,7 +94,8 @@ def venom_wgrad(
         raise ValueError(f"y has {len(y)} rows; the lists have {len(lists.tokens)}")
     n, (d_model, width) = len(lists.starts), (g.shape[1], y.shape[1])
     cluster_width(n * width, n)
-    out = g.new_empty((n * width, d_model) if transposed else (d_model, n * width))
+    shape = (n * width, d_model) if transposed else (d_model, n * width)
+    out = g.new_empty(shape, dtype=dtype or g.dtype)
     if y.numel() == 0:
         return out.zero_()
     tile = fit_tile(tile, g, width, lists.block)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from replicate.kernels import matmul24, relu2_prune24, tile_prune24, unpack24
-from replicate.kernels.tile_prune24 import CONFIG, launch_tile_prune24, tile_prune24_reference
+from replicate.kernels.tile_prune24 import CONFIG_BOTH, launch_tile_prune24, tile_prune24_reference
 from replicate.sparsity import check24, transposable_mask
 
 # Activations and their gradients have 16 bits; float32 is for weights.
@@ -156,7 +156,7 @@ def test_the_result_is_24_both_ways_and_keeps_the_most(values, scale):
 @pytest.mark.parametrize("tile", [(64, 128), (128, 64), (128, 128)])
 def test_every_tile_size_gives_the_same(tile, device, poison):
     x = randn(128, 128, torch.float16, device)
-    expected = launch_tile_prune24(x, True, True, x.dtype, CONFIG)
+    expected = launch_tile_prune24(x, True, True, x.dtype, CONFIG_BOTH)
     config = {"TILE_R": tile[0], "TILE_C": tile[1], "num_warps": 8}
     for ours, other in zip(launch_tile_prune24(x, True, True, x.dtype, config), expected, strict=True):
         assert torch.equal(ours.view(torch.int16), other.view(torch.int16))

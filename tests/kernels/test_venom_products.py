@@ -104,6 +104,8 @@ def test_wgrad(device, dtype, shape, transposed):
     ours = venom_wgrad(dy3, y, lists, transposed=transposed)
     reference = venom_wgrad_reference(dy3.float(), used(y, lists).float(), lists, transposed)
     assert_close(ours, reference, dtype)
+    unrounded = venom_wgrad(dy3, y, lists, transposed=transposed, dtype=torch.float32)
+    assert unrounded.dtype == torch.float32 and torch.equal(unrounded.to(dtype), ours)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
