@@ -242,12 +242,14 @@ class _TwoFourFFN(torch.autograd.Function):
             dy1 = operands.times(dy3, "w2_t").mul_(relu_y1).mul_(2)
             dx, dw1 = operands.times(dy1, "w1_t"), x.t() @ dy1
         else:
-            # y2 in full is gone before dy2 in full is there: the most memory that either needs.
+            # Of y2, dy2 and dy1 no two are there in full at a time: that is what the peak consists of.
             y2 = Compressed24(saved[0], *ctx.y2, saved[1])
-            dw2 = _reduce_tokens(unpack24(y2, backend=operands.backend), dy3, operands)
             w1_t = operands.dense("w1").t()
             dy1, dx = _gradient_times(operands.times(dy3, "w2_t"), y2, w1_t, operands)
             dw1 = _reduce_tokens(dy1, x, operands, transpose=True)
+            del dy1
+            dw1 = dw1.to(w1.dtype)
+            dw2 = _reduce_tokens(unpack24(y2, backend=operands.backend), dy3, operands)
         dx = dx if ctx.order is None else dx[ctx.order[1]]
         return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), None
 
