@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -61,6 +62,7 @@ def larger(
     store: RecordStore | None = None,
     *,
     needed: Sequence[str] | None = None,
+    min_seeds: int | None = None,
 ) -> tuple[str, pd.DataFrame] | None:
     """The recorded runs of a notebook's plan at the largest scale above `profile`; trains nothing.
 
@@ -69,11 +71,13 @@ def larger(
         plan: scale -> arm name -> configurations, as for `run_plan`.
         needed: arms without which a scale does not count; others are left out where a run is missing.
             By default every arm is needed.
+        min_seeds: runs an arm must have at least, its first ones; by default all that the plan names.
 
     Returns:
         (scale, frame) of the largest scale that data/recorded holds, or None.
     """
-    return next(reversed(all_larger(profile, plan, store, needed=needed).items()), None)
+    found = all_larger(profile, plan, store, needed=needed, min_seeds=min_seeds)
+    return next(reversed(found.items()), None)
 
 
 def all_larger(
@@ -82,6 +86,7 @@ def all_larger(
     store: RecordStore | None = None,
     *,
     needed: Sequence[str] | None = None,
+    min_seeds: int | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Scale -> frame of every scale above `profile` that counts, ascending; arguments as for `larger`."""
     store, scales = store or RecordStore(), list(study.PRESET_OF)
@@ -89,7 +94,11 @@ def all_larger(
     for scale in scales[scales.index(profile) + 1 :]:
         arms = plan(scale)
         found = {name: [store.find("train", config) for config in configs] for name, configs in arms.items()}
-        kept = {n: runs for n, runs in found.items() if all(run and run[1] == "recorded" for run in runs)}
+        kept = {}
+        for name, runs in found.items():
+            there = list(itertools.takewhile(lambda run: run and run[1] == "recorded", runs))
+            if len(there) >= (len(runs) if min_seeds is None else min_seeds):
+                kept[name] = there
         if kept and set(arms if needed is None else needed) <= set(kept):
             names = [name for name, runs in kept.items() for _ in runs]
             larger[scale] = frame(run for runs in kept.values() for run in runs).assign(arm=names)

@@ -30,6 +30,22 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "compressed-weights-go-stale",
+        "replicate/ffn.py",
+        "self._hold = False",
+        "self._hold = True",
+        "tests/test_fused_ffn.py",
+        "after_an_optimiser_step and act24",
+    ),
+    Mutation(
+        "token-order-not-undone",
+        "replicate/fused_ffn.py",
+        "else y3[ctx.order[1]]",
+        "else y3[ctx.order[0]]",
+        "tests/test_fused_ffn.py",
+        "references and tile",
+    ),
+    Mutation(
         "threshold-rank",
         "replicate/sparsity.py",
         "t = torch.minimum(low, high)",

@@ -81,6 +81,10 @@ def test_a_larger_study_counts_if_what_is_needed_is_recorded(tmp_path):
     assert (scale, runs["arm"].tolist()) == ("laptop", ["dense", "dense", "w1", "w1"])
     assert results.larger("laptop", plan, store, needed=["dense"]) is None
     assert results.larger("smoke", plan, store, needed=["w2"]) is None
+    _, runs = results.larger("smoke", plan, store, min_seeds=1)
+    assert runs["arm"].tolist() == ["dense", "dense", "w1", "w1", "w2"] and runs["seed"].iloc[-1] == 1
+    _, runs = results.larger("smoke", plan, store, needed=["dense"], min_seeds=2)
+    assert set(runs["arm"]) == {"dense", "w1"}
 
 
 def test_every_larger_scale_that_counts_is_found(tmp_path):
