@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from replicate import figures, paths
+from replicate import figures, layer_tables, paths
 from replicate.records import Record, RecordStore, write_atomic
 
-KERNELS, VENOM = "bench-kernels", "bench-venom"
+KERNELS, VENOM, LAYER, BACKENDS = "bench-kernels", "bench-venom", "bench-ffn", "bench-backends"
 DOC = paths.ROOT / "docs" / "kernels.md"
 MODELS = {4096: "7B (4096, 16384)", 2048: "1B (2048, 8192)"}  # d_model -> name of the FFN shape
 FORMATS = {"4": "4 of 16", "2": "4 of 32", "1": "4 of 64"}  # clusters kept of 16 -> columns kept of M
@@ -208,7 +208,7 @@ def venom_over_24(kernels: Record, venom: Record, d_model: int, form: str) -> pd
     return pd.DataFrame(rows)
 
 
-def goals(kernels: Record, venom: Record) -> pd.DataFrame:
+def goals(kernels: Record, venom: Record, whole: Record) -> pd.DataFrame:
     """What was aimed at for the 7B shape, what was reached there and at the 1B shape."""
     rows = []
 
@@ -229,6 +229,8 @@ def goals(kernels: Record, venom: Record) -> pd.DataFrame:
         ("backward", "its backward", 0.75),
     ):
         goal(label, "copy bandwidth", least, share(name, 16384, 16384), share(name, 16384, 8192), "%")
+    tiles = [share("tile prune, both", 16384, cols) for cols in (16384, 8192)]
+    goal("tile_prune24, both ways", "copy bandwidth", 0.5, *tiles, "%")
     faster = [
         pass_ms(kernels, "torch: compress y2", c) / pass_ms(kernels, "relu2_prune24", c)
         for c in (16384, 8192)
@@ -242,29 +244,22 @@ def goals(kernels: Record, venom: Record) -> pd.DataFrame:
     for form, least in (("4 of 16", 3.3), ("4 of 32", 6), ("4 of 64", 10)):
         pair = large.loc[form, "clusters"], small.loc[form, "clusters"]
         goal(f"figure 7, six products, {form}", "cuBLAS", least, *pair, "x")
-    for form, least in (("4 of 16", 3), ("4 of 32", 5)):
-        goal(
-            f"FFN of figure 4d, {form}",
-            "compiled dense FFN",
-            least,
-            large.loc[form, "FFN"],
-            small.loc[form, "FFN"],
-            "x",
-        )
+    rows += layer_tables.goals(whole)
     return pd.DataFrame(rows, columns=["what", "against", "aim", "7B shape", "reached", "1B shape"])
 
 
 def doc_tables() -> dict[str, str]:
     """Name -> Markdown of each table in docs/kernels.md."""
-    kernels, venom = recorded(KERNELS), recorded(VENOM)
+    kernels, venom, whole, curves = (recorded(kind) for kind in (KERNELS, VENOM, LAYER, BACKENDS))
     names = {"name": "product", "dense_ms": "dense ms", "sparse_ms": "2:4 ms", "convert_ms": "convert ms"}
     names |= {"eager_ms": "eager ms", "speedup": "speed-up", "speedup_with_conversion": "with conversion"}
     frame = products(kernels).rename(columns=names)
     frame["m, n, k"] = [f"{m}, {n}, {k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
     head = ["product", "m, n, k", "dense ms", "2:4 ms", "convert ms", "speed-up", "with conversion"]
     tables = {
-        "runs": _runs(kernels, venom),
-        "goals": figures.markdown(goals(kernels, venom)),
+        "runs": _runs(kernels, venom, whole, curves),
+        "goals": figures.markdown(goals(kernels, venom, whole)),
+        "agreement": figures.markdown(layer_tables.agreement(curves), digits=3),
         "memory": figures.markdown(memory(kernels), digits=3, columns={"of copy": "{:.1%}".format}),
         "products": figures.markdown(frame[[*head, "default algorithm", "with eager conversion"]], digits=3),
     }
@@ -273,6 +268,9 @@ def doc_tables() -> dict[str, str]:
         tables[f"venom-products-{short}"] = figures.markdown(venom_products(venom, d_model), digits=3)
         shown = venom_formats(venom, d_model).set_index("format").T
         tables[f"venom-ffn-{short}"] = figures.markdown(shown.rename_axis("").reset_index(), digits=3)
+        layer = layer_tables.layer(whole, d_model).drop(columns="arm")
+        tables[f"layer-{short}"] = figures.markdown(layer, digits=3)
+        tables[f"layer-stages-{short}"] = figures.markdown(layer_tables.stages(whole, d_model), digits=3)
         parts = pd.DataFrame(stages(venom, d_model)).rename_axis("stage, ms").reset_index()
         tables[f"stages-{short}"] = figures.markdown(parts, digits=3)
     return tables

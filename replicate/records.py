@@ -33,7 +33,17 @@ from replicate import measure, paths
 # cached record made by other code is not reused.
 SHOWING = frozenset(
     {"__init__", "__main__", "audit", "backend_bench", "bench", "campaign", "claims", "cli", "diagrams"}
-    | {"downloads", "ffn_bench", "ffn_cases", "figures", "flops", "kernel_plots", "kernel_tables", "measure"}
+    | {
+        "downloads",
+        "ffn_bench",
+        "ffn_cases",
+        "figures",
+        "flops",
+        "kernel_plots",
+        "kernel_tables",
+        "layer_tables",
+        "measure",
+    }
     | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
     | {"records", "results", "runner", "step_bench", "step_cases", "step_table", "study", "transplant"}
 )

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from replicate import kernel_plots, kernel_tables
+from replicate import kernel_plots, kernel_tables, layer_tables
 from replicate.kernels.tile24 import two_of_four
 
 
@@ -96,9 +96,30 @@ def test_venom_against_24_pairs_the_same_products(kernels, venom):
 
 
 def test_every_aim_is_compared(kernels, venom):
-    goals = kernel_tables.goals(kernels, venom)
-    assert set(goals["reached"]) <= {"yes", "no"}
-    assert goals["7B shape"].str.fullmatch(r"[\d.]+(%|x)").all()
+    goals = kernel_tables.goals(kernels, venom, kernel_tables.recorded(kernel_tables.LAYER))
+    assert set(goals["reached"]) == {"yes", "no"}
+    assert goals["7B shape"].str.fullmatch(r"[\d.]+(%|x)?").all()
+    assert "Speed aims are reached at the 7B shape" in kernel_tables.DOC.read_text(encoding="utf-8")
+    missed = goals.loc[goals["reached"] == "no", "what"].tolist()
+    assert missed == [
+        f"peak memory, {layer_tables.NAMES[name]}" for name in ("act24", "act24+tile", "all24")
+    ], "the page's prose says so"
+
+
+def test_layer_ratios_are_those_of_the_times():
+    record = kernel_tables.recorded(kernel_tables.LAYER)
+    for d_model in kernel_tables.MODELS:
+        frame = layer_tables.layer(record, d_model).set_index("arm")
+        assert frame.loc["dense", "x"] == 1 and frame.loc["dense", "memory"] == 1
+        assert (frame["x"] * frame["ms"]).tolist() == pytest.approx([frame.loc["dense", "ms"]] * len(frame))
+        stages = layer_tables.stages(record, d_model).set_index("stage, ms")
+        assert 0.7 < stages[layer_tables.NAMES["recipe"]].sum() / frame.loc["recipe", "ms"] < 1.05
+    with pytest.raises(ValueError, match="no shape with d_model 64"):
+        layer_tables.layer(record, 64)
+
+
+def test_the_curves_of_both_backends_agree():
+    assert (layer_tables.agreement(kernel_tables.recorded(kernel_tables.BACKENDS))["within"] == "yes").all()
 
 
 def test_excerpt_is_the_kernel_s_own_text():

@@ -1,0 +1,89 @@
+"""Tables of the whole sparse layer from the records `bench-ffn` and `bench-backends`."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from replicate import ffn_bench
+from replicate.records import Record
+
+NAMES = {
+    "dense": "dense, compiled",
+    "dense, eager": "dense, eager",
+    "venom16": "figure 4d, 4 of 16",
+    "venom32": "figure 4d, 4 of 32",
+    "venom64": "figure 4d, 4 of 64",
+    "recipe": "algorithms 1, 2, 4 of 16",
+    "recipe32": "algorithms 1, 2, 4 of 32",
+    "recipe64": "algorithms 1, 2, 4 of 64",
+    "act24": "2:4 activations",
+    "act24+tile": "2:4 activations, weight gradients too",
+    "all24": "all six products 2:4",
+}
+AIMS = {"recipe": 2.2, "venom16": 3.0, "venom32": 5.0}  # times as fast as the compiled dense layer, 7B shape
+
+
+def layer(record: Record, d_model: int) -> pd.DataFrame:
+    """One row a format: ms a step, times as fast as dense (four ways), peak memory over dense's.
+
+    Columns: "x" by CUDA graphs, "sustained" back to back, "launches" without graphs, "eager" over a dense
+    layer that is not compiled.
+    """
+    rows = [row for row in ffn_bench.rows(record) if row["shape"][1] == d_model]
+    if not rows:
+        raise ValueError(f"the record has no shape with d_model {d_model}")
+    return pd.DataFrame(
+        {
+            "arm": row["arm"],
+            "layer": NAMES.get(row["arm"], row["arm"]),
+            "ms": row["ms"],
+            "x": row["x"],
+            "sustained": row["x sustained"],
+            "launches": row["x launches"],
+            "eager": row["x eager"],
+            "memory": row["of dense"],
+        }
+        for row in rows
+    )
+
+
+def stages(record: Record, d_model: int) -> pd.DataFrame:
+    """Milliseconds of a step by kind of kernel: one row a stage, one column a profiled format."""
+    (shape,) = [s for s in record.results["shapes"] if s["shape"][1] == d_model]
+    found = {NAMES.get(name, name): ffn_bench.stages(shape, name) for name in shape["kernels"]}
+    frame = pd.DataFrame(found)
+    return frame[(frame > 0).any(axis=1)].rename_axis("stage, ms").reset_index()
+
+
+def goals(record: Record) -> list[list[str]]:
+    """Rows what, against, aim, 7B shape, reached, 1B shape: speed of the layer, and its peak memory."""
+    large, small = (layer(record, d).set_index("arm") for d in (4096, 2048))
+    rows = []
+    for name, least in AIMS.items():
+        speed = [frame.loc[name, "x"] for frame in (large, small)]
+        met = "yes" if speed[0] >= least else "no"
+        cells = [f"{least:.2f}x", f"{speed[0]:.2f}x", met, f"{speed[1]:.2f}x"]
+        rows.append([f"whole layer, {NAMES[name]}", "compiled dense layer", *cells])
+    for name in (name for name in large.index if not name.startswith("dense")):
+        share = [frame.loc[name, "memory"] for frame in (large, small)]
+        met = "yes" if share[0] <= 1 else "no"
+        cells = ["at most 1.00", f"{share[0]:.2f}", met, f"{share[1]:.2f}"]
+        rows.append([f"peak memory, {NAMES[name]}", "compiled dense layer", *cells])
+    return rows
+
+
+def agreement(record: Record) -> pd.DataFrame:
+    """Gaps in nats between training curves by kernels and by the reference, beside those of two seeds."""
+    result = record.results
+    rows = [
+        {
+            "arm": row["arm"],
+            "largest gap of the curves": row["backends"],
+            "of two seeds": row["seeds"],
+            "gap of the last 100 steps": row["final_backends"],
+            "of two seeds, last 100": row["final_seeds"],
+            "within": "yes" if row["within"] else "no",
+        }
+        for row in result["arms"]
+    ]
+    return pd.DataFrame(rows)
