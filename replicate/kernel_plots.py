@@ -26,6 +26,14 @@ KINDS = {  # of a roofline's points: label, colour, marker
 }
 STAGE_COLOURS = (PALETTE["2:4 weights"], PALETTE["control"], PALETTE["2:4 activations"])
 STAGE_COLOURS += (PALETTE["venom"], PALETTE["recipe"], PALETTE["paper"])
+LAYER_COLOURS = {  # of `ffn_bench.STAGES`, in their order
+    "weight refresh": PALETTE["2:4 activations"],
+    "routing and lists": PALETTE["paper"],
+    "Venom products": PALETTE["recipe"],
+    "2:4 products": PALETTE["2:4 weights"],
+    "dense products": PALETTE["dense"],
+    "element-wise": PALETTE["control"],
+}
 
 
 def excerpt(kernel: Any, start: str | None = None, stop: str | None = None) -> str:
@@ -109,6 +117,55 @@ def draw_stacks(
     )
     ax.set_xlim(0, 1.12 * longest)
     ax.grid(False, axis="y")
+
+
+def draw_rows(
+    ax: Axes,
+    rows: Mapping[str, Mapping[str, float]],
+    colours: Mapping[str, str],
+    *,
+    marks: Mapping[str, float] | None = None,
+    mark: str = "",
+) -> None:
+    """Grouped horizontal bars with their numbers, first row on top, and a diamond where others would be.
+
+    Args:
+        rows: row -> series -> length.
+        colours: by series, from top to bottom within a row.
+        marks: row -> a number to compare with; `mark` is its name in the legend.
+    """
+    height = 0.8 / len(colours)
+    longest = max(*(marks or {}).values(), *(max(row.values()) for row in rows.values()))
+    for i, (series, colour) in enumerate(colours.items()):
+        at = np.arange(len(rows)) + (i - (len(colours) - 1) / 2) * height
+        lengths = [row[series] for row in rows.values()]
+        ax.barh(at, lengths, height * 0.92, color=colour, label=series)
+        for y, length in zip(at, lengths, strict=True):
+            ax.text(length + 0.015 * longest, y, f"{length:.2f}", va="center", fontsize=9)
+    if marks:
+        at = [y for y, row in enumerate(rows) if row in marks]
+        place = [marks[row] for row in rows if row in marks]
+        style = {"color": PALETTE["paper"], "edgecolor": "black", "lw": 0.6, "zorder": 3}
+        ax.scatter(place, at, 55, marker="D", label=mark, **style)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.12 * longest))
+    ax.grid(False, axis="y")
+
+
+def draw_tile(ax: Axes, values: np.ndarray, kept: np.ndarray) -> None:
+    """A small matrix, its kept elements coloured, with how many are kept of each row and column."""
+    rows, cols = values.shape
+    for r, c in np.ndindex(rows, cols):
+        colour = PALETTE["2:4 activations"] if kept[r, c] else "0.85"
+        ax.add_patch(Rectangle((c, r), 0.94, 0.94, color=colour, alpha=0.6, lw=0))
+        ax.text(c + 0.47, r + 0.47, f"{values[r, c]:g}", ha="center", va="center", fontsize=11)
+    counts = {"color": "0.35", "fontsize": 10, "ha": "center", "va": "center"}
+    for r, n in enumerate(kept.sum(1)):
+        ax.text(cols + 0.4, r + 0.47, str(n), weight="normal" if n <= 2 else "bold", **counts)
+    for c, n in enumerate(kept.sum(0)):
+        ax.text(c + 0.47, rows + 0.4, str(n), weight="normal" if n <= 2 else "bold", **counts)
+    ax.set(xlim=(-0.1, cols + 0.8), ylim=(rows + 0.8, -0.1), aspect="equal")
+    ax.axis("off")
 
 
 def draw_amortised(ax: Axes, row: pd.Series, most: int = 64) -> None:

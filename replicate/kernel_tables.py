@@ -12,13 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from replicate import figures, layer_tables, paths
+from replicate import figures, flops, layer_tables, paths
+from replicate.presets import SPARSITY_PRESETS
 from replicate.records import Record, RecordStore, write_atomic
 
 KERNELS, VENOM, LAYER, BACKENDS = "bench-kernels", "bench-venom", "bench-ffn", "bench-backends"
 DOC = paths.ROOT / "docs" / "kernels.md"
 MODELS = {4096: "7B (4096, 16384)", 2048: "1B (2048, 8192)"}  # d_model -> name of the FFN shape
 FORMATS = {"4": "4 of 16", "2": "4 of 32", "1": "4 of 64"}  # clusters kept of 16 -> columns kept of M
+FIGURE7 = 7.0  # times as fast: the middle of the paper's 6 to 8
 PARTS_TWICE = "sum of k parts"  # runs once forward and once backward
 MASK_FLOPS = 4  # operations an element of a pass over memory: a rough count, see `intensities`
 
@@ -206,6 +208,27 @@ def venom_over_24(kernels: Record, venom: Record, d_model: int, form: str) -> pd
         ratios["Venom gain / 2:4 gain"] = speed / r["speedup"]
         rows.append({"product": name, "2:4 ms": r["sparse_ms"], f"{form} ms": times[key][name]} | ratios)
     return pd.DataFrame(rows)
+
+
+def arithmetic(arm: str) -> float:
+    """How fast section 3.2's formula makes the FFN of a sparsity preset, 2:4 at 1.5 and Venom at `FIGURE7`.
+
+    In figure 4d all six products are Venom's: of products 1 and 3 only the selected blocks are needed.
+    """
+    kinds = flops.product_counts(SPARSITY_PRESETS[arm])
+    n24, n_venom = kinds["2:4"], kinds["venom"] + kinds["sampled"]
+    if n_venom and not n24:
+        n_venom = 6
+    return flops.ffn_speedup(FIGURE7, n24=n24, n_venom=n_venom)
+
+
+def host_ms(record: Record, d_model: int = 2048) -> float:
+    """Milliseconds that one more 2:4 product, with the pass for its operand, adds to a step without graphs.
+
+    From 2:4 activations (two such products) to all six, at a shape where the host is what takes the time.
+    """
+    (shape,) = [s for s in record.results["shapes"] if s["shape"][1] == d_model]
+    return (shape["launches"]["all24"]["ms"] - shape["launches"]["act24"]["ms"]) / 4
 
 
 def goals(kernels: Record, venom: Record, whole: Record) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The README's table of verdicts, written from the claim table and never by hand."""
+"""The README's tables of verdicts and of speeds, written from the claim table and the records."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from replicate import figures, paper, paths
-from replicate.records import write_atomic
+from replicate import figures, kernel_tables, layer_tables, paper, paths, step_table
+from replicate.records import RecordStore, write_atomic
 
-START, END = "<!-- verdicts: start -->", "<!-- verdicts: end -->"
+MARKS = ("verdicts", "speed")
 CLAIMS = (
     *("figure1-grows", "formula-1b", "audit-4", "audit-2", "audit-3", "audit-5"),
     *(
@@ -23,7 +23,8 @@ CLAIMS = (
         "mask-reuse",
     ),
     *("permuted-venom", "figure4d-same", "static-worse", "table3-w1", "table3-w1-w2", "table3-act24"),
-    *("table3-venom", "table4-recovers", "order", "figure6-speedup", "figure7-speedup", "headline"),
+    *("table3-venom", "table3-transpose", "table4-recovers", "table4-helps", "order"),
+    *("figure6-speedup", "figure7-speedup", "table2-1b-speedup", "step-speedup", "headline"),
 )
 
 
@@ -38,12 +39,28 @@ def block(table: pd.DataFrame) -> str:
     return f"{paper.verdict_counts(table)}\n\n{shown}"
 
 
+def speed() -> str:
+    """Markdown: times as fast as dense, of the FFN and of a whole training step, by format and model."""
+    layers = kernel_tables.recorded(kernel_tables.LAYER)
+    steps = {r.config["preset"]: r for r, _ in RecordStore().all(step_table.KIND)}
+    columns: dict[str, dict[str, float]] = {}
+    for d_model, preset, name in ((2048, "llama1b", "1B"), (4096, "llama7b", "7B")):
+        columns[f"FFN, {name} shape"] = layer_tables.layer(layers, d_model).set_index("arm")["x"].to_dict()
+        columns[f"whole step, {name}"] = {r["arm"]: r["x"] for r in step_table.rows(steps[preset])}
+    shown = pd.DataFrame(columns).reindex([arm for arm in layer_tables.NAMES if not arm.startswith("dense")])
+    shown.index = [layer_tables.NAMES[arm] for arm in shown.index]
+    cells = shown.map(lambda x: "" if pd.isna(x) else f"{x:.2f}x")
+    return figures.markdown(cells.rename_axis("times as fast as dense").reset_index())
+
+
 def update(table: pd.DataFrame, path: Path = paths.ROOT / "README.md") -> Path:
-    """Put `block(table)` between the README's two markers. Raises ValueError if a marker is missing."""
+    """Put `block(table)` and `speed()` between the README's markers. Raises ValueError if one is missing."""
     text = path.read_text(encoding="utf-8")
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path.name} needs the lines {START} and {END} once each")
-    between = re.compile(f"{re.escape(START)}.*{re.escape(END)}", re.DOTALL)
-    new = between.sub(lambda _: f"{START}\n{block(table)}{END}", text)
-    write_atomic(path, new.encode())
+    for name, content in zip(MARKS, (block(table), speed()), strict=True):
+        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f"{path.name} needs the lines {start} and {end} once each")
+        between = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
+        text = between.sub(lambda _: f"{start}\n{content.rstrip()}\n{end}", text)  # noqa: B023 - used at once
+    write_atomic(path, text.encode())
     return path

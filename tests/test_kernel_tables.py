@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from replicate import kernel_plots, kernel_tables, layer_tables
+from replicate import ffn_bench, kernel_plots, kernel_tables, layer_tables
 from replicate.kernels.tile24 import two_of_four
 
 
@@ -62,6 +62,28 @@ def test_the_page_s_prose_agrees_with_the_records(kernels, venom):
     assert f"about {over[0]:.1f} times (7B) and up to {over[1]:.1f} times (1B)" in prose
     for d_model in kernel_tables.MODELS:
         assert kernel_tables.venom_formats(venom, d_model)["of dense"].max() < 1
+
+
+def test_the_page_s_prose_on_the_layer_agrees_with_the_records():
+    page = kernel_tables.DOC.read_text(encoding="utf-8")
+    record = kernel_tables.recorded(kernel_tables.LAYER)
+    large, small = (layer_tables.layer(record, d).set_index("arm") for d in kernel_tables.MODELS)
+    for name in ("recipe", "venom16"):
+        assert f"to {large.loc[name, 'x']:.2f}" in page
+    assert f"to {large.loc['recipe', 'memory']:.2f} of the dense layer's" in page
+    assert f"about {kernel_tables.host_ms(record):.1f} ms" in page
+    slower = small.index[small["launches"] < 1]
+    routed = ["recipe", "recipe32", "recipe64"]
+    assert slower.tolist() == [*routed, "act24", "act24+tile", "all24", "dense, eager"]
+    assert large.drop("dense, eager")["launches"].min() == 1, "only at the 1B shape do graphs decide"
+
+
+def test_arithmetic_of_the_formats_by_hand():
+    for name in ("venom16", "venom64"):
+        assert kernel_tables.arithmetic(name) == pytest.approx(7)
+    assert kernel_tables.arithmetic("recipe") == pytest.approx(6 / (2 / 1.5 + 4 / 7))
+    assert kernel_tables.arithmetic("act24") == pytest.approx(6 / (2 / 1.5 + 4))
+    assert kernel_tables.arithmetic("all24") == pytest.approx(1.5)
 
 
 def test_figure_6_by_hand(kernels):
@@ -144,6 +166,24 @@ def test_pictures_say_what_the_layout_says(ax):
 def test_stacks_end_at_their_sum(ax):
     kernel_plots.draw_stacks(ax, {"a": {"x": 1.0, "y": 2.5}, "b": {"x": 0.5, "y": 0.25}}, ["C0", "C1"])
     assert {"3.5 ms", "0.75 ms"} <= set(texts(ax))
+
+
+def test_rows_show_their_numbers_and_marks(ax):
+    rows = {"a": {"x": 1.0, "y": 2.5}, "b": {"x": 0.5, "y": 0.25}}
+    kernel_plots.draw_rows(ax, rows, {"x": "C0", "y": "C1"}, marks={"b": 3.0}, mark="theirs")
+    assert sorted(texts(ax)) == ["0.25", "0.50", "1.00", "2.50"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.collections[0].get_offsets().tolist() == [[3.0, 1.0]] and ax.get_xlim()[1] > 3
+
+
+def test_a_tile_shows_how_many_are_kept(ax):
+    kept = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool().numpy()
+    kernel_plots.draw_tile(ax, torch.arange(9.0).reshape(3, 3).numpy(), kept)
+    assert texts(ax) == [*"012345678", "2", "1", "3", "3", "2", "1"]
+
+
+def test_every_stage_of_the_layer_has_a_colour():
+    assert list(kernel_plots.LAYER_COLOURS) == list(ffn_bench.STAGES)
 
 
 def test_curves_can_be_drawn(ax, kernels):

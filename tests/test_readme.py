@@ -17,18 +17,22 @@ def table():
     )
 
 
-def test_verdicts_are_those_of_the_claim_table(table):
-    block = TEXT.split(readme.START)[1].split(readme.END)[0]
-    assert block.strip() == readme.block(table).strip()
+@pytest.mark.parametrize("name", readme.MARKS)
+def test_generated_tables_are_those_of_the_records(table, name):
+    block = TEXT.split(f"<!-- {name}: start -->")[1].split(f"<!-- {name}: end -->")[0]
+    expected = readme.block(table) if name == "verdicts" else readme.speed()
+    assert block.strip() == expected.strip(), "run python -m replicate claims --write"
     assert set(table.index) == set(paper.claims()), "figures/claims.csv is older than the registry"
 
 
 def test_update_replaces_only_what_is_between_the_markers(tmp_path, table):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    marks = [f"<!-- {name}: start -->\nold\n<!-- {name}: end -->\n" for name in readme.MARKS]
+    page.write_text(f"before\n{marks[0]}between\n{marks[1]}after\n", encoding="utf-8")
     readme.update(table, page)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text
+    assert "\nbetween\n" in text and "figure 4d, 4 of 16" in text
     page.write_text("no markers", encoding="utf-8")
     with pytest.raises(ValueError, match="verdicts: start"):
         readme.update(table, page)
