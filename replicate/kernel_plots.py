@@ -140,8 +140,11 @@ def draw_rows(
         at = np.arange(len(rows)) + (i - (len(colours) - 1) / 2) * height
         lengths = [row[series] for row in rows.values()]
         ax.barh(at, lengths, height * 0.92, color=colour, label=series)
-        for y, length in zip(at, lengths, strict=True):
-            ax.text(length + 0.015 * longest, y, f"{length:.2f}", va="center", fontsize=9)
+        for y, length, row in zip(at, lengths, rows, strict=True):
+            other = (marks or {}).get(row, 0)
+            hidden = -0.02 < (other - length) / longest < 0.08  # the number would be under the diamond
+            text = {"va": "center", "fontsize": 9, "bbox": {"fc": "white", "ec": "none", "pad": 0.6}}
+            ax.text(max(length, hidden * other) + 0.015 * longest, y, f"{length:.2f}", **text)
     if marks:
         at = [y for y, row in enumerate(rows) if row in marks]
         place = [marks[row] for row in rows if row in marks]

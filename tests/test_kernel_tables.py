@@ -72,6 +72,7 @@ def test_the_page_s_prose_on_the_layer_agrees_with_the_records():
         assert f"to {large.loc[name, 'x']:.2f}" in page
     assert f"to {large.loc['recipe', 'memory']:.2f} of the dense layer's" in page
     assert f"about {kernel_tables.host_ms(record):.1f} ms" in page
+    assert all(small.loc[n, "x"] > 0.8 * aim for n, aim in layer_tables.AIMS.items())
     slower = small.index[small["launches"] < 1]
     routed = ["recipe", "recipe32", "recipe64"]
     assert slower.tolist() == [*routed, "act24", "act24+tile", "all24", "dense, eager"]

@@ -128,8 +128,8 @@ MUTATIONS = [
     Mutation(
         "token-groups-along-features",
         "replicate/ffn.py",
-        "prune(head, 0)",
-        "prune(head, 1)",
+        "prune24(head, 0)",
+        "prune24(head, 1)",
         "tests/test_ffn.py",
         "wgrad",
     ),
