@@ -1,0 +1,159 @@
+"""docs/replication.md shows the records: its tables, its numbers, and what its sentences say of them."""
+
+import math
+import re
+
+import pandas as pd
+import pytest
+
+from replicate import audit, paper, records, report, step_table
+
+TEXT = report.DOC.read_text(encoding="utf-8")
+# Names with digits in them; any other digit in the prose would be a number without a record.
+NAMES = re.compile(
+    r"\b2:4\b|\b2 of 4\b|\b4 of (?:16, 32 and 64|16|32|64)\b|\b95 % (?:t-)?interval|\bn = 1\b"
+    r"|\bH200\b|\b[17]B\b"
+    r"|\b(?:[Tt]able|[Ff]igure|[Ss]ection|[Aa]lgorithm|notebook)s? \d+(?:\.\d+)*[a-d]?(?: and \d+)?"
+    r"|\bW[12]\b|\bd?y[123]\b|\bL2\b|\bbfloat16\b|\barXiv \d{4}\.\d{5}\b"
+)
+
+
+def frame(**arms):
+    """Runs of arms with given losses, by seed from 1."""
+    rows = [
+        {"arm": arm.replace("_", "+"), "seed": seed, "valid_loss": loss}
+        for arm, losses in arms.items()
+        for seed, loss in enumerate(losses, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def gap(scale, *arms, column=report.TRAIN):
+    return report.contrast(report.runs(scale), arms, column)
+
+
+def test_the_page_shows_the_records():
+    assert report.fill(TEXT) == TEXT, "run python -m replicate.report"
+
+
+def test_every_number_of_the_prose_is_generated():
+    text = NAMES.sub("", report.prose(TEXT))
+    assert not re.findall(r".{0,40}\d.{0,20}", text)
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", TEXT)
+    assert len(links) > 5
+    heads = {
+        re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-")
+        for head in re.findall(r"(?m)^#+ (.+)$", TEXT)
+    }
+    for link in links:
+        place, _, anchor = link.partition("#")
+        assert (report.DOC.parent / place).exists() if place else anchor in heads, link
+
+
+def test_nothing_private_is_mentioned():
+    assert not re.search(r"/(?:work|tmp|home|root)\b", TEXT)
+
+
+def test_the_groups_are_all_claims_once():
+    ids = [name for group in report.GROUPS.values() for name in group]
+    assert sorted(ids) == sorted(paper.claims()) == sorted(report.verdicts().index)
+
+
+def test_it_makes_no_results():
+    assert "report" in records.SHOWING
+
+
+def test_arms_of_one_to_three_seeds():
+    runs = frame(dense=[1.0, 2.0, 4.0], w1=[1.5], w2=[1.25, 2.75], w1_w2=[2.0, 3.0, 5.5])
+    one = report.contrast(runs, ("w1",), "valid_loss")
+    assert report.cells(one, "x") == {"x": "+0.5000", "sd x": "", "95 % x": ""}
+    assert report.sentence(one) == "+0.500 nats (n = 1)"
+    two = report.contrast(runs, ("w2",), "valid_loss")
+    assert two.n == 2 and two.mean == 0.5 and report.cells(two)["95 %"].startswith("-2.6")
+    three = report.contrast(runs, ("w1+w2",), "valid_loss")
+    assert three.n == 3 and math.isclose(three.mean, 3.5 / 3)
+    beyond = report.contrast(runs, ("w1+w2", "w1", "w2"), "valid_loss")  # only seed 1 has all
+    assert beyond.n == 1 and beyond.mean == 1.0 - 0.5 - 0.25
+    assert report.contrast(runs, ("recipe",), "valid_loss") is None
+    assert set(report.cells(None).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda text: text.replace("<!-- table: prize -->", ""), "the page marks"),
+        (lambda text: text + "<!-- value: nothing --><!-- end -->", "no value 'nothing'"),
+        (lambda text: text + "<!-- end -->", "needs one"),
+    ],
+)
+def test_a_page_with_wrong_markers_is_refused(change, match, monkeypatch):
+    for kind in ("table", "value"):
+        made = dict.fromkeys(re.findall(rf"<!-- {kind}: (.+?) -->", TEXT), "something")
+        monkeypatch.setattr(report, f"{kind}s", made.copy)
+    with pytest.raises(ValueError, match=match):
+        report.fill(change(TEXT))
+
+
+def test_what_the_prose_says_of_weights():
+    costs = audit.table3_costs()
+    for scale in report.SCALES:
+        assert abs(gap(scale, "act24").mean) < 0.01
+        assert gap(scale, "w1+w1t", "w1").mean < 0 and gap(scale, "w2+w2t", "w2").mean < 0
+        assert gap(scale, "w1+w2", "w1", "w2").mean > 0.2
+        assert gap(scale, "recipe", "venom16").low > 0
+        assert abs(gap(scale, "w1+w2+t", "w1+w1t", "w2+w2t").mean) < 0.02
+    for arm in ("w1", "w2", "w1+w2"):
+        assert gap("gpu", arm).mean > 1.9 * gap("laptop", arm).mean
+    assert gap("gpu", "w1").mean > 5 * costs["W1"] and gap("gpu", "w1+w2").mean > 5 * costs["W1, W2"]
+    for arm, row in (("w1+w1t", "W1 + W1^T"), ("w2+w2t", "W2 + W2^T"), ("w1+w2+t", "W1, W2")):
+        assert 0.8 < gap("gpu", arm).mean / costs[row] < 1.6
+    assert 1.7 < gap("gpu", "venom16").mean / costs["Venom"] < 2.5
+    for arm in ("w1+w2, scaled", "w1+w2, hard"):
+        assert gap("laptop", arm).mean < 0.25 * gap("laptop", "w1+w2").mean
+    for arm in ("recipe, scaled", "recipe, hard"):
+        both = gap("laptop", arm), gap("laptop", "recipe")
+        assert both[0].low < both[1].high and both[1].low < both[0].high
+    assert gap("laptop", "no-mask-reuse").mean < 0.01 and gap("laptop", "venom16, no mask reuse").mean > 0.5
+
+
+def test_what_the_prose_says_of_mixes_and_rates():
+    ends = [
+        gap("laptop", arm, column=report.HELD).mean
+        for arm in ("recipe", report.HALF, "recipe, 67% sparse first", "recipe, 83% sparse first")
+    ]
+    assert ends == sorted(ends)
+    assert gap("gpu", report.HALF, column=report.HELD).low > 0
+    assert gap("gpu", "recipe", report.HALF, column=report.HELD).mean > 0
+    assert all(gap("gpu", f"dense, lr x {x}").mean > 0 for x in ("0.5", "2"))
+    arms = ("act24", "venom16", "recipe", "w1+w2")
+    for rate in (", lr x 0.5", "", ", lr x 2"):
+        costs = [gap("laptop", arm + rate).mean for arm in arms]
+        assert costs == sorted(costs)
+
+
+def test_what_the_prose_says_of_variants():
+    table = report.recipe_sparse("laptop")
+    assert table["arm"].iloc[0] == "oracle16", "the page calls it the best candidate"
+    assert "recipe, hard" in set(table["arm"]) and "venom16, no inner" not in set(table["arm"])
+    assert len(report.prize().splitlines()) == len(report.SCALES)
+
+
+def test_what_the_prose_says_of_memory():
+    for preset in ("llama1b", "llama7b"):
+        peaks = {row["arm"]: row["peak GiB"] for row in step_table.rows(report._step_record(preset))}
+        assert all(peak < peaks["dense"] for arm, peak in peaks.items() if not arm.startswith("dense"))
+    layers = report._layers().set_index("layer")
+    assert (layers.loc[["2:4 activations"], ["memory, 1B", "memory, 7B"]] > 1).all(axis=None)
+    assert (layers.filter(like="4 of", axis=0)[["memory, 1B", "memory, 7B"]] < 1).all(axis=None)
+
+
+def test_what_the_prose_says_of_the_runs():
+    for scale in report.SCALES:
+        assert {r.config.get("backend", "auto") for r in report.runs(scale)["record"]} == {"auto"}
+        passes = float(report.setting(scale)["passes over the text"])
+        assert passes < 1, "the page says less than one pass"
+        devices = {r.device for r in report.runs(scale)["record"]}
+        assert devices == {"NVIDIA H200"}
