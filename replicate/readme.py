@@ -1,4 +1,7 @@
-"""The README's tables of verdicts and of speeds, written from the claim table and the records."""
+"""The README's tables of verdicts and of speeds, written from the claim table and the records.
+
+After `python -m replicate claims --write`, `python -m replicate.readme` puts them into README.md.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +67,15 @@ def update(table: pd.DataFrame, path: Path = paths.ROOT / "README.md") -> Path:
         text = between.sub(lambda _: f"{start}\n{content.rstrip()}\n{end}", text)  # noqa: B023 - used at once
     write_atomic(path, text.encode())
     return path
+
+
+def main() -> None:
+    """Write both tables anew, from figures/claims.csv and data/recorded."""
+    table = pd.read_csv(
+        paths.ROOT / "figures" / "claims.csv", index_col="id", dtype=str, keep_default_na=False
+    )
+    print(update(table).name)
+
+
+if __name__ == "__main__":
+    main()

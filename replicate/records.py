@@ -45,7 +45,7 @@ SHOWING = frozenset(
         "measure",
     }
     | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
-    | {"records", "report", "results", "runner"}
+    | {"readme", "records", "report", "results", "runner"}
     | {"step_bench", "step_cases", "step_plots", "step_table", "study", "transplant"}
 )
 COMPRESS_ABOVE = 50_000  # characters of JSON

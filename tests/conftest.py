@@ -33,6 +33,16 @@ elif os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+@pytest.fixture
+def ax():
+    """Axes to draw on."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots()
+    yield ax
+    plt.close(fig)
+
+
 def pytest_configure():
     """A copy of the package under test must be the one that is imported (see test_mutation.py)."""
     expected = os.environ.get("REPLICATE_EXPECTED_ROOT")

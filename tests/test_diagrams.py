@@ -1,6 +1,5 @@
 import matplotlib as mpl
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 
 from replicate import diagrams
@@ -8,13 +7,6 @@ from replicate.figures import PALETTE
 from replicate.presets import SPARSITY_PRESETS
 
 mpl.use("agg")
-
-
-@pytest.fixture
-def ax():
-    fig, ax = plt.subplots()
-    yield ax
-    plt.close(fig)
 
 
 def texts(ax):

@@ -3,7 +3,6 @@
 import re
 import shutil
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -19,13 +18,6 @@ def kernels():
 @pytest.fixture(scope="module")
 def venom():
     return kernel_tables.recorded(kernel_tables.VENOM)
-
-
-@pytest.fixture
-def ax():
-    fig, ax = plt.subplots()
-    yield ax
-    plt.close(fig)
 
 
 def texts(ax):

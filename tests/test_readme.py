@@ -21,7 +21,7 @@ def table():
 def test_generated_tables_are_those_of_the_records(table, name):
     block = TEXT.split(f"<!-- {name}: start -->")[1].split(f"<!-- {name}: end -->")[0]
     expected = readme.block(table) if name == "verdicts" else readme.speed()
-    assert block.strip() == expected.strip(), "run python -m replicate claims --write"
+    assert block.strip() == expected.strip(), "run python -m replicate.readme"
     assert set(table.index) == set(paper.claims()), "figures/claims.csv is older than the registry"
 
 

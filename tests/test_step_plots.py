@@ -1,6 +1,5 @@
 """Pictures of the measured step: what is drawn is what the records say."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,13 +10,6 @@ from replicate import flops, measure, records, step_plots, step_table
 @pytest.fixture(scope="module")
 def steps():
     return {r.config["preset"]: r for r, _ in records.RecordStore().all(step_table.KIND)}
-
-
-@pytest.fixture
-def ax():
-    fig, ax = plt.subplots()
-    yield ax
-    plt.close(fig)
 
 
 def texts(ax):
