@@ -55,7 +55,7 @@ def run(
     workers: int | None = None,
     keep: bool = False,
     fresh: bool = False,
-    n_questions: int = 0,
+    question: dict[str, int] | None = None,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Outcome:
     """Train those of `runs` that are missing, in their order, and store each as soon as it is finished.
@@ -69,7 +69,7 @@ def run(
         workers: processes; by default one a core, on GPUs a few that share each.
         keep: store among the shipped records.
         fresh: train even what is stored.
-        n_questions: of the completion task put to each finished model and recorded; 0 for none.
+        question: put to each finished model and recorded, see `evaluate.question`.
         say: takes the progress lines.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -85,7 +85,6 @@ def run(
             return until is None or time.monotonic() < until
         return time.monotonic() + MARGIN * durations.expect(names[config_hash(config)]) < until
 
-    question = evaluate.question(n_questions) if n_questions else None
     trained, failed, begun = [], {}, time.monotonic()
     say(f"{len(found)} of {len(configs)} runs are stored; {len(waiting)} to train")
     for config, answer in pool.train_all(waiting, workers, question=question, admit=admit, until=until):
@@ -168,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = args.workers[0] if args.workers else None
     outcome = run(
         runs, store, minutes=args.minutes, workers=workers, keep=args.record, fresh=args.fresh,
-        n_questions=evaluate.QUESTIONS.get(args.profile, 0),
+        question=evaluate.QUESTIONS.get(args.profile),
     )  # fmt: skip
     _print_results(runs, store)
     print(f"{len(outcome.trained)} trained, {len(outcome.failed)} failed, {len(outcome.left)} left")

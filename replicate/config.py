@@ -17,6 +17,9 @@ from typing import Any
 
 ACTIVATIONS = ("relu2", "gelu", "swiglu")
 ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
+# Who chooses a token's clusters: "token", the router, from x (algorithm 3); "activation", its own y2, from y1
+# in full, by size; "static", nobody; "oracle-block", a vote of v tokens, which is not causal.
+ROUTINGS = ("token", "activation", "static", "oracle-block")
 
 
 def _near(value: int, unit: int) -> int:
@@ -73,7 +76,7 @@ class SparsityConfig:
     wgrad_permute: bool = True  # shuffle tokens by a fixed permutation before grouping them
 
     # Venom's blocks. With n clusters and top-k, M = 4 n / k: top-4, 2, 1 of 16 give M = 16, 32, 64.
-    routing: str = "token"  # "token" (causal, the recipe), "static", "oracle-token", "oracle-block"
+    routing: str = "token"  # see ROUTINGS
     n_clusters: int = 16
     top_k: int = 4
     metric: str = "dot"  # "dot", "l2" or "cosine"
@@ -87,7 +90,7 @@ class SparsityConfig:
         _one_of("selection", self.selection, ("magnitude", "soft", "learned", "static"))
         _one_of("outputs", self.outputs, ("full", "selected"))
         _one_of("wgrad", self.wgrad, ("dense", "24", "mvue", "tile"))
-        _one_of("routing", self.routing, ("token", "static", "oracle-token", "oracle-block"))
+        _one_of("routing", self.routing, ROUTINGS)
         _one_of("metric", self.metric, ("dot", "l2", "cosine"))
         _at_least("n_clusters", self.n_clusters, 1)
         _at_least("v", self.v, 1)
@@ -112,10 +115,12 @@ class SparsityConfig:
                 "outputs='selected' computes only Venom's blocks of products 1 and 3; it needs "
                 "activation='venom', w1=False and w2_t=False"
             )
-        if self.outputs == "selected" and (self.routing.startswith("oracle") or not self.mask_reuse):
+        if self.outputs == "selected" and (
+            self.routing in ("activation", "oracle-block") or not self.mask_reuse
+        ):
             raise ValueError(
-                "outputs='selected' never has all of y1 and dy2, which oracles and gradient masks read; "
-                "it needs routing='token' or 'static' and mask_reuse=True"
+                "outputs='selected' never has y1 and dy2 in full, from which routing 'activation' and "
+                "gradient masks are read; it needs routing='token' or 'static' and mask_reuse=True"
             )
         clusters = self.inner and self.routing != "oracle-block"
         if self.activation == "venom" and not clusters and self.selection != "magnitude":
@@ -237,6 +242,9 @@ class TrainConfig:
     dense_warmup: int = 60  # dense steps before the first sparse one (the paper: 1000)
     sparse_share: float = 1.0  # share of the steps after the warm-up that are sparse
     order: str = "sparse-dense"  # order of those steps
+    fold: bool = (
+        False  # at each switch to dense the weights become those the forward pass read, see SparseFFN
+    )
     interleave: int = 10  # period in steps of order "interleaved"
     seed: int = 1
     dtype: str = "auto"  # "auto": float32 on a CPU, bfloat16 autocast on a GPU
@@ -288,6 +296,7 @@ class TrainConfig:
 
 
 HOW_NOT_WHAT = ("device", "backend", "compile", "log_every", "checkpoint_every")
+ADDED = {"fold": False}  # settings younger than some records: at these values they do not enter the hash
 
 
 def with_changes(config: Any, changes: dict[str, Any]) -> Any:
@@ -333,10 +342,12 @@ def from_dict(data: dict[str, Any]) -> TrainConfig:
 def config_hash(config: Any) -> str:
     """First 16 hex digits of SHA-256 over the canonical JSON, without the fields that say only how.
 
-    Works for TrainConfig and for plain dictionaries of JSON types.
+    Works for TrainConfig and for plain dictionaries of JSON types. What is ADDED counts once it is used.
     """
     data = to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
-    data = {k: v for k, v in data.items() if not (isinstance(config, TrainConfig) and k in HOW_NOT_WHAT)}
+    if isinstance(config, TrainConfig):
+        unused = {k for k, default in ADDED.items() if data[k] == default}
+        data = {k: v for k, v in data.items() if k not in {*HOW_NOT_WHAT, *unused}}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

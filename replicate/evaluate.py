@@ -20,12 +20,21 @@ from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.sparsity import flip_rate
 
-QUESTIONS = {"smoke": 400, "laptop": 4000, "gpu": 4000, "gpu40m": 4000}  # to a finished model, by scale
 
-
-def question(n: int, context: int = 56, length: int = 8, n_choices: int = 4) -> dict[str, int]:
+def question(n: int, context: int = 56, length: int = 8, n_choices: int = 4, near: int = 0) -> dict[str, int]:
     """Arguments of `completion_task` as every study puts them; its answers are recorded under these."""
-    return {"n": n, "context": context, "length": length, "n_choices": n_choices}
+    asked = {"n": n, "context": context, "length": length, "n_choices": n_choices}
+    return asked | ({"near": near} if near else {})
+
+
+# Put to a finished model, by scale. Where the wrong choices come from afar, a model of 10M parameters is
+# right nineteen times of twenty; at the largest scale they come from the very next lines.
+QUESTIONS = {
+    "smoke": question(400),
+    "laptop": question(4000),
+    "gpu": question(4000),
+    "gpu40m": question(4000, near=256),
+}
 
 
 @torch.no_grad()
@@ -68,16 +77,19 @@ def completion_task(
     n_choices: int = 4,
     length: int = 8,
     context: int | None = None,
+    near: int = 0,
     seed: int = 1,
 ) -> CompletionTask:
-    """Multiple choice from held-out text: a context, its real continuation, and others from elsewhere.
+    """Multiple choice from held-out text: a context, its real continuation, and others.
 
     Args:
         data: its `valid` tokens are used.
         n: number of questions Q.
-        n_choices: N; the N - 1 wrong ones are equally long pieces of other held-out places.
+        n_choices: N; the N - 1 wrong ones are equally long pieces of the held-out text.
         length: L, tokens a continuation.
         context: C, tokens before it; by default seq_len - L, a whole sequence.
+        near: the wrong ones lie within so many tokens after the real one, which is harder: they are about the
+            same. 0 takes them from anywhere.
         seed: of the places and the order; equal seeds give equal questions to every model.
 
     Raises:
@@ -85,12 +97,14 @@ def completion_task(
     """
     context = data.seq_len - length if context is None else context
     tokens = np.asarray(data.valid)
-    places = len(tokens) - context - length + 1
+    places = len(tokens) - context - length + 1 - near
     if min(n, length, context) < 1 or n_choices < 2 or context + length > data.seq_len:
         raise ValueError(
             f"n {n}, n_choices {n_choices}, context {context} + length {length} tokens: choose n >= 1, "
             f"n_choices >= 2 and at most seq_len = {data.seq_len} tokens"
         )
+    if near and near < length * n_choices:
+        raise ValueError(f"near is {near}; choose 0, or at least n_choices * length = {length * n_choices}")
     if places < 2 * n_choices:
         raise ValueError(f"{len(tokens)} held-out tokens are too few for contexts of {context}")
     random = np.random.default_rng(seed)
@@ -98,7 +112,9 @@ def completion_task(
     for answer in answers:
         start = random.integers(0, places)
         real = tokens[start + context : start + context + length]
-        options = _distractors(tokens, real, n_choices - 1, random)
+        after = start + context + length
+        pool = tokens[after : after + near] if near else tokens
+        options = _distractors(pool, real, n_choices - 1, random)
         options.insert(answer, real)
         contexts.append(tokens[start : start + context])
         choices.append(np.stack(options))
@@ -210,7 +226,7 @@ def weight_flips(before: list[dict[str, Tensor]], model: GPT) -> dict[str, list[
 def _distractors(
     tokens: np.ndarray, real: np.ndarray, n: int, random: np.random.Generator
 ) -> list[np.ndarray]:
-    """`n` different pieces of `tokens`, none equal to `real`."""
+    """`n` different pieces of `tokens`, none equal to `real`, in random order."""
     found: list[np.ndarray] = []
     for _ in range(1000 * n):
         start = random.integers(0, len(tokens) - len(real) + 1)

@@ -169,6 +169,17 @@ class SparseFFN(nn.Module):
         self.clustered.fill_(True)
         return perm
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make W1 and W2 what the sparse forward pass reads: S24(W1) where w1 is on, S24(W2) where w2 is.
+
+        For the switch to the dense phase: soft thresholding computes with smaller weights than are stored,
+        so that dense steps would start from another function. Pruned entries start from zero and may grow.
+        """
+        for name in ("w1", "w2"):
+            w = getattr(self, name)
+            w.copy_(self.sparse_weight(name, w.dtype))
+
     def expert_means(self) -> Tensor:
         """ExpertMeans [n, D] of the clusters' present columns of W1, so that the router follows W1."""
         return self.w1.detach().unflatten(1, (self.config.n_clusters, -1)).mean(2).T
@@ -217,7 +228,7 @@ class SparseFFN(nn.Module):
             experts = self.static_experts.expand(len(y2), -1)
         elif c.routing == "token":
             experts = route(x, self.expert_means().to(x.dtype), c.top_k, metric=c.metric)
-        else:
+        else:  # "activation"
             experts = self._energy(y2).argsort(dim=1, descending=True, stable=True)[:, : c.top_k]
         if self.collect:
             self._last["experts"] = experts

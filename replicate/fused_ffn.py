@@ -2,6 +2,7 @@
 
     activation "venom", weights dense     figure 4d: all six products in the selected blocks (`venom_ffn`)
     activation "venom", W1 or W2^T 2:4    algorithms 1 and 2: 2:4 products 1, 3, Venom products 2, 4, 5, 6
+    routing "activation"                  y1 in full, which says what the selected blocks of the others are
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
     activation "dense", weights 2:4       2:4 products with the compressed weights
 
@@ -23,12 +24,13 @@ from replicate.kernels.compressed24 import TILE, Compressed24, padded_rows, unpa
 from replicate.kernels.matmul24 import matmul24
 from replicate.kernels.relu2_prune24 import relu2_prune24
 from replicate.kernels.relu2_prune24_backward import relu2_prune24_backward
-from replicate.kernels.route_topk import route_topk
+from replicate.kernels.route_topk import route_active, route_topk
 from replicate.kernels.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.token_lists import BlockLists, token_lists
 from replicate.kernels.venom_down import venom_down
 from replicate.kernels.venom_ffn import backward_products, block_rows, forward_products
 from replicate.kernels.venom_select import venom_select
+from replicate.kernels.venom_up import venom_up_backward
 from replicate.kernels.venom_wgrad import venom_wgrad
 from replicate.router import route
 
@@ -40,7 +42,7 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return "statistics read all of y2"
     if c.activation != "dense" and c.selection != "magnitude":
         return f"selection {c.selection!r} has no kernel"
-    if c.activation == "venom" and c.routing.startswith("oracle"):
+    if c.activation == "venom" and c.routing == "oracle-block":
         return f"routing {c.routing!r} has no kernel"
     if not c.mask_reuse:
         return "mask_reuse=False has no kernel"
@@ -100,10 +102,11 @@ def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
     c, x = ffn.config, x.contiguous()
     if c.activation != "venom":
         return _TwoFourFFN.apply(x, ffn.w1, ffn.w2, operands)
+    if c.routing == "activation":
+        return _RoutedFFN.apply(x, ffn.w1, ffn.w2, None, operands)
     experts = _experts(x, ffn, operands)
-    if not (c.w1 or c.w2_t):
-        return _SelectedFFN.apply(x, ffn.w1, ffn.w2, experts, operands)
-    return _RoutedFFN.apply(x, ffn.w1, ffn.w2, experts, operands)
+    kind = _RoutedFFN if c.w1 or c.w2_t else _SelectedFFN
+    return kind.apply(x, ffn.w1, ffn.w2, experts, operands)
 
 
 class Operands:
@@ -282,13 +285,20 @@ def _reduce_tokens(sparse: Tensor, dense: Tensor, operands: Operands, transpose:
 
 
 class _RoutedFFN(torch.autograd.Function):
-    """Algorithms 1 and 2: y1 and dy2 in full from 2:4 weights, the other four products in Venom's blocks."""
+    """Algorithms 1 and 2: y1 in full, and dy2 if from a 2:4 weight; the other products in Venom's blocks.
+
+    Without `experts`, those of a token are the clusters in which y1 makes it fire most.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, operands: Operands) -> Tensor:
+    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor | None, operands: Operands) -> Tensor:
         c = operands.config
+        y1 = operands.times(x, "w1")
+        if experts is None:
+            experts = route_active(y1, c.n_clusters, c.top_k)
         lists = token_lists(experts, c.n_clusters, block_rows(experts.numel(), c.n_clusters))
-        y2 = venom_select(operands.times(x, "w1"), lists, inner=c.inner)
+        y2 = venom_select(y1, lists, inner=c.inner)
+        del y1
         ctx.save_for_backward(x, w1, w2, y2, *lists)
         ctx.operands = operands
         return venom_down(y2, operands.dense("w2"), lists)
@@ -299,7 +309,10 @@ class _RoutedFFN(torch.autograd.Function):
         x, w1, w2, y2, *lists = ctx.saved_tensors
         operands, lists = ctx.operands, BlockLists(*lists)
         dy3 = dy3.to(x.dtype).contiguous()
-        dy1 = venom_select(operands.times(dy3, "w2_t"), lists, y2)
+        if operands.config.w2_t:
+            dy1 = venom_select(operands.times(dy3, "w2_t"), lists, y2)
+        else:  # the forward's mask says which blocks of dy2 are needed
+            dy1 = venom_up_backward(dy3, operands.dense("w2"), y2, lists)
         dx = venom_down(dy1, operands.dense("w1"), lists, transposed=True)  # needs most memory: comes first
         dw1 = venom_wgrad(x, dy1, lists, dtype=w1.dtype)
         return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype), None, None

@@ -12,7 +12,8 @@ TABLE3 = (
     *("dense", "w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t"),
     *("act24", "venom16", "venom32", "venom64", "recipe"),
 )
-CONTROLS = ("static16", "oracle16", "no-mask-reuse", "act24+wgrad", "recipe32", "recipe64")
+ACTIVE = ("active16", "active32", "active64", "active16x32", "active64x32")  # clusters by own activations
+CONTROLS = ("static16", "no-mask-reuse", "act24+wgrad", "recipe32", "recipe64")
 SHARES = (1 / 2, 2 / 3, 5 / 6)  # Table 4's 30, 40 and 50 of 60 thousand steps; 0 and 1 are arms of Table 3
 ORDERS = ("dense-sparse", "interleaved")
 RATES = ("dense", "w1+w2", "act24", "venom16", "recipe")  # arms that also run at half and twice the rate
@@ -40,7 +41,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, l2": ("recipe", {"model.sparsity.metric": "l2"}),
     "recipe, no inner": ("recipe", {"model.sparsity.inner": False}),
     "recipe, learned": ("recipe", {"model.sparsity.selection": "learned"}),
+    "active16, 64 clusters": ("active16", {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}),
+    "active16x32, W1 scaled": ("active16x32", {"model.sparsity.w1": True, **SCALED}),
     # Sparse steps first, a long dense end
+    "active16x32, 50% sparse first": ("active16x32", {"sparse_share": 0.5}),
+    "recipe, folded, 50% sparse first": ("recipe", {"fold": True, "sparse_share": 0.5}),
     "recipe, hard, 50% sparse first": ("recipe", {**HARD, "sparse_share": 0.5}),
     "recipe, scaled, 50% sparse first": ("recipe", {**SCALED, "sparse_share": 0.5}),
 }
@@ -48,7 +53,7 @@ SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
 MIXES = tuple(f"recipe, {share:.0%} sparse first" for share in SHARES) + tuple(
     f"recipe, 50% {order}" for order in ORDERS
 )
-AT_40M = ("dense", "recipe", "recipe, 50% sparse first", "venom16", "act24", "w1+w2", "w1", "recipe, scaled")
+AT_40M = ("dense", "recipe", "active16x32", "recipe, 50% sparse first", "venom16", "w1+w1t", "act24")
 
 
 def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list[TrainConfig]]:
@@ -59,7 +64,7 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
     Args:
         profile: a scale of `study.PRESET_OF`. seeds: of each arm.
     """
-    plan = {name: study.arms(profile, [name], seeds) for name in (*TABLE3, *CONTROLS)}
+    plan = {name: study.arms(profile, [name], seeds) for name in (*TABLE3, *ACTIVE, *CONTROLS)}
     dense = plan["dense"][0]
     for share in SHARES:
         plan[f"recipe, {share:.0%} sparse first"] = study.arms(profile, ["recipe"], seeds, sparse_share=share)
@@ -95,7 +100,7 @@ def queue(
     """(arm name, configuration) of a scale's runs, most important first, each once.
 
     The dense model's learning rate, checked with the first seed; Table 3 and the recipe, seed by seed;
-    Table 4's mixes; then with the first seed all variants and controls, and at last their other seeds.
+    Table 4's mixes; clusters by activations; then with the first seed all variants, at last all else.
     At "gpu40m" only AT_40M, seed by seed.
 
     Args:
@@ -108,7 +113,8 @@ def queue(
     elif profile == "gpu40m":
         stages = [(AT_40M, seeds)]
     else:
-        stages = [(SWEEP, seeds[:1]), (TABLE3, seeds), (MIXES, seeds), (VARIANTS, seeds[:1]), (plan, seeds)]
+        stages = [(SWEEP, seeds[:1]), (TABLE3, seeds), (MIXES, seeds), (ACTIVE, seeds)]
+        stages += [(VARIANTS, seeds[:1]), (plan, seeds)]
     runs = {}
     for name, config in _in_order(plan, stages):
         runs.setdefault(config_hash(config), (name, config))

@@ -29,9 +29,14 @@ SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "recipe64": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=1),
     # Figure 4d: only the selected blocks, weights dense
     "figure4d": SparsityConfig(activation="venom", top_k=4, outputs="selected"),
+    # Beyond the paper: a token's clusters are those it fires most in, known once y1 is there in full
+    "active16": SparsityConfig(activation="venom", top_k=4, routing="activation"),
+    "active32": SparsityConfig(activation="venom", top_k=2, routing="activation"),
+    "active64": SparsityConfig(activation="venom", top_k=1, routing="activation"),
+    "active16x32": SparsityConfig(activation="venom", n_clusters=32, top_k=8, routing="activation"),
+    "active64x32": SparsityConfig(activation="venom", n_clusters=32, top_k=2, routing="activation"),
     # Controls
     "static16": SparsityConfig(activation="venom", top_k=4, routing="static"),
-    "oracle16": SparsityConfig(activation="venom", top_k=4, routing="oracle-token"),
     "block16": SparsityConfig(activation="venom", top_k=4, routing="oracle-block"),
     "no-mask-reuse": SparsityConfig(activation="24", mask_reuse=False),
 }
@@ -60,8 +65,9 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         dense_warmup=200, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
     ),
     "study40m": TrainConfig(
-        model=MODEL_PRESETS["study40m"], corpus="pysrc", steps=2000, batch_size=64, lr=1e-3, lr_warmup=100,
-        dense_warmup=200, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
+        # lr: study10m's, which was tuned, in proportion to 1 / d_model (Yang et al., 2203.03466)
+        model=MODEL_PRESETS["study40m"], corpus="pysrc", steps=1600, batch_size=64, lr=1.2e-3, lr_warmup=100,
+        dense_warmup=110, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
     ),
     "llama1b": TrainConfig(
         model=MODEL_PRESETS["llama1b"], corpus="dclm", steps=60000, batch_size=2, lr=3e-4, lr_warmup=1000,

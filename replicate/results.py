@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replicate import checkpoint, evaluate, measure, pool, study
+from replicate import checkpoint, measure, pool, study
 from replicate.config import TrainConfig, config_hash, from_dict
 from replicate.figures import about
 from replicate.records import Record, RecordStore
@@ -202,19 +202,16 @@ def gap_curve(
     return tokens, (total[:, window:] - total[:, :-window]) / window
 
 
-def completions(
-    runs: pd.DataFrame, n: int, *, context: int = 56, length: int = 8, n_choices: int = 4
-) -> pd.DataFrame:
+def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:
     """`runs` with a column `accuracy`: the finished models' on one held-out completion task, as records.
 
     A model that was not kept is trained once more, to the same weights, and then kept; one that was
     recorded elsewhere is not, and its accuracy is None unless that is recorded too.
 
     Args:
-        runs: from `frame`.
-        n, context, length, n_choices: of `evaluate.completion_task`; equal questions for every run.
+        runs: from `frame`. question: from `evaluate.question`, the same for every run.
     """
-    store, question = RecordStore(), evaluate.question(n, context, length, n_choices)
+    store = RecordStore()
     asked = [{"train": record.config_hash, **question} for record in runs["record"]]
     corpora = [record.corpus["sha256"] for record in runs["record"]]
     found = [store.find("completion", *pair) for pair in zip(asked, corpora)]

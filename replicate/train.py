@@ -235,6 +235,9 @@ class Trainer:
                 self._make_clusters(step)
         if any(ffn.phase != phase for ffn in self.model.ffns()):
             self._flush()
+            if phase == "dense" and config.fold:
+                for ffn in self.model.ffns():
+                    ffn.fold()
             self.model.set_phase(phase)
             self.progress.phase(step, phase)
 

@@ -44,14 +44,14 @@ def named(name, *configs):
 def test_a_portion_trains_what_is_missing_and_asks_the_model(store, monkeypatch):
     runs = named("dense", *seeds_of(RUN, 1, 2)) + named("w1", W1)
     lines = []
-    monkeypatch.setattr(evaluate, "question", lambda n: {"n": n, "context": 6, "length": 4, "n_choices": 4})
-    first = campaign.run(runs[:2], store, workers=1, n_questions=20, keep=True, say=lines.append)
+    question = evaluate.question(20, context=6, length=4)
+    first = campaign.run(runs[:2], store, workers=1, question=question, keep=True, say=lines.append)
     assert first.trained == ["dense, seed 1", "dense, seed 2"]
     assert lines[0] == "0 of 2 runs are stored; 2 to train"
     assert "accuracy" in lines[1]
-    again = campaign.run(runs, store, workers=1, n_questions=20, say=lines.append)
+    again = campaign.run(runs, store, workers=1, question=question, say=lines.append)
     assert (again.trained, again.failed, again.left) == (["w1, seed 1"], {}, [])
-    asked = {"train": config_hash(RUN), "n": 20, "context": 6, "length": 4, "n_choices": 4}
+    asked = {"train": config_hash(RUN), **question}
     reply, origin = store.find("completion", asked)
     assert origin == "recorded"
     correct = [int(digit) for digit in reply.results["correct"]]
@@ -71,7 +71,7 @@ def test_a_portion_trains_what_is_missing_and_asks_the_model(store, monkeypatch)
 
 
 def test_the_recorded_answers_are_those_the_notebooks_look_up(store, monkeypatch):
-    question = evaluate.question(evaluate.QUESTIONS["gpu"])
+    question = evaluate.QUESTIONS["gpu"]
     record = make_record("train", RUN, {"final_loss": 1.0, "valid_loss": 1.0}, corpus={"sha256": "x"})
     reply = make_record("completion", {"train": record.config_hash, **question}, {"accuracy": 0.625})
     store.put(reply, recorded=True)
@@ -177,7 +177,8 @@ def test_the_queue_begins_with_what_matters():
     assert runs[3:14] == [(name, 1) for name in rest]
     assert runs[14:26] == [(name, 2) for name in plans.TABLE3]
     assert [seed for _, seed in runs[38:53]] == [1] * 5 + [2] * 5 + [3] * 5  # Table 4's mixes
-    assert runs[53] == ("recipe, no warm-up", 1)
+    assert runs[53:58] == [(name, 1) for name in plans.ACTIVE]
+    assert runs[68] == ("recipe, no warm-up", 1)
     assert set(plans.everything("gpu")) == {name for name, _ in runs}
     large = plans.queue("gpu40m", [1, 2])
     assert [(n, c.seed) for n, c in large] == [(n, s) for s in (1, 2) for n in plans.AT_40M]
@@ -225,7 +226,7 @@ def test_the_command_runs_and_shows_the_study(capsys, monkeypatch, tmp_path):
     assert [(name, c.seed, c.lr) for name, c in seen["runs"]] == [
         ("dense", 1, 1e-3), ("recipe", 1, 1e-3), ("dense", 2, 1e-3), ("recipe", 2, 1e-3),
     ]  # fmt: skip
-    assert (seen["minutes"], seen["workers"], seen["n_questions"], seen["root"]) == (9, 6, 4000, tmp_path)
+    assert (seen["minutes"], seen["workers"], seen["question"]["n"], seen["root"]) == (9, 6, 4000, tmp_path)
     assert "dense, seed 1" in out and "validation 2.5000  cached" in out
     assert cli.main(["study", "status", *arguments, "--seeds", "98", "99"]) == 0  # seeds nobody has run
     assert "0 recorded, 0 cached, 4 missing: 393.2M tokens" in capsys.readouterr().out

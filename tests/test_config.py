@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate.config import (
+    ADDED,
     HOW_NOT_WHAT,
     ModelConfig,
     SparsityConfig,
@@ -145,7 +146,7 @@ def test_train_preset_arguments():
         ({"activation": "venom", "outputs": "selected", "w2_t": True}, "w1=False and w2_t=False"),
         ({"activation": "24", "outputs": "selected"}, "activation='venom'"),
         # what was never computed cannot be ranked
-        ({"activation": "venom", "outputs": "selected", "routing": "oracle-token"}, "routing='token'"),
+        ({"activation": "venom", "outputs": "selected", "routing": "activation"}, "routing='token'"),
         ({"activation": "venom", "outputs": "selected", "routing": "oracle-block"}, "routing='token'"),
         ({"activation": "venom", "outputs": "selected", "mask_reuse": False}, "mask_reuse=True"),
         ({"activation": "venom", "inner": False, "selection": "learned"}, "inner=False"),
@@ -374,6 +375,10 @@ def test_hash_sees_what_and_not_how():
 
 def test_hash_of_known_configs_does_not_drift():
     """Recorded results are found by hash: a changed hash orphans them."""
+    assert config_hash(train_preset("study10m")) == "8614b1afe0b78e4c"
+    assert config_hash(train_preset("study10m", "recipe")) == "d4657c24ae2bfc2e"
+    assert all(getattr(TrainConfig(), name) == value for name, value in ADDED.items())
+    assert config_hash(TrainConfig(fold=True)) != config_hash(TrainConfig())
     assert config_hash({"b": [1, 2.5, None], "a": {"y": "x", "x": True}}) == "2ed3ba076b85164b"
     assert config_hash({"a": {"x": True, "y": "x"}, "b": [1, 2.5, None]}) == "2ed3ba076b85164b"
 

@@ -77,6 +77,20 @@ def test_completion_questions_come_from_the_held_out_text(data):
         assert len({tuple(piece.tolist()) for piece in choices}) == 5
 
 
+def test_near_wrong_answers_come_from_the_next_tokens(data):
+    task = evaluate.completion_task(data, 20, n_choices=3, length=4, near=12)
+    text = data.valid.tolist()
+    for context, choices, answer in zip(task.contexts.tolist(), task.choices.tolist(), task.answers.tolist()):
+        start = next(i for i in range(len(text)) if text[i : i + 24] == [*context, *choices[answer]])
+        after = text[start + 24 : start + 36]
+        for place, choice in enumerate(choices):
+            found = any(after[i : i + 4] == choice for i in range(9))
+            assert found or place == answer
+    assert evaluate.question(5, near=64) == {**evaluate.question(5), "near": 64}
+    with pytest.raises(ValueError, match="near is 8; choose 0, or at least"):
+        evaluate.completion_task(data, 5, n_choices=3, length=4, near=8)
+
+
 def test_completion_questions_repeat_for_a_seed(data):
     one, two, other = (evaluate.completion_task(data, 10, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.choices, two.choices)

@@ -118,7 +118,7 @@ def outer_mask(c, x, y2, w1, static):
     means = torch.stack([w1[:, e * width : (e + 1) * width].mean(1) for e in range(n)])
     if c.routing == "static":
         chosen = [static] * len(x)
-    elif c.routing == "oracle-token":
+    elif c.routing == "activation":
         chosen = [best_clusters(row, c.top_k) for row in energy]
     else:
         similar = {
@@ -203,7 +203,7 @@ RECIPE = SPARSITY_PRESETS["recipe"]
         replace(RECIPE, mask_reuse=False),
         replace(RECIPE, mask_reuse=False, inner=False),
         replace(RECIPE, routing="static"),
-        replace(RECIPE, routing="oracle-token"),
+        replace(RECIPE, routing="activation"),
         replace(RECIPE, routing="oracle-block", v=16),
         replace(SPARSITY_PRESETS["figure4d"], inner=False),
         SparsityConfig(activation="24", selection="soft"),

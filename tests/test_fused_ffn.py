@@ -24,6 +24,7 @@ D_MODEL, D_FF, TOKENS = 64, 256, 128
 NAMES = [
     *("w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t", "act24", "act24+tile", "all24"),
     *("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "figure4d", "static16"),
+    *("active16", "active64", "active16x32"),
 ]
 OTHERS = {
     "recipe, hard": replace(SPARSITY_PRESETS["recipe"], weight_method="hard"),
@@ -31,6 +32,9 @@ OTHERS = {
     "recipe, no inner": replace(SPARSITY_PRESETS["recipe"], inner=False),
     "recipe, cosine": replace(SPARSITY_PRESETS["recipe"], metric="cosine"),
     "W1 and Venom": SparsityConfig(w1=True, activation="venom"),
+    "W1 and Venom by activations": SparsityConfig(w1=True, activation="venom", routing="activation"),
+    "recipe by activations": replace(SPARSITY_PRESETS["recipe"], routing="activation"),
+    "no inner, by activations": replace(SPARSITY_PRESETS["active16"], inner=False),
     "W2^T and Venom": SparsityConfig(w2_t=True, activation="venom"),
     "act24 and W1": SparsityConfig(w1=True, activation="24"),
     "act24 and both weights": SparsityConfig(w1=True, w2_t=True, activation="24"),
@@ -85,7 +89,7 @@ def test_outputs_and_gradients_are_the_references(name):
         assert mine <= max(2 * theirs, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "active16", "w1+w2+t"])
 @pytest.mark.parametrize("n", [1, 8, 37])
 def test_any_number_of_tokens(name, n):
     x = tokens(n).to(HALF).float()
@@ -150,7 +154,7 @@ def test_changing_a_weight_between_forward_and_backward_is_an_error():
     ("changes", "reason"),
     [
         ({"selection": "learned"}, "selection 'learned'"),
-        ({"routing": "oracle-token"}, "routing 'oracle-token'"),
+        ({"routing": "oracle-block"}, "routing 'oracle-block'"),
         ({"mask_reuse": False}, "mask_reuse=False"),
         ({"wgrad": "24"}, "wgrad '24'"),
     ],

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from replicate import checkpoint, pool, records, results, study
+from replicate import checkpoint, evaluate, pool, records, results, study
 from replicate.config import ModelConfig, TrainConfig
 from replicate.presets import SPARSITY_PRESETS
 
@@ -115,12 +115,13 @@ def test_completions_keep_the_models_and_the_answers(monkeypatch):
     monkeypatch.setattr(pool, "train_all", in_process)
     sparse = replace(RUN, model=replace(RUN.model, sparsity=SPARSITY_PRESETS["w1"]))
     runs = results.frame(study.run([RUN, sparse], progress=False))
-    first = results.completions(runs, 20, context=6, length=4)
+    question = evaluate.question(20, context=6, length=4)
+    first = results.completions(runs, question)
     assert first["accuracy"].between(0, 1).all()
     kept = [len(checkpoint.steps(pool.run_dir(c))) for c in (RUN, sparse)]
     assert kept == [1, 1]
     monkeypatch.setattr(study, "trained", lambda *_, **__: pytest.fail("loads a model"))
-    again = results.completions(runs, 20, context=6, length=4)
+    again = results.completions(runs, question)
     assert again["accuracy"].tolist() == first["accuracy"].tolist()
-    elsewhere = results.completions(runs.assign(origin="recorded"), 21, context=6, length=4)
+    elsewhere = results.completions(runs.assign(origin="recorded"), question | {"n": 21})
     assert elsewhere["accuracy"].isna().all()

@@ -281,6 +281,34 @@ def test_clusters_are_made_anew_every_so_many_sparse_steps(data, monkeypatch):
     assert steps == [8]
 
 
+@pytest.mark.parametrize("method", ["soft", "hard"])
+def test_folding_leaves_the_weights_part_of_the_function_as_it_was(data, method):
+    """Weights alone are sparse here, so a folded switch to dense changes nothing; an unfolded one does."""
+    config = with_sparsity(w1=True, w2=True, w1_t=True, weight_method=method)
+    losses = {}
+    for fold in (True, False):
+        trainer = Trainer(replace(config, fold=fold), data=data, progress=False)
+        trainer.run(16)  # 8 of the 16 steps after the warm-up are sparse
+        idx, targets = trainer.batch(16)
+        assert trainer.model.ffns()[0].phase == "sparse"
+        before = trainer.model(idx, targets)[1].item()
+        trainer._enter_phase(16)
+        assert trainer.model.ffns()[0].phase == "dense"
+        losses[fold] = trainer.model(idx, targets)[1].item() - before
+    assert abs(losses[True]) < 1e-6 < 1e-4 < abs(losses[False])
+
+
+def test_a_folded_run_continues_as_if_never_stopped(data, tmp_path):
+    config = replace(RUN, fold=True, checkpoint_every=4)
+    whole = run(config, data)
+    for stop in (16, 17):  # just before and just after the switch
+        folder = tmp_path / str(stop)
+        Trainer(config, run_dir=folder, data=data, progress=False).run(stop)
+        again = Trainer(config, run_dir=folder, data=data, progress=False)
+        again.run()
+        assert again.losses == whole.losses
+
+
 def _noting(steps, original):
     def noting(trainer, step):
         steps.append(step)

@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate import router
-from replicate.kernels.route_topk import route_topk, route_topk_reference
+from replicate.kernels.route_topk import (
+    route_active,
+    route_active_reference,
+    route_topk,
+    route_topk_reference,
+)
 from replicate.kernels.token_lists import max_rows, token_lists, token_lists_reference
 
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
@@ -137,3 +142,55 @@ def test_route_refuses(device):
         route_topk(x, torch.randn(4, 16, device=device), 5)
     with pytest.raises(ValueError, match="d_model"):
         route_topk(x, torch.randn(4, 24, device=device), 1)
+
+
+def test_active_by_hand(device):
+    """Two clusters of eight: energies 4 + 1 and 9, then 1 and 0; a negative y1 does not fire."""
+    y1 = torch.zeros(3, 16, device=device)
+    y1[0, 0], y1[0, 7], y1[0, 8] = 2, 1, 3
+    y1[1, 3], y1[1, 12] = 1, -5
+    assert route_active(y1, 2, 2).tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert route_active(y1, 2, 1).tolist() == [[1], [0], [0]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n_tokens", "d_ff", "n", "top_k"), [(1, 8, 1, 1), (100, 384, 16, 4), (65, 160, 5, 5), (33, 1200, 2, 1)]
+)
+def test_active_against_reference(device, poison, dtype, n_tokens, d_ff, n, top_k):
+    y1 = torch.randn(n_tokens, d_ff, device=device).to(dtype)
+    experts = route_active(y1, n, top_k)
+    energy = y1.float().relu().square().unflatten(1, (n, -1)).sum(2)
+    ours, best = (energy.gather(1, e.long()) for e in (experts, route_active_reference(y1, n, top_k)))
+    torch.testing.assert_close(ours, best, rtol=1e-4, atol=1e-4)
+    assert all(len(set(row)) == top_k for row in experts.tolist())
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_active_keeps_the_largest_energies(data):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n, width = data.draw(st.integers(1, 6)), 8 * data.draw(st.integers(1, 3))
+    top_k = data.draw(st.integers(1, n))
+    values = data.draw(st.lists(st.integers(-9, 9), min_size=n * width, max_size=n * width))
+    y1 = torch.tensor([values], device=device, dtype=torch.float32)
+    energy = y1.relu().square().unflatten(1, (n, -1)).sum(2)[0].tolist()
+    chosen = route_active(y1, n, top_k)[0].tolist()
+    assert chosen == sorted(range(n), key=lambda e: (-energy[e], e))[:top_k]
+
+
+def test_active_nan_and_infinity(device):
+    y1 = torch.ones(2, 32, device=device)
+    y1[0, 9], y1[1, 20] = float("nan"), float("inf")
+    assert route_active(y1, 4, 4).tolist() == [[0, 2, 3, 1], [2, 0, 1, 3]]
+    assert route_active(y1[:0], 4, 1).shape == (0, 1)
+
+
+def test_active_refuses(device):
+    y1 = torch.randn(4, 32, device=device)
+    with pytest.raises(ValueError, match="top_k is 5"):
+        route_active(y1, 4, 5)
+    with pytest.raises(ValueError, match="d_ff is 32; 3 clusters need a multiple of 24"):
+        route_active(y1, 3, 1)
+    with pytest.raises(ValueError, match="contiguous"):
+        route_active(y1.t(), 1, 1)
