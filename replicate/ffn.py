@@ -221,15 +221,23 @@ class SparseFFN(nn.Module):
         values, mask = select24(y2, c.selection, self.score)
         return values, mask & clusters
 
-    def _chosen_neurons(self, x: Tensor, y2: Tensor) -> Tensor:
-        """[T, F] bool: the neurons of each token's chosen clusters."""
+    def experts(self, x: Tensor, y2: Tensor | None = None) -> Tensor:
+        """[T, k] the clusters that each token uses; not for a vote of blocks.
+
+        Args:
+            x: [T, D]. y2: [T, F] of the sparse phase before any mask, computed where it is needed and None.
+        """
         c = self.config
         if c.routing == "static":
-            experts = self.static_experts.expand(len(y2), -1)
-        elif c.routing == "token":
-            experts = route(x, self.expert_means().to(x.dtype), c.top_k, metric=c.metric)
-        else:  # "activation"
-            experts = self._energy(y2).argsort(dim=1, descending=True, stable=True)[:, : c.top_k]
+            return self.static_experts.expand(len(x), -1)
+        if c.routing == "token":
+            return route(x, self.expert_means().to(x.dtype), c.top_k, metric=c.metric)
+        y2 = relu2(x @ self.sparse_weight("w1", x.dtype)) if y2 is None else y2
+        return self._energy(y2).argsort(dim=1, descending=True, stable=True)[:, : c.top_k]
+
+    def _chosen_neurons(self, x: Tensor, y2: Tensor) -> Tensor:
+        """[T, F] bool: the neurons of each token's chosen clusters."""
+        experts = self.experts(x, y2)
         if self.collect:
             self._last["experts"] = experts
         return self._expand(experts)

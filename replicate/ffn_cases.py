@@ -108,7 +108,8 @@ def engines(p: Problem, sparsity: Sequence[str]) -> dict[str, str]:
 
 def load(p: Problem, ffn: SparseFFN) -> float:
     """Tokens of the busiest cluster over the mean."""
-    experts = router.route(p.x.detach(), ffn.expert_means().to(p.x.dtype), ffn.config.top_k)
+    with torch.no_grad():
+        experts = ffn.experts(p.x.detach())
     return router.load_stats(experts, ffn.config.n_clusters)["max_over_mean"]
 
 

@@ -106,7 +106,8 @@ class TrainingStep:
             inputs = evaluate.ffn_inputs(self.model, self.inputs[:, : -(-self.inputs.shape[1] // 8)])
         found = []
         for ffn, x in zip(self.model.ffns(), inputs, strict=True):
-            experts = router.route(x.flatten(0, 1), ffn.expert_means(), c.top_k, metric=c.metric)
+            with torch.no_grad():
+                experts = ffn.experts(x.flatten(0, 1))
             found.append(router.load_stats(experts, c.n_clusters)["max_over_mean"])
         return found
 
