@@ -156,11 +156,13 @@ class SparsityConfig:
                 return formula, "-", "dense"
             return formula, output if activation == "sampled" else left, activation
 
-        sampled = "sampled" if self.outputs == "selected" else "dense"
+        selected = self.outputs == "selected"
+        # Clusters chosen by y1 itself are known once it is there in full: only then are blocks enough.
+        known = selected or (self.activation == "venom" and self.routing == "activation" and self.mask_reuse)
         return [
-            row("y1 = x W1", self.w1, sampled),
+            row("y1 = x W1", self.w1, "sampled" if selected else "dense"),
             row("y3 = y2 W2", self.w2, kind),
-            row("dy2 = dy3 W2^T", self.w2_t, sampled),
+            row("dy2 = dy3 W2^T", self.w2_t, "sampled" if known else "dense"),
             row("dW2 = y2^T dy3", False, tokens),
             row("dx = dy1 W1^T", self.w1_t, kind),
             row("dW1^T = dy1^T x", False, tokens),

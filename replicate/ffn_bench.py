@@ -26,17 +26,12 @@ from replicate.presets import SPARSITY_PRESETS
 
 KIND = "bench-ffn"
 SHAPES = ((16384, 4096, 16384), (16384, 2048, 8192))  # tokens, d_model, d_ff: the 7B and the 1B model
-SPARSITIES = (
-    "venom16",
-    "venom32",
-    "venom64",
-    "recipe",
-    "recipe32",
-    "recipe64",
-    "act24",
-    "act24+tile",
-    "all24",
+PAPERS = (
+    *("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64"),
+    *("act24", "act24+tile", "all24"),
 )
+ACTIVE = ("active16", "active64", "active16x32", "active64x32")  # clusters by a token's own activations
+SPARSITIES = (*PAPERS, *ACTIVE)
 EAGER = "dense, eager"
 PROFILED = ("recipe", "act24")
 # Stages of a step and the kernels that belong to them, first match first; what matches none is element-wise.

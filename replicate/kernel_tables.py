@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from replicate import figures, flops, layer_tables, paths
+from replicate.ffn_bench import PAPERS
 from replicate.presets import SPARSITY_PRESETS
 from replicate.records import Record, RecordStore, write_atomic
 
@@ -26,11 +27,11 @@ MASK_FLOPS = 4  # operations an element of a pass over memory: a rough count, se
 
 
 def recorded(kind: str) -> Record:
-    """The latest shipped record of a kind. Raises ValueError if there is none."""
-    found = [record for record, origin in RecordStore().all(kind) if origin == "recorded"]
-    if not found:
-        raise ValueError(f"no record of kind {kind!r} under {paths.RECORDED.name}/")
-    return max(found, key=lambda record: record.date)
+    """The latest shipped record of a kind; of the layer's, the latest that has every format of the paper.
+
+    Raises ValueError if there is none.
+    """
+    return RecordStore().latest(kind, timed=PAPERS if kind == LAYER else ())
 
 
 def memory(record: Record) -> pd.DataFrame:
@@ -211,14 +212,8 @@ def venom_over_24(kernels: Record, venom: Record, d_model: int, form: str) -> pd
 
 
 def arithmetic(arm: str) -> float:
-    """How fast section 3.2's formula makes the FFN of a sparsity preset, 2:4 at 1.5 and Venom at `FIGURE7`.
-
-    In figure 4d all six products are Venom's: of products 1 and 3 only the selected blocks are needed.
-    """
-    kinds = flops.product_counts(SPARSITY_PRESETS[arm])
-    n24, n_venom = kinds["2:4"], kinds["venom"] + kinds["sampled"]
-    if n_venom and not n24:
-        n_venom = 6
+    """How fast section 3.2's formula makes a sparsity preset's FFN, 2:4 at 1.5 and Venom at `FIGURE7`."""
+    n24, n_venom = flops.fastest_counts(SPARSITY_PRESETS[arm])
     return flops.ffn_speedup(FIGURE7, n24=n24, n_venom=n_venom)
 
 

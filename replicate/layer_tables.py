@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from replicate import ffn_bench
-from replicate.records import Record
+from replicate.records import Record, RecordStore
 
 NAMES = {
     "dense": "dense, compiled",
@@ -16,6 +16,10 @@ NAMES = {
     "recipe": "algorithms 1, 2, 4 of 16",
     "recipe32": "algorithms 1, 2, 4 of 32",
     "recipe64": "algorithms 1, 2, 4 of 64",
+    "active16": "by activations, 4 of 16",
+    "active64": "by activations, 4 of 64",
+    "active16x32": "by activations, 8 of 32 clusters",
+    "active64x32": "by activations, 2 of 32 clusters",
     "act24": "2:4 activations",
     "act24+tile": "2:4 activations, weight gradients too",
     "all24": "all six products 2:4",
@@ -45,6 +49,12 @@ def layer(record: Record, d_model: int) -> pd.DataFrame:
         }
         for row in rows
     )
+
+
+def speeds(d_model: int) -> dict[str, float]:
+    """Arm -> the layer's times as fast as dense, each over the dense layer of its own record."""
+    frames = [layer(record, d_model) for record in RecordStore().widest_last(ffn_bench.KIND)]
+    return {arm: x for frame in frames for arm, x in zip(frame["arm"], frame["x"], strict=True)}
 
 
 def stages(record: Record, d_model: int) -> pd.DataFrame:

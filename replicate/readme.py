@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from replicate import figures, kernel_tables, layer_tables, paper, paths, step_table
-from replicate.records import RecordStore, write_atomic
+from replicate import figures, layer_tables, paper, paths, step_table
+from replicate.records import write_atomic
 
 MARKS = ("verdicts", "speed")
 CLAIMS = (
@@ -44,12 +44,10 @@ def block(table: pd.DataFrame) -> str:
 
 def speed() -> str:
     """Markdown: times as fast as dense, of the FFN and of a whole training step, by format and model."""
-    layers = kernel_tables.recorded(kernel_tables.LAYER)
-    steps = {r.config["preset"]: r for r, _ in RecordStore().all(step_table.KIND)}
     columns: dict[str, dict[str, float]] = {}
     for d_model, preset, name in ((2048, "llama1b", "1B"), (4096, "llama7b", "7B")):
-        columns[f"FFN, {name} shape"] = layer_tables.layer(layers, d_model).set_index("arm")["x"].to_dict()
-        columns[f"whole step, {name}"] = {r["arm"]: r["x"] for r in step_table.rows(steps[preset])}
+        columns[f"FFN, {name} shape"] = layer_tables.speeds(d_model)
+        columns[f"whole step, {name}"] = step_table.speeds(preset)
     shown = pd.DataFrame(columns).reindex([arm for arm in layer_tables.NAMES if not arm.startswith("dense")])
     shown.index = [layer_tables.NAMES[arm] for arm in shown.index]
     cells = shown.map(lambda x: "" if pd.isna(x) else f"{x:.2f}x")

@@ -20,7 +20,7 @@ import re
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -167,6 +167,30 @@ class RecordStore:
                 if record:
                     found.append((record, origin))
         return found
+
+    def latest(self, kind: str, *, timed: Sequence[str] = (), **config: Any) -> Record:
+        """The latest shipped record of a kind that fits.
+
+        Args:
+            timed: sparsity presets that it must have timed. config: values that its configuration must have.
+
+        Raises ValueError if none fits.
+        """
+        found = self.widest_last(kind, **config)
+        fits = [record for record in found if set(timed) <= set(record.config.get("sparsity", timed))]
+        if not fits:
+            what = ", ".join([*timed, *(f"{name} {value}" for name, value in config.items())])
+            raise ValueError(f"no record of kind {kind!r}{f' with {what}' if what else ''} is shipped")
+        return max(fits, key=lambda record: record.date)
+
+    def widest_last(self, kind: str, **config: Any) -> list[Record]:
+        """The shipped records of a kind whose configuration has these values, that with most arms last.
+
+        For putting several benchmarks together: where two have timed an arm, the last one's word counts.
+        """
+        found = [record for record, origin in self.all(kind) if origin == "recorded"]
+        fits = [r for r in found if all(r.config.get(name) == value for name, value in config.items())]
+        return sorted(fits, key=lambda r: (len(r.config.get("sparsity", ())), r.date))
 
     def _path(self, kind: str, key: str, origin: str) -> Path | None:
         folder = _folder(self.recorded if origin == "recorded" else self.root, kind)

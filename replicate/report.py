@@ -427,8 +427,7 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _step_record(preset: str) -> Record:
-    found = [r for r, origin in RecordStore().all(step_table.KIND) if origin == "recorded"]
-    return max((r for r in found if r.config["preset"] == preset), key=lambda record: record.date)
+    return step_table.recorded(preset)
 
 
 def _layers() -> pd.DataFrame:

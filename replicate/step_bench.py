@@ -24,11 +24,11 @@ from replicate.ffn_bench import shown
 from replicate.kernels import timing
 from replicate.presets import SPARSITY_PRESETS, train_preset
 from replicate.step_cases import DENSE, WHOLE, TrainingStep
-from replicate.step_table import KIND
+from replicate.step_table import ACTIVE, KIND, PAPERS
 
 PRESETS = ("llama1b", "llama7b")
 DEPTHS = {"llama7b": (2, 4, 6)}  # its 32 layers need 100 GB for weights and optimiser alone
-SPARSITIES = ("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "act24")
+SPARSITIES = (*PAPERS, *ACTIVE)
 REPEATS = 7
 Row = dict[str, Any]
 

@@ -14,13 +14,20 @@ import numpy as np
 from replicate import flops, paper
 from replicate.gpt import param_count
 from replicate.presets import SPARSITY_PRESETS, train_preset
-from replicate.records import Record
+from replicate.records import Record, RecordStore
 from replicate.step_cases import DENSE, WHOLE
 
 KIND = "bench-step"
+PAPERS = ("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "act24")
+ACTIVE = ("active16", "active16x32", "active64x32")  # clusters by a token's own activations
 WAYS = ("paper", "corrected", "measured")
 PARTS = ("attention", "ffn", "head and loss", "optimiser", "rest")
 Row = dict[str, Any]
+
+
+def recorded(preset: str, timed: Sequence[str] = PAPERS) -> Record:
+    """The latest shipped record of a preset's step that has timed these arms. ValueError if there is none."""
+    return RecordStore().latest(KIND, timed=timed, preset=preset)
 
 
 def fit(layers: Sequence[float], ms: Sequence[float]) -> tuple[float, float, float]:
@@ -68,16 +75,19 @@ def rows(record: Record) -> list[Row]:
     return table
 
 
+def speeds(preset: str) -> dict[str, float]:
+    """Arm -> a step's times as fast as dense, each over the dense step of its own record of the preset."""
+    found = RecordStore().widest_last(KIND, preset=preset)
+    return {row["arm"]: row["x"] for record in found for row in rows(record)}
+
+
 def arithmetic(preset: str, sparsity: str) -> dict[str, float]:
     """A step's speed-up by the formula of section 3.2: the "paper" way, and "corrected" (see the module).
 
-    Venom products count as v = 8 times as fast, as in Table 2, 2:4 products as 1.5 times. With dense weights
-    all six products are Venom's, as figure 4d has it and the kernels do it.
+    Venom products count as v = 8 times as fast, as in Table 2, 2:4 products as 1.5 times.
     """
     model, c = train_preset(preset).model, SPARSITY_PRESETS[sparsity]
-    counts = flops.product_counts(c)
-    selected = c.activation == "venom" and not (c.w1 or c.w2_t)
-    n24, n_venom = (0, 6) if selected else (counts["2:4"], counts["venom"] + counts["sampled"])
+    n24, n_venom = flops.fastest_counts(c)
     shares = (flops.formula_share(model), flops.honest_share(model))
     v = paper.number("venom_speedup_table2")
     steps = [flops.step_speedup(r, v, n24=n24, n_venom=n_venom) for r in shares]
