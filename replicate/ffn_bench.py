@@ -37,7 +37,7 @@ PROFILED = ("recipe", "act24")
 # Stages of a step and the kernels that belong to them, first match first; what matches none is element-wise.
 STAGES = {
     "weight refresh": r"soft_threshold_prune24",
-    "routing and lists": r"route_topk|_count_kernel|_place_kernel|gather_sum",
+    "routing and lists": r"route_topk|_energy_kernel|_top_k_kernel|_(count|scan|place)_kernel|gather_sum",
     "Venom products": r"venom_(up|down|wgrad|gather)",
     "2:4 products": r"[a-z_]sparse|sptensor|spmma|cslt|Sparse(Gemm|Mma)",
     "dense products": r"gemm|nvjet|cutlass|cublas|aten::(add|b)?mm$",

@@ -21,6 +21,7 @@ from replicate.kernels.backend import check, tl, triton
 from replicate.kernels.venom_common import cuda_or_interpreted
 
 CHUNK = 256  # choices counted by one program
+SCAN = 1024  # chunks summed at a time
 
 
 class BlockLists(NamedTuple):
@@ -83,20 +84,29 @@ def _count_kernel(experts, counts, n_choices, CHUNK: tl.constexpr, EXPERTS: tl.c
 
 
 @triton.jit
+def _scan_kernel(chunk_counts, counts, n_chunks, EXPERTS: tl.constexpr, STEP: tl.constexpr):
+    """Of one expert: chunk_counts become the sums over earlier chunks, counts is the sum over all."""
+    e = tl.program_id(0)
+    before = 0
+    for c0 in range(0, n_chunks, STEP):
+        c = c0 + tl.arange(0, STEP)
+        own = tl.load(chunk_counts + c * EXPERTS + e, mask=c < n_chunks, other=0)
+        tl.store(chunk_counts + c * EXPERTS + e, before + tl.cumsum(own, axis=0) - own, mask=c < n_chunks)
+        before += tl.sum(own, axis=0)
+    tl.store(counts + e, before)
+
+
+@triton.jit
 def _place_kernel(
     experts, chunk_counts, tokens, starts, counts, block_expert, n_blocks, inverse,
-    n_choices, top_k, n_clusters, max_blocks, n_chunks,
-    CHUNK: tl.constexpr, EXPERTS: tl.constexpr, CHUNKS: tl.constexpr, BLOCKS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    n_choices, top_k, n_clusters, max_blocks,
+    CHUNK: tl.constexpr, EXPERTS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Stable counting sort: row = start of the expert + its choices in earlier chunks + rank in this one."""
     chunk = tl.program_id(0)
     e = tl.arange(0, EXPERTS)
-    c = tl.arange(0, CHUNKS)
-    table = tl.load(chunk_counts + c[:, None] * EXPERTS + e[None, :], mask=c[:, None] < n_chunks, other=0)
-    table = tl.where(e[None, :] < n_clusters, table, 0)
-    total = tl.sum(table, axis=0)
-    before = tl.sum(tl.where(c[:, None] < chunk, table, 0), axis=0)
+    before = tl.load(chunk_counts + chunk * EXPERTS + e)
+    total = tl.load(counts + e, mask=e < n_clusters, other=0)
     padded = tl.cdiv(total, BLOCK) * BLOCK
     end = tl.cumsum(padded, axis=0)
     start = end - padded
@@ -110,14 +120,13 @@ def _place_kernel(
     tl.store(tokens + row, i // top_k, mask=valid)
     tl.store(inverse + i, tl.where(valid, row, -1), mask=i < n_choices)
 
+    b = chunk * BLOCKS + tl.arange(0, BLOCKS)
+    owner = tl.sum((b[:, None] * BLOCK >= end[None, :]).to(tl.int32), axis=1)
+    tl.store(block_expert + b, tl.where(owner < n_clusters, owner, -1), mask=b < max_blocks)
     if chunk == 0:
         tl.store(starts + e, start, mask=e < n_clusters)
-        tl.store(counts + e, total, mask=e < n_clusters)
         pad = (start + total)[:, None] + tl.arange(0, BLOCK)[None, :]
         tl.store(tokens + pad, tl.full((EXPERTS, BLOCK), -1, tl.int32), mask=pad < end[:, None])
-        b = tl.arange(0, BLOCKS)
-        owner = tl.sum((b[:, None] * BLOCK >= end[None, :]).to(tl.int32), axis=1)
-        tl.store(block_expert + b, tl.where(owner < n_clusters, owner, -1), mask=b < max_blocks)
         tl.store(n_blocks, tl.sum(padded, axis=0) // BLOCK)
 
 
@@ -158,12 +167,12 @@ def token_lists(experts: Tensor, n_clusters: int, block: int = 128) -> BlockList
             part.zero_()
         return lists
     n_chunks, n_pow2 = triton.cdiv(n_choices, CHUNK), max(2, triton.next_power_of_2(n_clusters))
-    chunk_counts = ints(n_chunks, n_pow2)
+    chunk_counts, blocks = ints(n_chunks, n_pow2), rows // block
     _count_kernel[(n_chunks,)](experts, chunk_counts, n_choices, CHUNK=CHUNK, EXPERTS=n_pow2)
+    _scan_kernel[(n_clusters,)](chunk_counts, lists.counts, n_chunks, EXPERTS=n_pow2, STEP=SCAN)
     _place_kernel[(n_chunks,)](
         experts, chunk_counts, lists.tokens, lists.starts, lists.counts, lists.block_expert, lists.n_blocks,
-        lists.inverse, n_choices, experts.shape[1], n_clusters, rows // block, n_chunks,
-        CHUNK=CHUNK, EXPERTS=n_pow2, CHUNKS=triton.next_power_of_2(n_chunks),
-        BLOCKS=triton.next_power_of_2(rows // block), BLOCK=block, num_warps=8,
+        lists.inverse, n_choices, experts.shape[1], n_clusters, blocks, CHUNK=CHUNK, EXPERTS=n_pow2,
+        BLOCKS=triton.next_power_of_2(triton.cdiv(blocks, n_chunks)), BLOCK=block, num_warps=8,
     )  # fmt: skip
     return lists

@@ -55,6 +55,12 @@ def test_lists_against_reference_and_router(device, poisoned, n_tokens, top_k, n
     assert torch.equal(lists.tokens.cpu()[lists.inverse.cpu().long()].long(), plain.tokens[plain.inverse])
 
 
+def test_lists_of_more_chunks_than_are_summed_at_a_time(device, poisoned, monkeypatch):
+    monkeypatch.setattr("replicate.kernels.token_lists.SCAN", 2)
+    experts = torch.rand(500, 8).argsort(1)[:, :3]
+    assert_same_lists(token_lists(experts.to(device), 8, 16), token_lists_reference(experts, 8, 16))
+
+
 @pytest.mark.parametrize("own", [0, 2, 4])
 def test_lists_all_tokens_to_one_expert(device, poisoned, own):
     experts = torch.full((40, 1), own)
