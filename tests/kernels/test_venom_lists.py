@@ -1,5 +1,7 @@
 """Router and token lists: golden cases, against their references and replicate.router, and as properties."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,7 +58,7 @@ def test_lists_against_reference_and_router(device, poisoned, n_tokens, top_k, n
 
 
 def test_lists_of_more_chunks_than_are_summed_at_a_time(device, poisoned, monkeypatch):
-    monkeypatch.setattr("replicate.kernels.token_lists.SCAN", 2)
+    monkeypatch.setattr(importlib.import_module("replicate.kernels.token_lists"), "SCAN", 2)
     experts = torch.rand(500, 8).argsort(1)[:, :3]
     assert_same_lists(token_lists(experts.to(device), 8, 16), token_lists_reference(experts, 8, 16))
 
