@@ -7,6 +7,7 @@ every measured number there is a record's.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ PARTS_TWICE = "sum of k parts"  # runs once forward and once backward
 MASK_FLOPS = 4  # operations an element of a pass over memory: a rough count, see `intensities`
 
 
-def recorded(kind: str) -> Record:
-    """The latest shipped record of a kind; of the layer's, the latest that has every format of the paper.
+def recorded(kind: str, timed: Sequence[str] | None = None) -> Record:
+    """The latest shipped record of a kind that has timed these sparsity presets. ValueError if there is none.
 
-    Raises ValueError if there is none.
+    By default the layer's must have every format of the paper.
     """
-    return RecordStore().latest(kind, timed=PAPERS if kind == LAYER else ())
+    return RecordStore().latest(kind, timed=timed or (PAPERS if kind == LAYER else ()))
 
 
 def memory(record: Record) -> pd.DataFrame:

@@ -51,10 +51,10 @@ def layer(record: Record, d_model: int) -> pd.DataFrame:
     )
 
 
-def speeds(d_model: int) -> dict[str, float]:
-    """Arm -> the layer's times as fast as dense, each over the dense layer of its own record."""
+def over_dense(d_model: int, column: str = "x") -> dict[str, float]:
+    """Arm -> a column of `layer`, from all records; each is over the dense layer of its own record."""
     frames = [layer(record, d_model) for record in RecordStore().widest_last(ffn_bench.KIND)]
-    return {arm: x for frame in frames for arm, x in zip(frame["arm"], frame["x"], strict=True)}
+    return {arm: x for frame in frames for arm, x in zip(frame["arm"], frame[column], strict=True)}
 
 
 def stages(record: Record, d_model: int) -> pd.DataFrame:

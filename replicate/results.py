@@ -166,15 +166,25 @@ def seconds_to_loss(record: Record, loss: float) -> float | None:
     None if it never was, or if the record has no times. The time counts compilation, and runs that shared
     a device were slower than alone.
     """
-    results = record.results
+    values = [value for _, value in record.results["valid_losses"]]
+    return _reached(zip(record.results.get("valid_seconds", []), values), loss)
+
+
+def steps_to_loss(record: Record, loss: float) -> float | None:
+    """Steps until the held-out loss was down to `loss`, between evaluations by a line; None if never."""
+    return _reached(record.results["valid_losses"], loss)
+
+
+def _reached(curve: Iterable[tuple[float, float]], loss: float) -> float | None:
+    """Where a curve of (place, value) first comes down to `loss`."""
     before = None
-    for (_, value), seconds in zip(results["valid_losses"], results.get("valid_seconds", [])):
+    for place, value in curve:
         if value <= loss:
             if before is None:
-                return seconds
-            share = (before[0] - loss) / (before[0] - value)
-            return before[1] + share * (seconds - before[1])
-        before = value, seconds
+                return place
+            share = (before[1] - loss) / (before[1] - value)
+            return before[0] + share * (place - before[0])
+        before = place, value
     return None
 
 

@@ -107,6 +107,7 @@ def test_the_time_to_a_loss_lies_between_evaluations():
     record = records.make_record("train", {}, curve)
     assert [results.seconds_to_loss(record, loss) for loss in (4.5, 3.5, 2.75, 2.5)] == [1.0, 1.5, 3.0, 4.0]
     assert results.seconds_to_loss(record, 2.4) is None
+    assert [results.steps_to_loss(record, loss) for loss in (4.5, 3.5, 2.75, 2.4)] == [10, 15, 25, None]
     assert results.seconds_to_loss(records.make_record("train", {}, {"valid_losses": [[1, 2.0]]}), 3) is None
 
 
