@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from replicate import figures, flops, layer_tables, paths
-from replicate.ffn_bench import PAPERS
+from replicate.ffn_bench import ACTIVE, PAPERS
 from replicate.presets import SPARSITY_PRESETS
 from replicate.records import Record, RecordStore, write_atomic
 
@@ -270,13 +270,14 @@ def goals(kernels: Record, venom: Record, whole: Record) -> pd.DataFrame:
 def doc_tables() -> dict[str, str]:
     """Name -> Markdown of each table in docs/kernels.md."""
     kernels, venom, whole, curves = (recorded(kind) for kind in (KERNELS, VENOM, LAYER, BACKENDS))
+    active = recorded(LAYER, ACTIVE)
     names = {"name": "product", "dense_ms": "dense ms", "sparse_ms": "2:4 ms", "convert_ms": "convert ms"}
     names |= {"eager_ms": "eager ms", "speedup": "speed-up", "speedup_with_conversion": "with conversion"}
     frame = products(kernels).rename(columns=names)
     frame["m, n, k"] = [f"{m}, {n}, {k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
     head = ["product", "m, n, k", "dense ms", "2:4 ms", "convert ms", "speed-up", "with conversion"]
     tables = {
-        "runs": _runs(kernels, venom, whole, curves),
+        "runs": _runs(kernels, venom, whole, active, curves),
         "goals": figures.markdown(goals(kernels, venom, whole)),
         "agreement": figures.markdown(layer_tables.agreement(curves), digits=3),
         "memory": figures.markdown(memory(kernels), digits=3, columns={"of copy": "{:.1%}".format}),
@@ -289,6 +290,8 @@ def doc_tables() -> dict[str, str]:
         tables[f"venom-ffn-{short}"] = figures.markdown(shown.rename_axis("").reset_index(), digits=3)
         layer = layer_tables.layer(whole, d_model).drop(columns="arm")
         tables[f"layer-{short}"] = figures.markdown(layer, digits=3)
+        layer = layer_tables.layer(active, d_model).drop(columns="arm")
+        tables[f"layer-active-{short}"] = figures.markdown(layer, digits=3)
         tables[f"layer-stages-{short}"] = figures.markdown(layer_tables.stages(whole, d_model), digits=3)
         parts = pd.DataFrame(stages(venom, d_model)).rename_axis("stage, ms").reset_index()
         tables[f"stages-{short}"] = figures.markdown(parts, digits=3)

@@ -49,6 +49,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, hard, 50% sparse first": ("recipe", {**HARD, "sparse_share": 0.5}),
     "recipe, scaled, 50% sparse first": ("recipe", {**SCALED, "sparse_share": 0.5}),
 }
+PLANNED = {
+    "dense, 10/11 of the steps": 10 / 11,
+    "dense, 5/6 of the steps": 5 / 6,
+}  # what stopping early is not
 SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
 MIXES = tuple(f"recipe, {share:.0%} sparse first" for share in SHARES) + tuple(
     f"recipe, 50% {order}" for order in ORDERS
@@ -75,6 +79,8 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
             plan[name] = study.arms(profile, [preset], seeds, **changes)
     for name, warmup in (("short", dense.dense_warmup // 4), ("long", 3 * dense.dense_warmup)):
         plan[f"recipe, {name} warm-up"] = study.arms(profile, ["recipe"], seeds, dense_warmup=warmup)
+    for name, share in PLANNED.items():
+        plan[name] = study.arms(profile, ["dense"], seeds, steps=round(share * dense.steps))
     often = {"model.sparsity.refresh_every": dense.steps // 5}
     plan["venom16, refreshed"] = study.arms(profile, ["venom16"], seeds, **often)
     for factor in (0.5, 2.0):  # does the ranking depend on the learning rate, tuned for dense?
@@ -100,7 +106,7 @@ def queue(
     """(arm name, configuration) of a scale's runs, most important first, each once.
 
     The dense model's learning rate, checked with the first seed; Table 3 and the recipe, seed by seed;
-    Table 4's mixes; clusters by activations; then with the first seed all variants, at last all else.
+    Table 4's mixes; clusters by activations; shorter dense runs; one seed of all variants, then all else.
     At "gpu40m" only AT_40M, seed by seed.
 
     Args:
@@ -113,7 +119,7 @@ def queue(
     elif profile == "gpu40m":
         stages = [(AT_40M, seeds)]
     else:
-        stages = [(SWEEP, seeds[:1]), (TABLE3, seeds), (MIXES, seeds), (ACTIVE, seeds)]
+        stages = [(SWEEP, seeds[:1]), (TABLE3, seeds), (MIXES, seeds), (ACTIVE, seeds), (PLANNED, seeds)]
         stages += [(VARIANTS, seeds[:1]), (plan, seeds)]
     runs = {}
     for name, config in _in_order(plan, stages):

@@ -28,6 +28,7 @@ CLAIMS = (
     *("permuted-venom", "figure4d-same", "static-worse", "table3-w1", "table3-w1-w2", "table3-act24"),
     *("table3-venom", "table3-transpose", "table4-recovers", "table4-helps", "order"),
     *("figure6-speedup", "figure7-speedup", "table2-1b-speedup", "step-speedup", "headline"),
+    "beyond-venom",
 )
 
 

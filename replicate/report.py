@@ -44,8 +44,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("relu2-init", "relu2-trained", "relu2-rises", "dy1-zeros", "warmup-steps", "warmup-helps"),
     ),
     "Every product gets one sparse operand; routing makes activations Venom": (
-        *("figure2-products", "every-product", "dy1-mask", "mask-reuse", "static-worse", "permuted-venom"),
-        "figure4d-same",
+        *("figure2-products", "every-product", "dy1-mask", "mask-reuse", "mask-reuse-venom"),
+        *("static-worse", "permuted-venom", "figure4d-same"),
     ),
     "What each sparse product costs (Table 3)": (
         *("table3-w1", "table3-w1-w1t", "table3-w2", "table3-w2-w2t", "table3-w1-w2", "table3-venom"),
@@ -71,6 +71,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("audit-6-noise", "audit-7", "table3-printed-sum"),
     ),
     "It works elsewhere too": ("ampere", "quantisation", "moe"),
+    "Beyond the paper": ("beyond-venom",),
 }
 WEIGHTS = {  # contrasts of training losses
     "W1's transpose": ("w1+w1t", "w1"),
@@ -81,6 +82,7 @@ WEIGHTS = {  # contrasts of training losses
     "2:4 weights on top of Venom": ("recipe", "venom16"),
 }
 HALF = "recipe, 50% sparse first"
+SWITCHES = (HALF, "recipe, folded, 50% sparse first", "active16x32, 50% sparse first")
 ENDS = {  # contrasts of held-out losses, at the very end
     "half sparse, then dense, less dense": (HALF, "dense"),
     "sparse to the end, less half sparse, then dense": ("recipe", HALF),
@@ -319,6 +321,10 @@ def tables() -> dict[str, str]:
         "audit": figures.markdown(_audit()),
         "mismatch": figures.markdown(_mismatch().reset_index()),
         "sparse": figures.markdown(sparse),
+        "sparse-gpu": figures.markdown(recipe_sparse("gpu")),
+        "switch": figures.markdown(losses("gpu", SWITCHES).drop(columns="paper")),
+        "active": figures.markdown(_active(), digits=3),
+        "clock": figures.markdown(_clock(), digits=3),
         "variants": figures.markdown(losses("laptop", tuple(others)).drop(columns="paper")),
         "prize": prize(),
         "missing": missing(),
@@ -358,12 +364,13 @@ def values() -> dict[str, str]:
         out[f"dx {arm}"] = f"{row['dx sent down / true dx']} times"
     for d_model, preset, model in ((2048, "llama1b", "1B"), (4096, "llama7b", "7B")):
         record = _step_record(preset)
-        out |= {f"{model} step {row['arm']}": f"{row['x']:.2f}x" for row in step_table.rows(record)}
+        out |= {f"{model} step {arm}": f"{x:.2f}x" for arm, x in step_table.speeds(preset).items()}
         products = kernel_tables.venom_formats(kernel_tables.recorded(kernel_tables.VENOM), d_model)
         for form, x in zip(products["format"], products["clusters"], strict=True):
             out[f"{model} products {form}"] = f"{x:.2f}x"
-        layer = layer_tables.layer(kernel_tables.recorded(kernel_tables.LAYER), d_model).set_index("arm")
-        out |= {f"{model} layer {arm}": f"{x:.2f}x" for arm, x in layer["x"].items()}
+        out |= {f"{model} layer {arm}": f"{x:.2f}x" for arm, x in layer_tables.over_dense(d_model).items()}
+        memory = layer_tables.over_dense(d_model, "memory")
+        out |= {f"{model} memory {arm}": f"{share:.2f}" for arm, share in memory.items()}
         for row in step_table.runs(record):
             for mix in step_table.mixes():
                 out[f"{model} run {row['arm']}, {row['way']}, {mix}"] = f"{row[mix]:.2f}x"
@@ -461,6 +468,28 @@ def _ways() -> pd.DataFrame:
             if row["arm"] in ("recipe", "venom16", "venom64"):
                 rows.append({"model": model, **row, "arm": layer_tables.NAMES[row["arm"]]})
     return pd.DataFrame(rows).rename(columns={"arm": "format", "way": "by"})
+
+
+def _active() -> pd.DataFrame:
+    """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
+    layers = {d: layer_tables.over_dense(d) for d in (2048, 4096)}
+    memory = {d: layer_tables.over_dense(d, "memory") for d in (2048, 4096)}
+    steps = step_table.speeds("llama1b")
+    rows = []
+    for arm in (name for name in layer_tables.NAMES if name.startswith("active")):
+        row = {
+            "format": layer_tables.NAMES[arm],
+            "layer, 1B": layers[2048][arm],
+            "layer, 7B": layers[4096][arm],
+        }
+        row |= {"step, 1B": steps.get(arm), "memory, 1B": memory[2048][arm], "memory, 7B": memory[4096][arm]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _clock() -> pd.DataFrame:
+    """Notebook 10's times of the small model to a held-out loss."""
+    return pd.read_csv(paths.ROOT / "figures" / "10_time_to_loss.csv").round({"steps": 0})
 
 
 def _audit() -> pd.DataFrame:

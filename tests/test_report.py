@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from replicate import audit, paper, records, report, step_table
+from replicate import audit, layer_tables, paper, records, report, step_table
 
 TEXT = report.DOC.read_text(encoding="utf-8")
 # Names with digits in them; any other digit in the prose would be a number without a record.
@@ -135,10 +135,41 @@ def test_what_the_prose_says_of_mixes_and_rates():
 
 
 def test_what_the_prose_says_of_variants():
-    table = report.recipe_sparse("laptop")
-    assert table["arm"].iloc[0] == "oracle16", "the page calls it the best candidate"
-    assert "recipe, hard" in set(table["arm"]) and "venom16, no inner" not in set(table["arm"])
-    assert len(report.prize().splitlines()) == len(report.SCALES)
+    laptop, gpu = report.recipe_sparse("laptop"), report.recipe_sparse("gpu")
+    assert "recipe, hard" in set(laptop["arm"]) and "venom16, no inner" not in set(laptop["arm"])
+    assert gpu["arm"].iloc[0] == "active16x32" and gpu["n"].iloc[0] == 3
+    lines = report.prize().splitlines()
+    assert len(lines) == len(report.SCALES)
+    assert "laptop: none found" in lines[0] and "gpu: `active16x32`, of" in lines[1]
+    own, router, recipe = (gap("gpu", arm).mean for arm in ("active16x32", "venom16", "recipe"))
+    assert gap("gpu", "active16").mean < router and own < gap("gpu", "active16").mean
+    assert 0.2 < own / recipe < 0.3, "a quarter as much"
+    assert gap("gpu", "active64x32").mean < gap("gpu", "venom64").mean
+    assert gap("gpu", "active16x32, W1 scaled").mean > 2 * own, "the weights are then what costs"
+    seeds = report.runs("gpu").pivot(index="seed", columns="arm", values=report.TRAIN)
+    first, *others = seeds["active16x32"] - seeds["dense"]
+    assert all(abs(other - first) < 0.003 for other in others), "they agree with the first"
+
+
+def test_what_the_prose_says_of_switches_and_of_the_small_models_clock():
+    ends = [gap("gpu", arm, column=report.HELD).mean for arm in report.SWITCHES]
+    assert ends == sorted(ends, reverse=True) and ends[-1] > 0, (
+        "folding helps, activations more, none recovers"
+    )
+    clock = report._clock().set_index("format")
+    assert clock["seconds"].idxmin() == "dense, compiled"
+    assert (clock["times as fast a step"].iloc[1:] < 1).all() and (
+        clock["steps"].iloc[1:] > clock["steps"].iloc[0]
+    ).all()
+
+
+def test_what_the_prose_says_of_the_speed_by_activations():
+    layer = [layer_tables.over_dense(d) for d in (2048, 4096)]
+    assert all(0.9 < x["active16"] / x["recipe"] < 1.1 and x["active16"] < x["venom16"] for x in layer)
+    for d_model in (2048, 4096):
+        memory = layer_tables.over_dense(d_model, "memory")
+        venom = {arm for arm in memory if arm.startswith(("venom", "recipe", "active"))}
+        assert {arm for arm in venom if memory[arm] > 1} == {"active16x32"}
 
 
 def test_what_the_prose_says_of_memory():
