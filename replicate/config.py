@@ -244,9 +244,7 @@ class TrainConfig:
     dense_warmup: int = 60  # dense steps before the first sparse one (the paper: 1000)
     sparse_share: float = 1.0  # share of the steps after the warm-up that are sparse
     order: str = "sparse-dense"  # order of those steps
-    fold: bool = (
-        False  # at each switch to dense the weights become those the forward pass read, see SparseFFN
-    )
+    fold: bool = False  # store, at the switch to dense, the weights that the forward pass read
     interleave: int = 10  # period in steps of order "interleaved"
     seed: int = 1
     dtype: str = "auto"  # "auto": float32 on a CPU, bfloat16 autocast on a GPU
@@ -282,6 +280,11 @@ class TrainConfig:
         _one_of("order", self.order, ORDERS)
         _one_of("backend", self.backend, ("auto", "reference", "triton", "cusparselt"))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
+        if self.fold and self.order != "sparse-dense":
+            raise ValueError(
+                f"fold=True with order {self.order!r} would shrink the weights again at every switch; "
+                "it needs order='sparse-dense'"
+            )
         if self.lr_warmup > self.steps:
             raise ValueError(f"lr_warmup is {self.lr_warmup}, longer than steps = {self.steps}")
         s = self.model.sparsity

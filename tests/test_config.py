@@ -352,6 +352,11 @@ def test_from_dict_leaves_its_argument_and_refuses_unknown_keys():
     refuses("type int", from_dict, {"model": {"d_ff": "512"}})
 
 
+def test_folding_is_for_one_switch():
+    assert TrainConfig(fold=True).fold
+    refuses("order='sparse-dense'", TrainConfig, fold=True, order="interleaved")
+
+
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
     how = replace(base, device="cpu", backend="reference", compile=True, log_every=3, checkpoint_every=5)

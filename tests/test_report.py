@@ -158,14 +158,18 @@ def test_what_the_prose_says_of_switches_and_of_the_small_models_clock():
     )
     clock = report._clock().set_index("format")
     assert clock["seconds"].idxmin() == "dense, compiled"
-    assert (clock["times as fast a step"].iloc[1:] < 1).all() and (
-        clock["steps"].iloc[1:] > clock["steps"].iloc[0]
-    ).all()
+    assert (clock["times as fast a step"].iloc[1:] < 1).all()
+    more = clock["steps"] / clock["steps"].iloc[0]
+    assert more["2:4 activations"] < 1.02 and more.drop(["dense, compiled", "2:4 activations"]).min() > 1.05
 
 
 def test_what_the_prose_says_of_the_speed_by_activations():
     layer = [layer_tables.over_dense(d) for d in (2048, 4096)]
-    assert all(0.9 < x["active16"] / x["recipe"] < 1.1 and x["active16"] < x["venom16"] for x in layer)
+    for x in layer:
+        assert 0.94 < x["active16x32"] / x["recipe"] < 1, "nearly as fast"
+        assert x["active16x32"] < x["active16"] < x["venom16"]
+    step = step_table.speeds("llama1b")
+    assert 0.98 < step["active16x32"] / step["recipe"] < 1
     for d_model in (2048, 4096):
         memory = layer_tables.over_dense(d_model, "memory")
         venom = {arm for arm in memory if arm.startswith(("venom", "recipe", "active"))}

@@ -33,7 +33,9 @@ def route_active_reference(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
 def _store_top_k(scores, experts, token, n_tokens, n_clusters, TOP_K: tl.constexpr, EXPERTS: tl.constexpr):
     """Write the ids of the TOP_K largest scores [TOKENS, EXPERTS] of each token, best first."""
     e = tl.arange(0, EXPERTS)
-    # A score of NaN or minus infinity still loses only to real ones, never to an expert already taken.
+    # NaN comes first, as in torch: a neuron gone wrong must be used, and so be seen. Minus infinity still
+    # loses only to real scores, never to an expert already taken.
+    scores = tl.where(scores != scores, float("inf"), scores)
     scores = tl.where(scores > -3e38, scores, -3e38)
     scores = tl.where((e < n_clusters)[None, :], scores, float("-inf"))
     for j in tl.static_range(TOP_K):
@@ -100,7 +102,7 @@ def route_topk(x: Tensor, means: Tensor, top_k: int) -> Tensor:
         x: [T, D]. means: [n, D] in x's dtype. top_k: 1 to n.
 
     Returns:
-        [T, k] int32 expert ids, best first. NaN scores count as smallest.
+        [T, k] int32 expert ids, best first. NaN scores count as largest.
 
     Raises:
         ValueError: shapes, dtypes or top_k do not fit.
@@ -126,7 +128,7 @@ def route_active(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
         top_k: 1 to n.
 
     Returns:
-        [T, k] int32 cluster ids, best first. NaN energies count as smallest.
+        [T, k] int32 cluster ids, best first. NaN energies count as largest.
 
     Raises:
         ValueError: shapes, dtypes or top_k do not fit.

@@ -74,10 +74,17 @@ def token_lists_reference(experts: Tensor, n_clusters: int, block: int = 128) ->
 
 
 @triton.jit
-def _count_kernel(experts, counts, n_choices, CHUNK: tl.constexpr, EXPERTS: tl.constexpr):
+def _load_experts(experts, i, n_choices, n_clusters):
+    """Expert ids of choices i as int32, -1 for none: past the end, or an id that names no expert."""
+    expert = tl.load(experts + i, mask=i < n_choices, other=-1)
+    return tl.where((expert >= 0) & (expert < n_clusters), expert, -1).to(tl.int32)
+
+
+@triton.jit
+def _count_kernel(experts, counts, n_choices, n_clusters, CHUNK: tl.constexpr, EXPERTS: tl.constexpr):
     """counts[chunk, e] = number of choices of expert e among the chunk's."""
     i = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    expert = tl.load(experts + i, mask=i < n_choices, other=-1).to(tl.int32)
+    expert = _load_experts(experts, i, n_choices, n_clusters)
     e = tl.arange(0, EXPERTS)
     hit = (expert[:, None] == e[None, :]).to(tl.int32)
     tl.store(counts + tl.program_id(0) * EXPERTS + e, tl.sum(hit, axis=0))
@@ -112,11 +119,11 @@ def _place_kernel(
     start = end - padded
 
     i = chunk * CHUNK + tl.arange(0, CHUNK)
-    expert = tl.load(experts + i, mask=i < n_choices, other=-1).to(tl.int32)
+    expert = _load_experts(experts, i, n_choices, n_clusters)
     hit = (expert[:, None] == e[None, :]).to(tl.int32)
     rank = tl.cumsum(hit, axis=0) - 1
     row = tl.sum(hit * ((start + before)[None, :] + rank), axis=1)
-    valid = (i < n_choices) & (expert >= 0) & (expert < n_clusters)
+    valid = expert >= 0
     tl.store(tokens + row, i // top_k, mask=valid)
     tl.store(inverse + i, tl.where(valid, row, -1), mask=i < n_choices)
 
@@ -168,7 +175,7 @@ def token_lists(experts: Tensor, n_clusters: int, block: int = 128) -> BlockList
         return lists
     n_chunks, n_pow2 = triton.cdiv(n_choices, CHUNK), max(2, triton.next_power_of_2(n_clusters))
     chunk_counts, blocks = ints(n_chunks, n_pow2), rows // block
-    _count_kernel[(n_chunks,)](experts, chunk_counts, n_choices, CHUNK=CHUNK, EXPERTS=n_pow2)
+    _count_kernel[(n_chunks,)](experts, chunk_counts, n_choices, n_clusters, CHUNK=CHUNK, EXPERTS=n_pow2)
     _scan_kernel[(n_clusters,)](chunk_counts, lists.counts, n_chunks, EXPERTS=n_pow2, STEP=SCAN)
     _place_kernel[(n_chunks,)](
         experts, chunk_counts, lists.tokens, lists.starts, lists.counts, lists.block_expert, lists.n_blocks,
