@@ -28,11 +28,12 @@ MASK_FLOPS = 4  # operations an element of a pass over memory: a rough count, se
 
 
 def recorded(kind: str, timed: Sequence[str] | None = None) -> Record:
-    """The latest shipped record of a kind that has timed these sparsity presets. ValueError if there is none.
+    """The latest shipped record of a kind on `layer_tables.CARD` that has timed these sparsity presets.
 
-    By default the layer's must have every format of the paper.
+    By default the layer's must have every format of the paper. ValueError if there is none.
     """
-    return RecordStore().latest(kind, timed=timed or (PAPERS if kind == LAYER else ()))
+    needed = timed or (PAPERS if kind == LAYER else ())
+    return RecordStore().latest(kind, timed=needed, device=layer_tables.CARD)
 
 
 def memory(record: Record) -> pd.DataFrame:

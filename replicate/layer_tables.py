@@ -24,6 +24,7 @@ NAMES = {
     "act24+tile": "2:4 activations, weight gradients too",
     "all24": "all six products 2:4",
 }
+CARD = "NVIDIA H200"  # whose timings the tables show: layers, kernels and whole steps come from one card
 AIMS = {"recipe": 2.2, "venom16": 3.0, "venom32": 5.0}  # times as fast as the compiled dense layer, 7B shape
 
 
@@ -51,10 +52,28 @@ def layer(record: Record, d_model: int) -> pd.DataFrame:
     )
 
 
-def over_dense(d_model: int, column: str = "x") -> dict[str, float]:
-    """Arm -> a column of `layer`, from all records; each is over the dense layer of its own record."""
-    frames = [layer(record, d_model) for record in RecordStore().widest_last(ffn_bench.KIND)]
+def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str, float]:
+    """Arm -> a column of `layer`, from a GPU's records; each is over the dense layer of its own record."""
+    frames = [layer(record, d_model) for record in RecordStore().widest_last(ffn_bench.KIND, device=device)]
     return {arm: x for frame in frames for arm, x in zip(frame["arm"], frame[column], strict=True)}
+
+
+def cards() -> pd.DataFrame:
+    """Times as fast as the compiled dense layer, one row a format, a column a GPU and model shape.
+
+    Only formats that every recorded GPU has timed; each figure is over that GPU's own dense layer.
+    """
+    devices = sorted(
+        {r.device for r in RecordStore().widest_last(ffn_bench.KIND)}, key=lambda d: (d != CARD, d)
+    )
+    found = {
+        f"{device.removeprefix('NVIDIA ')}, {model}": over_dense(d_model, device=device)
+        for d_model, model in ((4096, "7B"), (2048, "1B"))
+        for device in devices
+    }
+    frame = pd.DataFrame(found).dropna().drop(index="dense")
+    named = [name for name in NAMES if name in frame.index]
+    return frame.loc[named].rename(index=NAMES).rename_axis("layer").reset_index()
 
 
 def stages(record: Record, d_model: int) -> pd.DataFrame:

@@ -168,27 +168,36 @@ class RecordStore:
                     found.append((record, origin))
         return found
 
-    def latest(self, kind: str, *, timed: Sequence[str] = (), **config: Any) -> Record:
+    def latest(
+        self, kind: str, *, timed: Sequence[str] = (), device: str | None = None, **config: Any
+    ) -> Record:
         """The latest shipped record of a kind that fits.
 
         Args:
             timed: sparsity presets that it must have timed. config: values that its configuration must have.
+            device: name of the GPU that it must come from, such as "NVIDIA H200"; by default any.
 
         Raises ValueError if none fits.
         """
-        found = self.widest_last(kind, **config)
+        found = self.widest_last(kind, device=device, **config)
         fits = [record for record in found if set(timed) <= set(record.config.get("sparsity", timed))]
         if not fits:
-            what = ", ".join([*timed, *(f"{name} {value}" for name, value in config.items())])
+            asked = config if device is None else {"device": device, **config}
+            what = ", ".join([*timed, *(f"{name} {value}" for name, value in asked.items())])
             raise ValueError(f"no record of kind {kind!r}{f' with {what}' if what else ''} is shipped")
         return max(fits, key=lambda record: record.date)
 
-    def widest_last(self, kind: str, **config: Any) -> list[Record]:
+    def widest_last(self, kind: str, *, device: str | None = None, **config: Any) -> list[Record]:
         """The shipped records of a kind whose configuration has these values, that with most arms last.
 
         For putting several benchmarks together: where two have timed an arm, the last one's word counts.
+        Name a `device` for that: ratios of two GPUs do not belong in one table.
         """
-        found = [record for record, origin in self.all(kind) if origin == "recorded"]
+        found = [
+            record
+            for record, origin in self.all(kind)
+            if origin == "recorded" and device in (None, record.device)
+        ]
         fits = [r for r in found if all(r.config.get(name) == value for name, value in config.items())]
         return sorted(fits, key=lambda r: (len(r.config.get("sparsity", ())), r.date))
 
