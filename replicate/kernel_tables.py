@@ -272,15 +272,17 @@ def doc_tables() -> dict[str, str]:
     """Name -> Markdown of each table in docs/kernels.md."""
     kernels, venom, whole, curves = (recorded(kind) for kind in (KERNELS, VENOM, LAYER, BACKENDS))
     active = recorded(LAYER, ACTIVE)
+    others = [r for r in RecordStore().widest_last(LAYER) if r.device != layer_tables.CARD]
     names = {"name": "product", "dense_ms": "dense ms", "sparse_ms": "2:4 ms", "convert_ms": "convert ms"}
     names |= {"eager_ms": "eager ms", "speedup": "speed-up", "speedup_with_conversion": "with conversion"}
     frame = products(kernels).rename(columns=names)
     frame["m, n, k"] = [f"{m}, {n}, {k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
     head = ["product", "m, n, k", "dense ms", "2:4 ms", "convert ms", "speed-up", "with conversion"]
     tables = {
-        "runs": _runs(kernels, venom, whole, active, curves),
+        "runs": _runs(kernels, venom, whole, active, curves, *others),
         "goals": figures.markdown(goals(kernels, venom, whole)),
         "agreement": figures.markdown(layer_tables.agreement(curves), digits=3),
+        "cards": figures.markdown(layer_tables.cards(), digits=3),
         "memory": figures.markdown(memory(kernels), digits=3, columns={"of copy": "{:.1%}".format}),
         "products": figures.markdown(frame[[*head, "default algorithm", "with eager conversion"]], digits=3),
     }

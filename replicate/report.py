@@ -34,6 +34,7 @@ from replicate.schedule import sparse_steps
 
 DOC = paths.ROOT / "docs" / "replication.md"
 SCALES = ("laptop", "gpu")
+SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
 TRAIN, HELD = "final_loss", "valid_loss"
 GROUPS: dict[str, tuple[str, ...]] = {
     "The formats do what is said": (
@@ -156,12 +157,14 @@ def losses(scale: str, arms: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def contrasts(named: Mapping[str, tuple[str, ...]], column: str) -> pd.DataFrame:
+def contrasts(
+    named: Mapping[str, tuple[str, ...]], column: str, scales: tuple[str, ...] = SCALES
+) -> pd.DataFrame:
     """One row a contrast: mean, interval and n at each scale, empty where it was not run."""
     rows = []
     for label, arms in named.items():
         row = {"effect": label, "arms": " − ".join(arms)}
-        for scale in SCALES:
+        for scale in scales:
             stats = contrast(runs(scale), arms, column)
             shown = cells(stats, scale)
             row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
@@ -220,6 +223,20 @@ def mixes(scale: str) -> pd.DataFrame:
     return table if len(known) else table.drop(columns=["accuracy", "95 % accuracy"])
 
 
+def _sizes() -> pd.DataFrame:
+    """Training loss above dense of the arms that every scale of SIZES has, or the two largest."""
+    rows = []
+    for arm in plans.AT_40M[1:]:
+        stats = {scale: contrast(runs(scale), (arm,), TRAIN) for scale in SIZES}
+        if stats[SIZES[-1]]:
+            row = {"arm": arm}
+            for scale, one in stats.items():
+                shown = cells(one, scale)
+                row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def rates() -> pd.DataFrame:
     """Arms at half, once and twice the learning rate: above dense at its own rate, and dense above itself."""
     rows = []
@@ -259,7 +276,7 @@ def prize() -> str:
     costs = audit.table3_costs()
     limit = costs[next(row["sparse"] for row in paper.rows(3) if row["preset"] == "venom16")]
     lines = []
-    for scale in SCALES:
+    for scale in SIZES:
         table = recipe_sparse(scale)
         stats = {a: [contrast(runs(scale), (a,), k) for k in (TRAIN, HELD)] for a in table["arm"]}
         sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
@@ -275,7 +292,7 @@ def prize() -> str:
 def missing() -> str:
     """Lines a scale: arms of the study that have fewer than three seeds, and those not run at all."""
     lines = []
-    for scale in (*SCALES, "gpu40m"):
+    for scale in SIZES:
         have: dict[str, set[int]] = {}
         frame = runs(scale)
         for arm, seed in frame[["arm", "seed"]].itertuples(index=False) if len(frame) else ():
@@ -300,7 +317,7 @@ def tables() -> dict[str, str]:
     printed = ["place", "claim", "paper", "ours", "verdict", "because"]
     study_ids = [i for title in list(GROUPS)[3:5] for i in GROUPS[title]]
     speed_ids = [i for title in list(GROUPS)[5:7] for i in GROUPS[title]]
-    settings = pd.DataFrame({scale: setting(scale) for scale in SCALES}).rename_axis("").reset_index()
+    settings = pd.DataFrame({scale: setting(scale) for scale in SIZES}).rename_axis("").reset_index()
     sparse = recipe_sparse("laptop")
     shown = {*plans.TABLE3, *plans.MIXES, *sparse["arm"]}
     others = [n for n in dict.fromkeys(runs("laptop")["arm"]) if n not in shown and " lr x " not in n]
@@ -309,7 +326,7 @@ def tables() -> dict[str, str]:
         "setting": figures.markdown(settings),
         "table3-verdicts": figures.markdown(found.loc[study_ids, printed]),
         "weights": figures.markdown(contrasts(WEIGHTS, TRAIN)),
-        "ends": figures.markdown(contrasts(ENDS, HELD)),
+        "ends": figures.markdown(contrasts(ENDS, HELD, SIZES)),
         "rates": figures.markdown(rates()),
         "speed-verdicts": figures.markdown(found.loc[speed_ids, printed]),
         "layer": figures.markdown(_layers(), digits=3),
@@ -331,14 +348,18 @@ def tables() -> dict[str, str]:
     }
     for scale in SCALES:
         out[f"table3-{scale}"] = figures.markdown(losses(scale, plans.TABLE3[1:]))
+    for scale in SIZES:
         out[f"mixes-{scale}"] = figures.markdown(mixes(scale))
+    out["sizes"] = figures.markdown(_sizes())
+    out["planned"] = figures.markdown(losses("gpu", tuple(plans.PLANNED)).drop(columns="paper"))
+    out["cards"] = figures.markdown(layer_tables.cards(), digits=3)
     return out
 
 
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
     out = {"counts": paper.verdict_counts(verdicts())}
-    for scale in SCALES:
+    for scale in SIZES:
         frame = runs(scale)
         out |= {f"{scale} {name}": text for name, text in setting(scale).items()}
         for arm in dict.fromkeys(frame["arm"]):
