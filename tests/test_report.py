@@ -3,16 +3,17 @@
 import math
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from replicate import audit, layer_tables, paper, records, report, step_table
+from replicate import audit, layer_tables, measure, paper, records, report, step_table
 
 TEXT = report.DOC.read_text(encoding="utf-8")
 # Names with digits in them; any other digit in the prose would be a number without a record.
 NAMES = re.compile(
     r"\b2:4\b|\b2 of 4\b|\b4 of (?:16, 32 and 64|16|32|64)\b|\b95 % (?:t-)?interval|\bn = 1\b"
-    r"|\bH200\b|\b[17]B\b"
+    r"|\bH[12]00\b|\b[17]B\b"
     r"|\b(?:[Tt]able|[Ff]igure|[Ss]ection|[Aa]lgorithm|notebook)s? \d+(?:\.\d+)*[a-d]?(?: and \d+)?"
     r"|\bW[12]\b|\bd?y[123]\b|\bL2\b|\bbfloat16\b|\barXiv \d{4}\.\d{5}\b"
 )
@@ -126,7 +127,15 @@ def test_what_the_prose_says_of_mixes_and_rates():
     ]
     assert ends == sorted(ends)
     assert gap("gpu", report.HALF, column=report.HELD).low > 0
-    assert gap("gpu", "recipe", report.HALF, column=report.HELD).mean > 0
+    for scale in ("gpu", "gpu40m"):
+        assert gap(scale, "recipe", report.HALF, column=report.HELD).low > 0, "the half earns its keep"
+        assert gap(scale, report.HALF, column=report.HELD).low > 0, "it does not reach the dense model"
+    third = gap("gpu", "recipe, 67% sparse first", "recipe", column=report.HELD)
+    assert gap("gpu", "recipe, 83% sparse first", "recipe", column=report.HELD).low > 0, "worse than none"
+    assert -0.03 < third.mean < 0.01, "about as good"
+    assert gap("gpu", "recipe, 50% dense-sparse", report.HALF, column=report.HELD).low > 0
+    worst = gap("gpu", "recipe, 50% interleaved", "recipe, 50% dense-sparse", column=report.HELD)
+    assert worst.low > 0, "changing back and forth is worst"
     assert all(gap("gpu", f"dense, lr x {x}").mean > 0 for x in ("0.5", "2"))
     arms = ("act24", "venom16", "recipe", "w1+w2")
     for rate in (", lr x 0.5", "", ", lr x 2"):
@@ -137,10 +146,16 @@ def test_what_the_prose_says_of_mixes_and_rates():
 def test_what_the_prose_says_of_variants():
     laptop, gpu = report.recipe_sparse("laptop"), report.recipe_sparse("gpu")
     assert "recipe, hard" in set(laptop["arm"]) and "venom16, no inner" not in set(laptop["arm"])
-    assert gpu["arm"].iloc[0] == "active16x32" and gpu["n"].iloc[0] == 3
+    assert gpu["arm"].tolist()[:3] == ["active16, 64 clusters", "active16x32", "active16"]
+    assert set(gpu["n"].iloc[:3]) == {3}
     lines = report.prize().splitlines()
-    assert len(lines) == len(report.SCALES)
-    assert "laptop: none found" in lines[0] and "gpu: `active16x32`, of" in lines[1]
+    assert len(lines) == len(report.SIZES)
+    assert "laptop: none found" in lines[0] and "gpu40m: none found" in lines[2]
+    assert "gpu: `active16, 64 clusters`, `active16x32`, of" in lines[1]
+    large = gap("gpu40m", "active16x32")
+    assert large.low < audit.table3_costs()["Venom"] < large.high, "about what the paper's Venom costs"
+    assert gap("gpu40m", "recipe").high < gap("gpu", "recipe").mean, "the recipe's cost falls"
+    assert large.mean > gap("gpu", "active16x32").mean, "that of activations does not"
     own, router, recipe = (gap("gpu", arm).mean for arm in ("active16x32", "venom16", "recipe"))
     assert gap("gpu", "active16").mean < router and own < gap("gpu", "active16").mean
     assert 0.2 < own / recipe < 0.3, "a quarter as much"
@@ -152,6 +167,8 @@ def test_what_the_prose_says_of_variants():
 
 
 def test_what_the_prose_says_of_switches_and_of_the_small_models_clock():
+    whole, folded = (gap("gpu", arm, column=report.HELD) for arm in report.SWITCHES[:2])
+    assert folded.high < whole.low, "folding surely helps"
     ends = [gap("gpu", arm, column=report.HELD).mean for arm in report.SWITCHES]
     assert ends == sorted(ends, reverse=True) and ends[-1] > 0, (
         "folding helps, activations more, none recovers"
@@ -186,9 +203,31 @@ def test_what_the_prose_says_of_memory():
 
 
 def test_what_the_prose_says_of_the_runs():
-    for scale in report.SCALES:
+    for scale in report.SIZES:
         assert {r.config.get("backend", "auto") for r in report.runs(scale)["record"]} == {"auto"}
         passes = float(report.setting(scale)["passes over the text"])
         assert passes < 1, "the page says less than one pass"
         devices = {r.device for r in report.runs(scale)["record"]}
-        assert devices == {"NVIDIA H200"}
+        assert devices <= {"NVIDIA H200", "NVIDIA H100 80GB HBM3"}
+
+
+def test_what_the_prose_says_of_shorter_dense_runs():
+    frame = report.runs("gpu")
+    for arm in report.plans.PLANNED:
+        planned = frame[frame["arm"] == arm].set_index("seed")
+        steps = planned["record"].iloc[0].config["steps"]
+        above = []
+        for seed, whole in frame[frame["arm"] == "dense"].set_index("seed")["record"].items():
+            at, loss = zip(*whole.results["valid_losses"], strict=True)
+            above.append(planned.loc[seed, "valid_loss"] - float(np.interp(steps, at, loss)))
+        assert measure.summary(above).mean > -0.003, (
+            "planned runs end no lower than the full one stopped there"
+        )
+
+
+def test_what_the_prose_says_of_a_second_gpu():
+    table = layer_tables.cards().set_index("layer")
+    first, second = (table.filter(like=card).to_numpy() for card in ("H200", "H100"))
+    assert (second <= first * 1.005).all() and (second > 0.85 * first).all(), "a little smaller"
+    for one, other in zip(first.T, second.T, strict=True):
+        assert np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1] > 0.99, "same order"
