@@ -202,3 +202,19 @@ def test_two_writers_never_show_a_reader_half_a_record(tmp_path):
         writer.join()
         assert writer.exitcode == 0
     assert not [p for p in (tmp_path / "stat").iterdir() if p.name.startswith(".")]
+
+
+def test_the_latest_of_one_gpu_is_not_that_of_another(store):
+    def put(device, date, sparsity):
+        ask = {"shape": [4, 4], "sparsity": sparsity, "on": device}
+        record = records.make_record("bench", ask, {})
+        store.put(replace(record, device=device, date=date), recorded=True)
+
+    put("A", "2026-01-01T00:00:00Z", ["recipe"])
+    put("A", "2026-01-02T00:00:00Z", ["recipe", "act24"])
+    put("B", "2026-01-03T00:00:00Z", ["recipe"])
+    assert store.latest("bench").device == "B"
+    assert store.latest("bench", device="A", timed=["recipe"]).date.startswith("2026-01-02")
+    assert [r.device for r in store.widest_last("bench", device="A")] == ["A", "A"]
+    with pytest.raises(ValueError, match="with act24, device B"):
+        store.latest("bench", device="B", timed=["act24"])
