@@ -224,7 +224,7 @@ def mixes(scale: str) -> pd.DataFrame:
 
 
 def _sizes() -> pd.DataFrame:
-    """Training loss above dense of the arms that every scale of SIZES has, or the two largest."""
+    """Training loss above dense, one column a scale, of the arms recorded at the largest of SIZES."""
     rows = []
     for arm in plans.AT_40M[1:]:
         stats = {scale: contrast(runs(scale), (arm,), TRAIN) for scale in SIZES}
