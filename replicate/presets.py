@@ -56,7 +56,7 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
-    "smoke": TrainConfig(steps=150, lr_warmup=15, dense_warmup=40, final_window=30),
+    "smoke": TrainConfig(steps=150, batch_size=4, lr_warmup=15, dense_warmup=40, final_window=30),
     "laptop": TrainConfig(
         model=MODEL_PRESETS["laptop"], steps=500, batch_size=16, lr=3e-3, lr_warmup=40, dense_warmup=100,
     ),

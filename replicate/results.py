@@ -45,13 +45,25 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_plan(plan: Mapping[str, Sequence[TrainConfig]], label: str = "") -> pd.DataFrame:
+def run_plan(
+    plan: Mapping[str, Sequence[TrainConfig]], label: str = "", models: Iterable[str] = ()
+) -> pd.DataFrame:
     """`frame` of every run of a plan, arm name -> configurations, trained side by side where missing.
 
     The arms are called as in the plan, which tells apart what `study.describe` does not, such as two
     lengths of the dense warm-up.
+
+    Args:
+        label: of the study, at the start of its progress lines.
+        models: arms whose finished models are kept, for `study.trained` or `completions`.
     """
-    runs = study.run([config for configs in plan.values() for config in configs], label=label)
+    kept = set(models)
+    configs = [
+        replace(config, checkpoint_every=config.steps) if name in kept else config
+        for name, arm in plan.items()
+        for config in arm
+    ]
+    runs = study.run(configs, label=label)
     names = [name for name, configs in plan.items() for _ in configs]
     return frame(runs).assign(arm=names)
 

@@ -1,8 +1,9 @@
 """The committed notebooks: their form, that they run, and that their stored outputs come out again.
 
 Each is executed once by papermill at smoke; what it trains is cached, so that nbval then compares every
-stored output with a re-execution in seconds: under one thread for every other notebook, under two for the
-rest. Numbers that may differ between machines are masked (nbval_sanitize.cfg), the others must be the same.
+stored output with a re-execution in seconds, each under one thread, since two that share cores wait for each
+other at every product. Numbers that may differ between machines are masked (nbval_sanitize.cfg), the others
+must be the same.
 """
 
 import ast
@@ -22,7 +23,6 @@ from replicate import notebooks, runner
 
 HERE = Path(__file__).parent
 BOOKS = notebooks.discover()
-THREADS = {book.name: 1 + i % 2 for i, book in enumerate(BOOKS)}
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for every notebook to run
@@ -116,10 +116,10 @@ def executed(environment):
 def comparisons(environment, executed):
     """nbval on each notebook, as many at a time as there are cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {book.name: pool.submit(compare, book.path, environment, THREADS[book.name]) for book in BOOKS}
+        yield {book.name: pool.submit(compare, book.path, environment) for book in BOOKS}
 
 
-def compare(path, environment, threads):
+def compare(path, environment):
     """nbval in a process of its own; (exit status, output)."""
     options = ["-c", str(HERE / "nbval.ini")]  # not the project's pytest settings
     for plugin in ("nbval.plugin", "nbval_stdout_only", "no:cacheprovider"):
@@ -127,8 +127,7 @@ def compare(path, environment, threads):
     options += ["--color=no", "-q", "-rf", "--nbval", "--nbval-current-env"]
     options += ["--nbval-sanitize-with", str(HERE / "nbval_sanitize.cfg")]
     env = {**os.environ, **notebooks.KERNEL_ENV, **environment, "PYTHONUTF8": "1"}
-    env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), env.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", *options, str(path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", check=False)
@@ -167,6 +166,6 @@ def test_comparison_sees_what_matters(tmp_path):
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(new_notebook(cells=made, metadata={"kernelspec": kernel}), tmp_path / "a.ipynb")
-    status, output = compare(tmp_path / "a.ipynb", {}, 1)
+    status, output = compare(tmp_path / "a.ipynb", {})
     failed = [int(number) for number in re.findall(r"^FAILED .*::Cell (\d+)", output, re.MULTILINE)]
     assert status == 1 and failed == [i for i, (_, _, same) in enumerate(cells) if not same], output

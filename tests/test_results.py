@@ -61,7 +61,7 @@ def test_the_gap_curve_is_a_running_mean_of_paired_differences():
     runs = [fake("dense", s, loss) for s, loss in dense.items()]
     runs += [fake("w1", s, [a + b for a, b in zip(dense[s], extra[s], strict=True)]) for s in dense]
     tokens, gap = results.gap_curve(results.frame(runs), "w1", window=2)
-    assert tokens.tolist() == [2048, 3072, 4096]
+    assert tokens.tolist() == [1024, 1536, 2048]
     assert np.allclose(gap, [[0, 1, 3], [0, 2, 6]])
 
 
@@ -111,9 +111,20 @@ def test_the_time_to_a_loss_lies_between_evaluations():
     assert results.seconds_to_loss(records.make_record("train", {}, {"valid_losses": [[1, 2.0]]}), 3) is None
 
 
-def test_completions_keep_the_models_and_the_answers(monkeypatch):
-    in_process = lambda configs, *_: [(c, pool._train_one(c)) for c in configs]  # noqa: E731
-    monkeypatch.setattr(pool, "train_all", in_process)
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr(pool, "train_all", lambda configs, *_: [(c, pool._train_one(c)) for c in configs])
+
+
+def test_a_plan_keeps_the_models_that_are_asked_for(in_process):
+    plan = {"a": [replace(RUN, seed=11)], "b": [replace(RUN, seed=12)]}
+    runs = results.run_plan(plan, models=["b", "not in this plan"])
+    assert runs["arm"].tolist() == ["a", "b"] and set(runs["origin"]) == {"fresh"}
+    assert [checkpoint.steps(pool.run_dir(plan[name][0])) for name in plan] == [[], [RUN.steps]]
+    assert study.trained(plan["b"][0], progress=False).step == RUN.steps
+
+
+def test_completions_keep_the_models_and_the_answers(in_process, monkeypatch):
     sparse = replace(RUN, model=replace(RUN.model, sparsity=SPARSITY_PRESETS["w1"]))
     runs = results.frame(study.run([RUN, sparse], progress=False))
     question = evaluate.question(20, context=6, length=4)
