@@ -49,6 +49,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, hard, 50% sparse first": ("recipe", {**HARD, "sparse_share": 0.5}),
     "recipe, scaled, 50% sparse first": ("recipe", {**SCALED, "sparse_share": 0.5}),
 }
+# What the paper leaves open: (question, an arm, the same with one change), read as "that arm instead of this"
+OPEN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("dense warm-up", "recipe", ("recipe, no warm-up", "recipe, short warm-up", "recipe, long warm-up")),
+    ("dense warm-up", "act24", ("act24, no warm-up",)),
+    ("the router's metric", "venom16", ("venom16, l2", "venom16, cosine")),
+    ("number of clusters", "venom16", tuple(f"venom16, {n} clusters" for n in (8, 32, 64))),
+    ("clusters formed anew", "venom16", ("venom16, refreshed",)),
+    ("no router", "venom16", ("static16",)),
+    ("whole clusters", "venom16", ("venom16, no inner",)),
+    ("whole clusters", "recipe", ("recipe, no inner",)),
+    ("mask reuse", "act24", ("no-mask-reuse",)),
+    ("mask reuse", "venom16", ("venom16, no mask reuse",)),
+    ("mask reuse", "recipe", ("recipe, no mask reuse",)),
+    ("threshold", "w1+w2", ("w1+w2, scaled", "w1+w2, hard")),
+    ("threshold", "recipe", ("recipe, scaled", "recipe, hard")),
+    ("criterion for 2 of 4", "act24", ("act24, learned", "act24, soft", "act24, static")),
+    ("criterion for 2 of 4", "recipe", ("recipe, learned",)),
+    ("2:4 weight gradients", "act24", ("act24+wgrad",)),
+    ("activation function", "dense", ("GELU", "SwiGLU")),
+)
+EVERY_SEED = (*range(1, 10), 11, 12, 13)  # seeds that recorded runs have; a study has the first three
 PLANNED = {
     "dense, 10/11 of the steps": 10 / 11,
     "dense, 5/6 of the steps": 5 / 6,
@@ -57,7 +78,10 @@ SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
 MIXES = tuple(f"recipe, {share:.0%} sparse first" for share in SHARES) + tuple(
     f"recipe, 50% {order}" for order in ORDERS
 )
-AT_40M = ("dense", "recipe", "active16x32", "recipe, 50% sparse first", "venom16", "w1+w1t", "act24")
+AT_40M = (
+    *("dense", "recipe", "active16x32", "recipe, 50% sparse first"),
+    *("venom16", "venom16, 64 clusters", "active16, 64 clusters", "w1+w1t", "act24"),
+)
 
 
 def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list[TrainConfig]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -74,6 +75,8 @@ def draw_intervals(
     points: Mapping[str, Sequence[float]] | None = None,
     colour: str | Mapping[str, str] = "C0",
     xlabel: str = "",
+    shift: float = 0.0,
+    label: str = "ours",
 ) -> None:
     """One horizontal line a row: a dot at the mean, a bar of the half-width, a hollow mark at the reference.
 
@@ -82,10 +85,14 @@ def draw_intervals(
         reference: name -> number to compare with, such as the paper's.
         points: name -> single values, such as one a seed, drawn as small ticks.
         colour: of the dots, one for all or one a row.
+        shift: down, in rows, to draw a second set of numbers for the same rows; a half-width that is not
+            finite (one seed) has no bar, and a row without numbers is (nan, nan).
+        label: of the dots in a legend.
     """
-    for y, (name, (mean, half)) in enumerate(rows.items()):
+    for i, (name, (mean, half)) in enumerate(rows.items()):
+        y, half = i + shift, half if math.isfinite(half) else 0
         c = colour if isinstance(colour, str) else colour.get(name, "C0")
-        ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label="ours" if y == 0 else None)
+        ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
         if points and name in points:
             ax.plot(points[name], [y] * len(points[name]), "|", color=c, ms=11, mew=1.4)
         if reference and name in reference:

@@ -46,7 +46,7 @@ SHOWING = frozenset(
     }
     | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
     | {"readme", "records", "report", "results", "runner"}
-    | {"step_bench", "step_cases", "step_plots", "step_table", "study", "transplant"}
+    | {"step_bench", "step_cases", "step_plots", "step_table", "study", "study_tables", "transplant"}
 )
 COMPRESS_ABOVE = 50_000  # characters of JSON
 

@@ -8,7 +8,7 @@ keep them. An arm may have any number of seeds; with one it has no interval.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,22 +20,39 @@ from replicate import (
     flops,
     kernel_tables,
     layer_tables,
-    measure,
     paper,
     paths,
     plans,
-    results,
     step_table,
 )
-from replicate.config import from_dict
-from replicate.gpt import param_count
-from replicate.records import Record, RecordStore, write_atomic
+from replicate.records import Record, write_atomic
 from replicate.schedule import sparse_steps
+from replicate.study_tables import (
+    ENDS,
+    HALF,
+    HELD,
+    SCALES,
+    SIZES,
+    SWITCHES,
+    TRAIN,
+    WEIGHTS,
+    contrast,
+    contrasts,
+    losses,
+    missing,
+    mixes,
+    open_questions,
+    opened,
+    prize,
+    rates,
+    recipe_sparse,
+    runs,
+    sentence,
+    setting,
+    sizes,
+)
 
 DOC = paths.ROOT / "docs" / "replication.md"
-SCALES = ("laptop", "gpu")
-SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
-TRAIN, HELD = "final_loss", "valid_loss"
 GROUPS: dict[str, tuple[str, ...]] = {
     "The formats do what is said": (
         *("table5-16", "table5-32", "table5-64", "figure3", "venom-text-formula", "soft-continuous"),
@@ -74,35 +91,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "It works elsewhere too": ("ampere", "quantisation", "moe"),
     "Beyond the paper": ("beyond-venom",),
 }
-WEIGHTS = {  # contrasts of training losses
-    "W1's transpose": ("w1+w1t", "w1"),
-    "W2's transpose": ("w2+w2t", "w2"),
-    "both transposes": ("w1+w2+t", "w1+w2"),
-    "what W1 and W2 add beyond their sum": ("w1+w2", "w1", "w2"),
-    "the same with transposes": ("w1+w2+t", "w1+w1t", "w2+w2t"),
-    "2:4 weights on top of Venom": ("recipe", "venom16"),
-}
-HALF = "recipe, 50% sparse first"
-SWITCHES = (HALF, "recipe, folded, 50% sparse first", "active16x32, 50% sparse first")
-ENDS = {  # contrasts of held-out losses, at the very end
-    "half sparse, then dense, less dense": (HALF, "dense"),
-    "sparse to the end, less half sparse, then dense": ("recipe", HALF),
-    "dense first, less sparse first, half sparse": ("recipe, 50% dense-sparse", HALF),
-    "interleaved, less sparse first, half sparse": ("recipe, 50% interleaved", HALF),
-}
-
-
-@lru_cache(maxsize=8)
-def runs(scale: str) -> pd.DataFrame:
-    """`results.frame` of every recorded run of the study at a scale, arms called as in the plan."""
-    store, found, names = RecordStore(), [], []
-    for name, configs in plans.everything(scale).items():
-        for config in configs:
-            run = store.find("train", config)
-            if run and run[1] == "recorded":
-                found.append(run)
-                names.append(name)
-    return results.frame(found).assign(arm=names)
 
 
 @lru_cache(maxsize=1)
@@ -111,200 +99,6 @@ def verdicts() -> pd.DataFrame:
     return pd.read_csv(
         paths.ROOT / "figures" / "claims.csv", index_col="id", dtype=str, keep_default_na=False
     )
-
-
-def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> measure.Stats | None:
-    """Statistics over seeds of the first arm less the others, within a seed, each above the dense model.
-
-    A sum of several arms so has the dense model counted once. None if no seed has all of them.
-    """
-    values = frame.pivot(index="seed", columns="arm", values=column)
-    if not {*arms, "dense"} <= set(values):
-        return None
-    above = values.sub(values["dense"], axis=0)
-    each = (above[arms[0]] - above[list(arms[1:])].sum(axis=1, skipna=False)).dropna()
-    return measure.summary(each.tolist()) if len(each) else None
-
-
-def cells(stats: measure.Stats | None, name: str = "", digits: int = 4) -> dict[str, str]:
-    """Mean, standard deviation and 95 % interval as cells of a table; one seed has the mean only."""
-    keys = (name, f"sd {name}".strip(), f"95 % {name}".strip())
-    if stats is None:
-        return dict.fromkeys(keys, "")
-    several = stats.n > 1
-    spread = f"{stats.std:.{digits}f}" if several else ""
-    interval = f"{stats.low:+.{digits}f} to {stats.high:+.{digits}f}" if several else ""
-    return dict(zip(keys, (f"{stats.mean:+.{digits}f}", spread, interval), strict=True))
-
-
-def sentence(stats: measure.Stats) -> str:
-    """Mean, interval and seeds in words: "+0.210 nats (95 % interval +0.162 to +0.257, n = 2)"."""
-    interval = f"95 % interval {stats.low:+.3f} to {stats.high:+.3f}, " if stats.n > 1 else ""
-    return f"{stats.mean:+.3f} nats ({interval}n = {stats.n})"
-
-
-def losses(scale: str, arms: tuple[str, ...]) -> pd.DataFrame:
-    """One row a recorded arm: the paper's cost, n, training and held-out loss above the dense model."""
-    costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    printed = {name: f"{loss - costs['dense']:+.3f}" for name, loss in costs.items() if name != "dense"}
-    printed["w1+w2+t"] = printed["w1+w2"]
-    rows = []
-    for arm in arms:
-        both = [contrast(runs(scale), (arm,), column) for column in (TRAIN, HELD)]
-        if both[0] is not None:
-            row = {"arm": arm, "paper": printed.get(arm, ""), "n": both[0].n}
-            rows.append(row | cells(both[0], "training") | cells(both[1], "held-out"))
-    return pd.DataFrame(rows)
-
-
-def contrasts(
-    named: Mapping[str, tuple[str, ...]], column: str, scales: tuple[str, ...] = SCALES
-) -> pd.DataFrame:
-    """One row a contrast: mean, interval and n at each scale, empty where it was not run."""
-    rows = []
-    for label, arms in named.items():
-        row = {"effect": label, "arms": " − ".join(arms)}
-        for scale in scales:
-            stats = contrast(runs(scale), arms, column)
-            shown = cells(stats, scale)
-            row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
-            row[f"n, {scale}"] = str(stats.n) if stats else ""
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def setting(scale: str) -> dict[str, str]:
-    """What was trained at a scale: model, text, recipe, machine, as the records say."""
-    frame = runs(scale)
-    some: list[Record] = frame["record"].tolist()
-    c, corpus = from_dict(some[0].config), some[0].corpus
-    size, tokens = param_count(c.model), c.steps * c.tokens_per_step
-    return {
-        "parameters without embedding": _millions(size["non_embedding"]),
-        "layers, d_model, d_ff, heads": ", ".join(
-            str(n) for n in (c.model.n_layer, c.model.d_model, c.model.d_ff, c.model.n_head)
-        ),
-        "sequence, vocabulary": f"{c.model.seq_len}, {c.model.vocab_size}",
-        "steps, of these dense warm-up": f"{c.steps}, {c.dense_warmup}",
-        "tokens a step": f"{c.tokens_per_step}",
-        "training tokens": _millions(tokens),
-        "tokens a parameter": f"{tokens / size['non_embedding']:.1f}",
-        "passes over the text": f"{tokens / corpus['train_tokens']:.2f}",
-        "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
-        "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
-        "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
-        "held-out tokens": _millions(corpus["valid_tokens"]),
-        "dense, training / held-out": " / ".join(
-            f"{frame.loc[frame['arm'] == 'dense', column].mean():.3f} nats" for column in (TRAIN, HELD)
-        ),
-        "runs recorded": str(len(frame)),
-        "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
-        "commits": ", ".join(sorted({r.commit[:7] for r in some})),
-        "hours of all runs, some side by side": f"{sum(r.seconds for r in some) / 3600:.2f}",
-    }
-
-
-def mixes(scale: str) -> pd.DataFrame:
-    """Table 4 at a scale: sparse steps, losses above dense, accuracy where it was recorded."""
-    frame = runs(scale)
-    known = _accuracies(frame)
-    rows = []
-    for arm in ("recipe", *plans.MIXES):
-        config = plans.everything(scale, (1,))[arm][0]
-        row = {"arm": arm, "sparse steps": f"{sparse_steps(config)} of {config.steps}"}
-        both = [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
-        row["n"] = str(both[0].n) if both[0] else "not run"
-        row |= cells(both[0], "training") | cells(both[1], "held-out")
-        gained = contrast(known, (arm,), "accuracy") if len(known) else None
-        row |= {"accuracy": cells(gained, "accuracy")["accuracy"]}
-        row["95 % accuracy"] = cells(gained, "accuracy")["95 % accuracy"]
-        rows.append(row)
-    table = pd.DataFrame(rows)
-    return table if len(known) else table.drop(columns=["accuracy", "95 % accuracy"])
-
-
-def _sizes() -> pd.DataFrame:
-    """Training loss above dense, one column a scale, of the arms recorded at the largest of SIZES."""
-    rows = []
-    for arm in plans.AT_40M[1:]:
-        stats = {scale: contrast(runs(scale), (arm,), TRAIN) for scale in SIZES}
-        if stats[SIZES[-1]]:
-            row = {"arm": arm}
-            for scale, one in stats.items():
-                shown = cells(one, scale)
-                row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def rates() -> pd.DataFrame:
-    """Arms at half, once and twice the learning rate: above dense at its own rate, and dense above itself."""
-    rows = []
-    for scale in SCALES:
-        for suffix in (", lr x 0.5", "", ", lr x 2"):
-            base = f"dense{suffix}"
-            row = {"scale": scale, "rate": suffix.removeprefix(", lr ") or "x 1"}
-            for arm in plans.RATES:
-                pair = (f"{arm}{suffix}", base) if arm != "dense" else (base, "dense")
-                stats = contrast(runs(scale), pair, TRAIN) if pair[0] != pair[1] else None
-                half = f" ± {(stats.high - stats.low) / 2:.3f}" if stats and stats.n > 1 else ""
-                row[arm] = f"{stats.mean:+.3f}{half}, n = {stats.n}" if stats else ""
-            rows.append(row)
-    return pd.DataFrame(rows).rename(columns={"dense": "dense, above dense x 1"})
-
-
-def recipe_sparse(scale: str) -> pd.DataFrame:
-    """Arms at least as sparse as Venom at 4 of 16 with 2 of 4 inside, in every step after the usual warm-up.
-
-    Same learning rate, so that the dense model above which they lie is the tuned one; lowest loss first.
-    """
-    plan = plans.everything(scale, (1,))
-    dense = plan["dense"][0]
-    chosen = []
-    for name in dict.fromkeys(runs(scale)["arm"]):
-        c, s = plan[name][0], plan[name][0].model.sparsity
-        whole = c.sparse_share == 1 and c.lr == dense.lr and c.dense_warmup == dense.dense_warmup
-        if whole and s.activation == "venom" and s.inner and 4 * s.top_k <= s.n_clusters:
-            chosen.append(name)
-    table = losses(scale, tuple(chosen)).drop(columns="paper")
-    order = table["training"].astype(float).sort_values().index
-    return table.loc[order].reset_index(drop=True)
-
-
-def prize() -> str:
-    """A line a scale: is there an arm of `recipe_sparse` that surely costs less than the paper's Venom?"""
-    costs = audit.table3_costs()
-    limit = costs[next(row["sparse"] for row in paper.rows(3) if row["preset"] == "venom16")]
-    lines = []
-    for scale in SIZES:
-        table = recipe_sparse(scale)
-        stats = {a: [contrast(runs(scale), (a,), k) for k in (TRAIN, HELD)] for a in table["arm"]}
-        sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
-        best = table["arm"].iloc[0]
-        lines.append(
-            f"- {scale}: {', '.join(f'`{a}`' for a in sure) or 'none found'}, of {len(table)} arms, whose "
-            f"intervals in training and held out lie below {limit:+.3f} nats. The lowest mean is that of "
-            f"`{best}`: {sentence(stats[best][0])} in training, {sentence(stats[best][1])} held out."
-        )
-    return "\n".join(lines)
-
-
-def missing() -> str:
-    """Lines a scale: arms of the study that have fewer than three seeds, and those not run at all."""
-    lines = []
-    for scale in SIZES:
-        have: dict[str, set[int]] = {}
-        frame = runs(scale)
-        for arm, seed in frame[["arm", "seed"]].itertuples(index=False) if len(frame) else ():
-            have.setdefault(arm, set()).add(seed)
-        plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
-        some = [f"`{arm}` ({len(have[arm])})" for arm in plan if 0 < len(have.get(arm, ())) < 3]
-        none = [f"`{arm}`" for arm in plan if not have.get(arm)]
-        if some:
-            lines.append(f"- {scale}, fewer than three seeds (how many there are): {', '.join(some)}")
-        if none:
-            lines.append(f"- {scale}, not run: {', '.join(none)}")
-    return "\n".join(lines) or "- nothing"
 
 
 def tables() -> dict[str, str]:
@@ -318,9 +112,6 @@ def tables() -> dict[str, str]:
     study_ids = [i for title in list(GROUPS)[3:5] for i in GROUPS[title]]
     speed_ids = [i for title in list(GROUPS)[5:7] for i in GROUPS[title]]
     settings = pd.DataFrame({scale: setting(scale) for scale in SIZES}).rename_axis("").reset_index()
-    sparse = recipe_sparse("laptop")
-    shown = {*plans.TABLE3, *plans.MIXES, *sparse["arm"]}
-    others = [n for n in dict.fromkeys(runs("laptop")["arm"]) if n not in shown and " lr x " not in n]
     out = {
         "scope": figures.markdown(pd.DataFrame(scope)),
         "setting": figures.markdown(settings),
@@ -337,12 +128,12 @@ def tables() -> dict[str, str]:
         ),
         "audit": figures.markdown(_audit()),
         "mismatch": figures.markdown(_mismatch().reset_index()),
-        "sparse": figures.markdown(sparse),
+        "sparse": figures.markdown(recipe_sparse("laptop")),
         "sparse-gpu": figures.markdown(recipe_sparse("gpu")),
         "switch": figures.markdown(losses("gpu", SWITCHES).drop(columns="paper")),
         "active": figures.markdown(_active(), digits=3),
         "clock": figures.markdown(_clock(), digits=3),
-        "variants": figures.markdown(losses("laptop", tuple(others)).drop(columns="paper")),
+        "open": figures.markdown(opened()),
         "prize": prize(),
         "missing": missing(),
     }
@@ -350,7 +141,7 @@ def tables() -> dict[str, str]:
         out[f"table3-{scale}"] = figures.markdown(losses(scale, plans.TABLE3[1:]))
     for scale in SIZES:
         out[f"mixes-{scale}"] = figures.markdown(mixes(scale))
-    out["sizes"] = figures.markdown(_sizes())
+    out["sizes"] = figures.markdown(sizes())
     out["planned"] = figures.markdown(losses("gpu", tuple(plans.PLANNED)).drop(columns="paper"))
     out["cards"] = figures.markdown(layer_tables.cards(), digits=3)
     return out
@@ -367,12 +158,17 @@ def values() -> dict[str, str]:
                 stats = contrast(frame, (arm,), column)
                 out[f"{scale} {arm}, {word}"] = sentence(stats) if stats else ""
                 out[f"{scale} {arm}, {word}, short"] = f"{stats.mean:+.3f} nats" if stats else ""
-        for named, column in ((WEIGHTS, TRAIN), (ENDS, HELD)):
+        for named, column in (
+            (WEIGHTS, TRAIN),
+            (ENDS, HELD),
+        ):
             for label, arms in named.items():
                 if stats := contrast(frame, arms, column):
                     out[f"{scale} {label}"] = sentence(stats)
         half = plans.everything(scale, (1,))[HALF][0]
         out[f"{scale} dense end"] = str(half.steps - half.dense_warmup - sparse_steps(half))
+    for _, arm, _, found in open_questions():
+        out |= {f"{scale} open {arm}": sentence(stats) for scale, stats in found.items()}
     for name, cost in audit.table3_costs().items():
         out[f"paper {name}"] = f"{cost:+.3f} nats"
     by_row = {row["preset"]: row["loss"] for row in paper.rows(3)}
@@ -440,18 +236,6 @@ def prose(text: str) -> str:
 
 def _counts(table: pd.DataFrame) -> str:
     return paper.verdict_counts(table).split(": ", 1)[1]
-
-
-def _millions(number: float) -> str:
-    return f"{number / 1e6:.1f}M"
-
-
-def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs whose score on the held-out completion task was recorded, with the column `accuracy`."""
-    asked = [record for record, origin in RecordStore().all("completion") if origin == "recorded"]
-    scores = {record.config["train"]: record.results["accuracy"] for record in asked}
-    accuracy = [scores.get(record.config_hash) for record in frame["record"]]
-    return frame.assign(accuracy=accuracy).dropna(subset="accuracy")
 
 
 def _step_record(preset: str) -> Record:

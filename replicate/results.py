@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replicate import checkpoint, measure, pool, study
+from replicate import checkpoint, measure, plans, pool, study
 from replicate.config import TrainConfig, config_hash, from_dict
 from replicate.figures import about
 from replicate.records import Record, RecordStore
@@ -150,6 +150,38 @@ def recorded(configs: Iterable[TrainConfig], store: RecordStore | None = None) -
     store = store or RecordStore()
     unique = {config_hash(config): config for config in configs}
     return [found for config in unique.values() if (found := store.find("train", config))]
+
+
+def recorded_study(scale: str, seeds: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
+    """`frame` of every recorded run of the study (`plans.everything`) at a scale, arms called as there."""
+    store, found, names = RecordStore(), [], []
+    for name, configs in plans.everything(scale, seeds).items():
+        for config in configs:
+            run = store.find("train", config)
+            if run and run[1] == "recorded":
+                found.append(run)
+                names.append(name)
+    return frame(found).assign(arm=names)
+
+
+def open_questions(
+    studies: Mapping[str, pd.DataFrame],
+    questions: Iterable[tuple[str, str, Sequence[str]]] = plans.OPEN,
+    column: str = "final_loss",
+) -> list[tuple[str, str, str, dict[str, measure.Stats]]]:
+    """What one change to an arm costs, at each scale that has both: (question, arm, instead of, by scale).
+
+    Args:
+        studies: scale -> runs, as from `recorded_study`. questions: as `plans.OPEN`.
+        column: of the runs, to be subtracted seed by seed; the arm changed may have more seeds.
+    """
+    rows = []
+    for question, base, arms in questions:
+        for arm in arms:
+            there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
+            found = {scale: differences(part, base, column, [arm])[arm] for scale, part in there.items()}
+            rows.append((question, arm, base, found))
+    return rows
 
 
 def interval(stats: measure.Stats, unit: str = "nats", digits: int = 2) -> str:

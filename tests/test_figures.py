@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate import figures
+from replicate import figures, plots
 from replicate.presets import SPARSITY_PRESETS
 
 SANITIZE = Path(__file__).parent / "nbval_sanitize.cfg"
@@ -153,3 +153,16 @@ def test_the_notebook_tests_mask_measured_numbers_and_nothing_else(one, other, s
 )
 def test_other_text_is_compared_as_it_is(text):
     assert sanitize(text) == text
+
+
+def test_a_second_set_of_intervals_lies_below_the_first():
+    fig, ax = plt.subplots()
+    plots.draw_intervals(ax, {"a": (1.0, 0.5), "b": (2.0, 0.1)})
+    plots.draw_intervals(ax, {"a": (3.0, math.nan), "b": (math.nan, math.nan)}, shift=0.2, label="other")
+    dots = [(x, y) for line in ax.lines if line.get_marker() == "o" for x, y in line.get_xydata().tolist()]
+    assert dots[:3] == [(1.0, 0.0), (2.0, 1.0), (3.0, 0.2)] and math.isnan(dots[3][0]) and dots[3][1] == 1.2
+    bars = [bar.get_segments() for bar in ax.collections]
+    widths = [segment[1][0] - segment[0][0] for segments in bars for segment in segments if len(segment)]
+    assert widths[:3] == pytest.approx([1.0, 0.2, 0.0])
+    assert ax.get_legend_handles_labels()[1] == ["ours", "other"]
+    plt.close(fig)

@@ -137,3 +137,23 @@ def test_completions_keep_the_models_and_the_answers(in_process, monkeypatch):
     assert again["accuracy"].tolist() == first["accuracy"].tolist()
     elsewhere = results.completions(runs.assign(origin="recorded"), question | {"n": 21})
     assert elsewhere["accuracy"].isna().all()
+
+
+def test_a_change_is_judged_where_both_arms_ran():
+    ran = {
+        "laptop": [
+            fake("dense", 1, [2.0]),
+            fake("dense", 2, [3.0]),
+            fake("w1", 1, [2.5]),
+            fake("w2", 9, [1.0]),
+        ],
+        "gpu": [fake("dense", 1, [1.0])],
+    }
+    studies = {scale: results.frame(runs) for scale, runs in ran.items()}
+    asked = (("a weight", "dense", ("w1", "recipe")), ("another", "w1", ("dense",)))
+    rows = results.open_questions(studies, asked[:1])
+    assert [row[:3] for row in rows] == [("a weight", "w1", "dense"), ("a weight", "recipe", "dense")]
+    (first,), second = rows[0][3].values(), rows[1][3]
+    assert list(rows[0][3]) == ["laptop"] and (first.mean, first.n) == (0.5, 1) and second == {}
+    with pytest.raises(ValueError, match="dense has seeds"):
+        results.open_questions(studies, asked[1:])
