@@ -69,7 +69,7 @@ OPEN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("2:4 weight gradients", "act24", ("act24+wgrad",)),
     ("activation function", "dense", ("GELU", "SwiGLU")),
 )
-EVERY_SEED = (*range(1, 10), 11, 12, 13)  # seeds that recorded runs have; a study has the first three
+EVERY_SEED = (*range(1, 10), 11, 12, 13)  # of recorded runs: 1 to 3 the study, 11 to 13 on a CPU and its text
 PLANNED = {
     "dense, 10/11 of the steps": 10 / 11,
     "dense, 5/6 of the steps": 5 / 6,
