@@ -185,9 +185,13 @@ def open_questions(
 
 
 def interval(stats: measure.Stats, unit: str = "nats", digits: int = 2) -> str:
-    """Statistics for a notebook's output: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3"."""
+    """Statistics for a notebook's output: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3".
+
+    One run has no interval: "≈0.21 nats, n = 1".
+    """
     mean, low, high = (about(value, digits) for value in (stats.mean, stats.low, stats.high))
-    return f"{mean} {unit}".rstrip() + f", 95 % interval {low} to {high}, n = {stats.n}"
+    spread = f", 95 % interval {low} to {high}" if stats.n > 1 else ""
+    return f"{mean} {unit}".rstrip() + f"{spread}, n = {stats.n}"
 
 
 def origins(runs: pd.DataFrame) -> str:

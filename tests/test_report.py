@@ -82,8 +82,14 @@ def test_what_the_prose_says_of_weights():
     for arm, row in (("w1+w1t", "W1 + W1^T"), ("w2+w2t", "W2 + W2^T"), ("w1+w2+t", "W1, W2")):
         assert 0.8 < gap("gpu", arm).mean / costs[row] < 1.6
     assert 1.7 < gap("gpu", "venom16").mean / costs["Venom"] < 2.5
-    for arm in ("w1+w2, scaled", "w1+w2, hard"):
-        assert gap("laptop", arm).mean < 0.25 * gap("laptop", "w1+w2").mean
+    length = report._mismatch()["dx sent down / true dx"]
+    for scale in study.SCALES:
+        arms = ("w1+w2", "w1+w2, scaled", "w1+w2, hard", "w1+w2+t")
+        lengths, losses = [float(length[a].strip("≈")) for a in arms], [gap(scale, a).mean for a in arms]
+        assert lengths == sorted(lengths, reverse=True) and losses == sorted(losses, reverse=True)
+        assert losses[1] < 0.5 * losses[0], "at least half is gone"
+    both = gap("gpu", "w1+w2, hard").mean, gap("gpu", "w1+w2+t").mean
+    assert abs(both[0] - both[1]) < 0.01, "what both transposes bring it to"
     for arm in ("recipe, scaled", "recipe, hard"):
         both = gap("laptop", arm), gap("laptop", "recipe")
         assert both[0].low < both[1].high and both[1].low < both[0].high
@@ -126,6 +132,13 @@ def test_what_the_prose_says_of_variants():
     assert large.low < audit.table3_costs()["Venom"] < large.high, "about what the paper's Venom costs"
     assert gap("gpu40m", "recipe").high < gap("gpu", "recipe").mean, "the recipe's cost falls"
     assert large.mean > gap("gpu", "active16x32").mean, "that of activations does not"
+    for arm in ("venom16", "venom16, 64 clusters", "active16x32"):
+        one, other = gap("gpu", arm), gap("gpu40m", arm)
+        assert one.low < other.high and other.low < one.high, "it hardly moves with size"
+    assert 0.4 < large.mean / gap("gpu40m", "venom16").mean < 0.6, "half of what the router costs"
+    for scale in ("gpu", "gpu40m"):
+        assert gap(scale, "venom16, 64 clusters", "venom16").high < 0, "finer clusters surely help"
+        assert gap(scale, "venom16, 64 clusters").low > audit.table3_costs()["Venom"], "above the paper's"
     own, router, recipe = (gap("gpu", arm).mean for arm in ("active16x32", "venom16", "recipe"))
     assert gap("gpu", "active16").mean < router and own < gap("gpu", "active16").mean
     assert 0.2 < own / recipe < 0.3, "a quarter as much"
@@ -157,6 +170,17 @@ def test_what_the_prose_says_of_open_questions():
     assert all(unsure(arm) for arm in ("act24, learned", "act24, soft", "recipe, learned"))
     assert found["act24, static"].low > 0
     assert all(found[f"{arm}, no inner"].high > 0 for arm in ("venom16", "recipe"))
+    large = {arm: s["gpu"].mean for _, arm, _, s in study.open_questions() if "gpu" in s}
+    little = ("no warm-up", "short warm-up", "long warm-up", "learned", "scaled", "no inner")
+    little = [f"recipe, {how}" for how in little] + ["act24, learned", "act24, soft", "act24, no warm-up"]
+    little += ["venom16, l2", "venom16, cosine", "venom16, no inner", "no-mask-reuse", "act24+wgrad"]
+    assert max(abs(large[arm]) for arm in little) < 0.015, "within the noise of single seeds"
+    assert -0.025 < large["recipe, hard"] < 0, "not above the noise by much"
+    assert large["venom16, 64 clusters"] < large["venom16, 32 clusters"] < -0.015
+    assert large["venom16, refreshed"] > large["static16"] > 0.03 < large["act24, static"]
+    assert found["venom16, refreshed"].mean > found["static16"].mean
+    assert large["venom16, no mask reuse"] > 0.5
+    assert large["SwiGLU"] < 0.2 * found["SwiGLU"].mean, "the gap of the short run is gone"
 
 
 def test_what_the_prose_says_of_switches_and_of_the_small_models_clock():
