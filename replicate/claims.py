@@ -94,7 +94,8 @@ def judge(
     """The verdict on a claim, given our number.
 
     With a spread the comparison is between intervals, ours +- t(n - 1) spread / sqrt(n) at 95 %: a claim
-    holds or fails only if the whole interval says so. Numbers from a smaller scale than the claim asks
+    holds or fails only if the whole interval says so. Of an effect the whole interval says whether it is
+    there, its middle whether it is of the paper's size. Numbers from a smaller scale than the claim asks
     for can at most hold in direction, or refute nothing.
 
     Args:
@@ -158,7 +159,8 @@ def _effect(claim: Claim, low: float, high: float) -> tuple[str, str]:
         return FAILS, "the effect goes the other way"
     if least is None:
         return HOLDS, "the effect goes the paper's way"
-    if low - claim.tolerance <= most + _slack(most) and least - _slack(least) <= high + claim.tolerance:
+    middle, reach = (low + high) / 2, claim.tolerance + _slack(most)
+    if least - reach <= middle <= most + reach:
         return HOLDS, "of the paper's size"
     return DIRECTION, "the effect goes the paper's way; its size differs"
 

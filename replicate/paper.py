@@ -251,7 +251,8 @@ def origin_text(source: str, profile: str) -> str:
 def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
     stored = record.results if record else {}
     if record:
-        verdict = Verdict(stored["text"], stored["why"], stored["low"], stored["high"])
+        # judged anew: what was stored may be older than the rules
+        verdict = judge(claim, stored["ours"], stored["spread"], stored["n"], record.config["profile"])
     elif claim.notebook:
         verdict = Verdict(NOT_RUN, f"run notebook {claim.notebook}")
     else:

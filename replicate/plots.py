@@ -87,7 +87,7 @@ def draw_intervals(
         colour: of the dots, one for all or one a row.
         shift: down, in rows, to draw a second set of numbers for the same rows; a half-width that is not
             finite (one seed) has no bar, and a row without numbers is (nan, nan).
-        label: of the dots in a legend.
+        label: of the dots in a legend, which is left to the caller.
     """
     for i, (name, (mean, half)) in enumerate(rows.items()):
         y, half = i + shift, half if math.isfinite(half) else 0
@@ -100,8 +100,6 @@ def draw_intervals(
             ax.plot(reference[name], y, "D", mfc="none", mec="0.2", ms=7, label=mark)
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
-    if reference:
-        ax.legend(loc="best")
 
 
 def steps_to_show(values: Sequence[float], window: int) -> tuple[Tensor, Tensor]:

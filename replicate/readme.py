@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from replicate import figures, layer_tables, paper, paths, step_table
+from replicate import claims, figures, layer_tables, paper, paths, step_table, study
 from replicate.records import write_atomic
 
 MARKS = ("verdicts", "speed")
+ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run
 CLAIMS = (
     *("figure1-grows", "formula-1b", "audit-4", "audit-2", "audit-3", "audit-5"),
     *(
@@ -40,7 +41,19 @@ def block(table: pd.DataFrame) -> str:
     """
     columns = ["place", "claim", "paper", "ours", "verdict", "scale", "notebook"]
     shown = figures.markdown(table.loc[list(CLAIMS), columns])
-    return f"{paper.verdict_counts(table)}\n\n{shown}"
+    return f"{paper.verdict_counts(table)}. {kinds(table)}\n\n{shown}"
+
+
+def kinds(table: pd.DataFrame) -> str:
+    """What the counts are made of: arithmetic and formulas, or runs and timings. `table` as for `block`."""
+    failed, held = (table[table["verdict"] == verdict] for verdict in (claims.FAILS, claims.HOLDS))
+    sums = int(failed["notebook"].isin(ON_PAPER).sum())
+    large = int(held["scale"].isin(study.PRESET_OF.keys() - {"smoke"}).sum())
+    return (
+        f"Of the {len(failed)} that do not hold, {sums} are arithmetic or formulas (notebooks "
+        f"{', '.join(ON_PAPER)}) and {len(failed) - sums} measured; of the {len(held)} that hold, {large} "
+        "rest on runs or timings at laptop scale or larger."
+    )
 
 
 def speed() -> str:

@@ -194,13 +194,15 @@ def interval(stats: measure.Stats, unit: str = "nats", digits: int = 2) -> str:
     return f"{mean} {unit}".rstrip() + f"{spread}, n = {stats.n}"
 
 
-def origins(runs: pd.DataFrame) -> str:
-    """One line that says where the runs come from: "12 fresh", "9 recorded on NVIDIA H200, 3 cached"."""
-    parts = []
-    for origin, part in runs.groupby("origin"):
-        devices = sorted({record.device for record in part["record"]})
-        parts.append(f"{len(part)} {origin}" + (f" on {', '.join(devices)}" if origin == "recorded" else ""))
-    return ", ".join(parts) or "none"
+def source(runs: pd.DataFrame) -> str:
+    """Where the numbers of these runs come from, for `paper.check`: "recorded" only if every run was.
+
+    Raises ValueError for no runs.
+    """
+    kinds = set(runs["origin"])
+    if not kinds:
+        raise ValueError("there are no runs to name the source of")
+    return next(kind for kind in ("fresh", "cached", "recorded") if kind in kinds)
 
 
 def series(record: Record, key: str) -> list[tuple[int, float]]:

@@ -94,7 +94,7 @@ def contrasts(
     """One row a contrast: mean, interval and n at each scale, empty where it was not run."""
     rows = []
     for label, arms in named.items():
-        row = {"effect": label, "arms": " − ".join(arms)}
+        row = {"effect": label, "arms": " − ".join(f"[{arm}]" for arm in arms)}
         for scale in scales:
             stats = contrast(runs(scale), arms, column)
             shown = cells(stats, scale)

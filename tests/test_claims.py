@@ -28,7 +28,8 @@ def spread_for(half, n=3):
     ("ours", "half", "expected"),
     [
         (0.03, 0.005, HOLDS),
-        (0.045, 0.006, HOLDS),  # the paper's number lies within the interval and the tolerance
+        (0.036, 0.02, HOLDS),  # the middle of the interval is of the paper's size
+        (0.045, 0.006, DIRECTION),  # the interval reaches the paper's size, its middle does not
         (0.08, 0.01, DIRECTION),  # there, but much larger
         (0.012, 0.004, DIRECTION),
         (0.03, 0.031, UNTESTABLE),  # the interval includes zero
@@ -40,6 +41,12 @@ def test_a_signed_difference_gets_each_of_the_four_verdicts(ours, half, expected
     assert verdict(ours, spread_for(half), 3) == expected
     mirrored = verdict(-ours, spread_for(half), 3, paper=-0.03)
     assert mirrored == expected
+
+
+@pytest.mark.parametrize("ours", [0.012, 0.045, 0.08])
+def test_noise_never_makes_an_effect_hold(ours):
+    found = {verdict(ours, spread_for(half), 3) for half in (0.001, 0.01, 0.03, 0.1)}
+    assert HOLDS not in found and DIRECTION in found
 
 
 def test_an_effect_without_a_number_is_about_its_side_alone():

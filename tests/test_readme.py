@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from replicate import paper, paths, plans, readme
+from replicate import paper, paths, plans, readme, results, study
 
 TEXT = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +23,17 @@ def test_generated_tables_are_those_of_the_records(table, name):
     expected = readme.block(table) if name == "verdicts" else readme.speed()
     assert block.strip() == expected.strip(), "run python -m replicate.readme"
     assert set(table.index) == set(paper.claims()), "figures/claims.csv is older than the registry"
+
+
+def test_what_the_prose_says(table):
+    headline = table.loc["headline", "ours"].strip("≈")
+    assert f"{headline} for the abstract's 1.4 to 1.7x counts" in TEXT
+    assert "a small dense model (150 steps" in TEXT.lower()
+    assert study.arms("smoke", ["dense"])[0].steps == 150
+    fine, router, recipe = ("active16x32", "venom16, 32 clusters", "recipe")
+    gaps = {s: results.differences(results.recorded_study(s), column="final_loss") for s in ("gpu", "gpu40m")}
+    assert 0.5 < gaps["gpu"][fine].mean / gaps["gpu"][router].mean < 0.6, "about half"
+    assert [round(5 * gap[fine].mean / gap[recipe].mean, 1) for gap in gaps.values()] == [1.2, 1.8]
 
 
 def test_update_replaces_only_what_is_between_the_markers(tmp_path, table):
