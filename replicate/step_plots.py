@@ -165,7 +165,7 @@ def draw_frontier(
         ax.errorbar(speed, gap.mean, yerr=half, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         at = {"xytext": (8, -3), "textcoords": "offset points"}
-        ax.annotate(label, (speed, gap.mean), **at, fontsize=9, bbox=box, zorder=4)
+        ax.annotate(label, (speed, gap.mean), **at, fontsize=9, bbox=box, zorder=1)
     ax.plot(1, 0, "o", color=PALETTE["dense"], ms=7)
     fastest = max(speed for speed, _, _ in points.values())
     highest = max(gap.high for _, gap, _ in points.values())
