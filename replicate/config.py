@@ -16,6 +16,9 @@ ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
 # Who chooses a token's clusters: "token", the router, from x (algorithm 3); "activation", its own y2, from y1
 # in full, by size; "static", nobody; "oracle-block", a vote of v tokens, which is not causal.
 ROUTINGS = ("token", "activation", "static", "oracle-block")
+SELECTIONS = ("magnitude", "soft", "learned", "static")
+METRICS = ("dot", "l2", "cosine")
+BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
 
 def _near(value: int, unit: int) -> int:
@@ -61,7 +64,7 @@ class SparsityConfig:
 
     # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
     activation: str = "dense"
-    selection: str = "magnitude"  # the 2 of 4: "magnitude", "soft", "learned" or "static"
+    selection: str = "magnitude"  # the 2 of 4, see SELECTIONS and `sparsity.select24`
     inner: bool = True  # Venom only: also keep 2 of 4 inside the chosen clusters
     mask_reuse: bool = True  # dy1 carries the forward mask; False prunes dy1 on its own
     outputs: str = "full"  # y1 and dy2 in "full", then masked (algorithms 1, 2); or "selected" (figure 4d)
@@ -75,19 +78,19 @@ class SparsityConfig:
     routing: str = "token"  # see ROUTINGS
     n_clusters: int = 16
     top_k: int = 4
-    metric: str = "dot"  # "dot", "l2" or "cosine"
-    v: int = 64  # rows of a block, used by "oracle-block" and by the kernels
+    metric: str = "dot"  # see METRICS
+    v: int = 64  # tokens of a block of "oracle-block"; kernels take theirs from venom_ffn.block_rows
     refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
 
     def __post_init__(self) -> None:
         _check_types(self)
         _one_of("weight_method", self.weight_method, ("soft", "hard"))
         _one_of("activation", self.activation, ("dense", "24", "venom"))
-        _one_of("selection", self.selection, ("magnitude", "soft", "learned", "static"))
+        _one_of("selection", self.selection, SELECTIONS)
         _one_of("outputs", self.outputs, ("full", "selected"))
         _one_of("wgrad", self.wgrad, ("dense", "24", "mvue", "tile"))
         _one_of("routing", self.routing, ROUTINGS)
-        _one_of("metric", self.metric, ("dot", "l2", "cosine"))
+        _one_of("metric", self.metric, METRICS)
         _at_least("n_clusters", self.n_clusters, 1)
         _at_least("v", self.v, 1)
         _at_least("refresh_every", self.refresh_every, 0)
@@ -274,7 +277,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
         _one_of("order", self.order, ORDERS)
-        _one_of("backend", self.backend, ("auto", "reference", "triton", "cusparselt"))
+        _one_of("backend", self.backend, BACKENDS)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         if self.fold and self.order != "sparse-dense":
             raise ValueError(
