@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from replicate import pool, records
-from replicate.config import TrainConfig, to_dict
+from replicate.config import TrainConfig
+from replicate.config_text import to_dict
 from replicate.presets import train_preset
 
 KIND = "bench-backends"

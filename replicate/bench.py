@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from replicate import measure
-from replicate.config import SparsityConfig, TrainConfig, to_dict
+from replicate.config import SparsityConfig, TrainConfig
+from replicate.config_text import to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.presets import train_preset

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from replicate import evaluate, measure, plans, pool, study
-from replicate.config import TrainConfig, config_hash, with_changes
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash, with_changes
 from replicate.records import Record, RecordStore
 from replicate.runtime import clock
 

@@ -1,18 +1,14 @@
 """Every setting of a run as frozen dataclasses, with checks and overrides.
 
 A configuration is complete: two runs with equal `config_hash` on the same machine give the same
-losses. Unknown keys and impossible values raise `ValueError` with a value that would work.
+losses. Impossible values raise `ValueError` with a value that would work. `config_text` has the text form.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import hashlib
-import json
 import math
 import numbers
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 ACTIVATIONS = ("relu2", "gelu", "swiglu")
@@ -20,6 +16,9 @@ ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
 # Who chooses a token's clusters: "token", the router, from x (algorithm 3); "activation", its own y2, from y1
 # in full, by size; "static", nobody; "oracle-block", a vote of v tokens, which is not causal.
 ROUTINGS = ("token", "activation", "static", "oracle-block")
+SELECTIONS = ("magnitude", "soft", "learned", "static")
+METRICS = ("dot", "l2", "cosine")
+BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
 
 def _near(value: int, unit: int) -> int:
@@ -65,7 +64,7 @@ class SparsityConfig:
 
     # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
     activation: str = "dense"
-    selection: str = "magnitude"  # the 2 of 4: "magnitude", "soft", "learned" or "static"
+    selection: str = "magnitude"  # the 2 of 4, see SELECTIONS and `sparsity.select24`
     inner: bool = True  # Venom only: also keep 2 of 4 inside the chosen clusters
     mask_reuse: bool = True  # dy1 carries the forward mask; False prunes dy1 on its own
     outputs: str = "full"  # y1 and dy2 in "full", then masked (algorithms 1, 2); or "selected" (figure 4d)
@@ -79,19 +78,19 @@ class SparsityConfig:
     routing: str = "token"  # see ROUTINGS
     n_clusters: int = 16
     top_k: int = 4
-    metric: str = "dot"  # "dot", "l2" or "cosine"
-    v: int = 64  # rows of a block, used by "oracle-block" and by the kernels
+    metric: str = "dot"  # see METRICS
+    v: int = 64  # tokens of a block of "oracle-block"; kernels take theirs from venom_ffn.block_rows
     refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
 
     def __post_init__(self) -> None:
         _check_types(self)
         _one_of("weight_method", self.weight_method, ("soft", "hard"))
         _one_of("activation", self.activation, ("dense", "24", "venom"))
-        _one_of("selection", self.selection, ("magnitude", "soft", "learned", "static"))
+        _one_of("selection", self.selection, SELECTIONS)
         _one_of("outputs", self.outputs, ("full", "selected"))
         _one_of("wgrad", self.wgrad, ("dense", "24", "mvue", "tile"))
         _one_of("routing", self.routing, ROUTINGS)
-        _one_of("metric", self.metric, ("dot", "l2", "cosine"))
+        _one_of("metric", self.metric, METRICS)
         _at_least("n_clusters", self.n_clusters, 1)
         _at_least("v", self.v, 1)
         _at_least("refresh_every", self.refresh_every, 0)
@@ -278,7 +277,7 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
         _one_of("order", self.order, ORDERS)
-        _one_of("backend", self.backend, ("auto", "reference", "triton", "cusparselt"))
+        _one_of("backend", self.backend, BACKENDS)
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         if self.fold and self.order != "sparse-dense":
             raise ValueError(
@@ -302,86 +301,3 @@ class TrainConfig:
 
 HOW_NOT_WHAT = ("device", "backend", "compile", "log_every", "checkpoint_every")
 ADDED = {"fold": False}  # settings younger than some records: at these values they do not enter the hash
-
-
-def with_changes(config: Any, changes: dict[str, Any]) -> Any:
-    """A copy of a config with `changes`, keys dotted for nested fields: {"model.d_ff": 512}.
-
-    A change may be a string, as on the command line; it is read as the type of the field. Changes
-    that only fit together (d_ff and n_clusters) are applied together. Raises ValueError for unknown keys.
-    """
-    nested: dict[str, dict[str, Any]] = {}
-    flat: dict[str, Any] = {}
-    names = [f.name for f in fields(config)]
-    for key, value in changes.items():
-        head, _, rest = key.partition(".")
-        if head not in names:
-            raise ValueError(_unknown(head, names, type(config).__name__))
-        if rest:
-            nested.setdefault(head, {})[rest] = value
-        else:
-            flat[head] = _as_type(key, value, getattr(config, head))
-    for head, inner in nested.items():
-        part = flat.get(head, getattr(config, head))
-        if not dataclasses.is_dataclass(part):
-            raise ValueError(
-                f"{head} of {type(config).__name__} has no parts, so {head}.{next(iter(inner))} is unknown"
-            )
-        flat[head] = with_changes(part, inner)
-    return replace(config, **flat)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON types; `from_dict` inverts it."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(data: dict[str, Any]) -> TrainConfig:
-    """A TrainConfig from `to_dict`'s form. Raises ValueError for unknown keys."""
-    data = dict(data)
-    model = dict(data.pop("model", {}))
-    sparsity = _build(SparsityConfig, model.pop("sparsity", {}))
-    return _build(TrainConfig, {**data, "model": _build(ModelConfig, {**model, "sparsity": sparsity})})
-
-
-def config_hash(config: Any) -> str:
-    """First 16 hex digits of SHA-256 over the canonical JSON, without the fields that say only how.
-
-    Works for TrainConfig and for plain dictionaries of JSON types. What is ADDED counts once it is used.
-    """
-    data = to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
-    if isinstance(config, TrainConfig):
-        unused = {k for k, default in ADDED.items() if data[k] == default}
-        data = {k: v for k, v in data.items() if k not in {*HOW_NOT_WHAT, *unused}}
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _build(cls: type, data: dict[str, Any]) -> Any:
-    names = [f.name for f in fields(cls)]
-    for key in data:
-        if key not in names:
-            raise ValueError(_unknown(key, names, cls.__name__))
-    return cls(**data)
-
-
-def _as_type(key: str, value: Any, old: Any) -> Any:
-    """Read a command-line string as the type of the value it replaces."""
-    if not isinstance(value, str) or isinstance(old, str):
-        return value
-    try:
-        if isinstance(old, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                value.lower()
-            ]
-        if isinstance(old, (int, float)):
-            return type(old)(value)
-    except (KeyError, ValueError):
-        raise ValueError(f"{key}={value!r} is no {type(old).__name__}; its value now is {old!r}") from None
-    raise ValueError(f"{key} cannot be set from text; set its parts, like {key}.name=value")
-
-
-def _unknown(key: str, names: list[str], owner: str) -> str:
-    near = difflib.get_close_matches(key, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
-    return f"{owner} has no setting {key!r}{hint}"

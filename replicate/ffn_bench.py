@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from replicate import records
-from replicate.ffn_cases import DENSE, Problem, engines, load, peak_bytes, verify
+from replicate.ffn_cases import DENSE, Problem, engines, load, verify
 from replicate.kernels import timing
 from replicate.presets import SPARSITY_PRESETS
 
@@ -118,7 +118,9 @@ def measure_shape(c: Row, p: Problem) -> Row:
     calls = {name: partial(p.step, forward) for name, forward in forwards.items()}
     out: Row = {"load": {n: load(p, ffn) for n, ffn in layers.items() if ffn.config.activation == "venom"}}
     if gpu:
-        out["peak_bytes"] = {n: peak_bytes(call, layers.get(n, layers[DENSE])) for n, call in calls.items()}
+        # The layer's cast or compressed weights count too.
+        forget = {n: partial(setattr, layers.get(n, layers[DENSE]), "operands", None) for n in calls}
+        out["peak_bytes"] = {n: timing.peak_bytes(call, forget[n]) for n, call in calls.items()}
     out["launches"] = timing.spreads(calls, p.device, c["repeats"])
     if gpu:
         graphs = {name: timing.graphed(call) for name, call in calls.items()}

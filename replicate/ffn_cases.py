@@ -113,17 +113,6 @@ def load(p: Problem, ffn: SparseFFN) -> float:
     return router.load_stats(experts, ffn.config.n_clusters)["max_over_mean"]
 
 
-def peak_bytes(call: Callable[[], object], layer: SparseFFN) -> int:
-    """Most memory a step takes on the GPU, the layer's cast or compressed weights included."""
-    call()
-    layer.operands = None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def _relative(ours: Tensor, reference: Tensor) -> float:
     norm = torch.linalg.vector_norm
     ours, reference = ours.detach().float(), reference.detach().float()

@@ -24,7 +24,8 @@ from replicate.kernels.compressed24 import TILE, Compressed24, padded_rows, unpa
 from replicate.kernels.matmul24 import matmul24
 from replicate.kernels.relu2_prune24 import relu2_prune24
 from replicate.kernels.relu2_prune24_backward import relu2_prune24_backward
-from replicate.kernels.route_topk import route_active, route_topk
+from replicate.kernels.route_active import route_active
+from replicate.kernels.route_topk import route_topk
 from replicate.kernels.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.token_lists import BlockLists, token_lists
 from replicate.kernels.venom_down import venom_down

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from replicate import study
-from replicate.config import TrainConfig, config_hash
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash
 
 TABLE3 = (
     *("dense", "w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t"),

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from replicate import evaluate, paths, records
-from replicate.config import TrainConfig, config_hash, from_dict, to_dict
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash, from_dict, to_dict
 from replicate.data import TokenData
 from replicate.train import Trainer
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from replicate.config import ModelConfig, SparsityConfig, TrainConfig, with_changes
+from replicate.config import ModelConfig, SparsityConfig, TrainConfig
+from replicate.config_text import with_changes
 
 SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "dense": SparsityConfig(),

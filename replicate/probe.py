@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from replicate import paths, pool
-from replicate.config import TrainConfig, from_dict, to_dict, with_changes
+from replicate.config import TrainConfig
+from replicate.config_text import from_dict, to_dict, with_changes
 from replicate.train import Trainer
 
 DENSE, WARM = 12, 24  # dense steps, and all steps before the clock starts

@@ -26,8 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from replicate import config as config_module
-from replicate import measure, paths
+from replicate import config_text, measure, paths
 
 # Modules that show or compare results but do not make them; all others enter the code's fingerprint, and a
 # cached record made by other code is not reused.
@@ -76,11 +75,11 @@ def make_record(
     kind: str, config: Any, results: dict[str, Any], *, seconds: float = 0.0, corpus: dict | None = None
 ) -> Record:
     """A record of `results` with the provenance of this process. Config: dataclass or dictionary."""
-    data = config_module.to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
+    data = config_text.to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
     return Record(
         kind=kind,
         config=data,
-        config_hash=config_module.config_hash(config),
+        config_hash=config_text.config_hash(config),
         seed=data.get("seed"),
         seconds=round(seconds, 3),
         corpus=corpus,
@@ -108,7 +107,7 @@ class RecordStore:
         `corpus_sha256` is given, from that corpus. A recorded one is evidence and always counts.
         Raises RecordDamaged if a shipped record was altered; a damaged cached one is as good as none.
         """
-        key = config_module.config_hash(config)
+        key = config_text.config_hash(config)
         for origin in ("recorded", "cached"):
             path = self._path(kind, key, origin)
             record = path and self._load(path, origin)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from replicate import checkpoint, measure, plans, pool, study
-from replicate.config import TrainConfig, config_hash, from_dict
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash, from_dict
 from replicate.figures import about
 from replicate.records import Record, RecordStore
 

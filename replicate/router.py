@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-METRICS = ("dot", "l2", "cosine")
+from replicate.config import METRICS
 
 
 class TokenLists(NamedTuple):

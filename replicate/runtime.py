@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from replicate import checkpoint, paths, schedule
-from replicate.config import TrainConfig, config_hash, to_dict
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash, to_dict
 from replicate.kernels import backend
 
 STATS_TOKENS = 4096

@@ -12,7 +12,8 @@ import itertools
 import torch
 from torch import Tensor
 
-SELECTIONS = ("magnitude", "soft", "learned", "static")
+from replicate.config import SELECTIONS
+
 # The six pairs of columns k < l; pair 5 - n has the columns that pair n has not.
 PAIRS_K, PAIRS_L = (0, 0, 0, 1, 1, 2), (1, 2, 3, 2, 3, 3)
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from replicate import data, pool, records
-from replicate.config import TrainConfig, config_hash
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash
 from replicate.pool import run_dir
 from replicate.presets import SPARSITY_PRESETS, train_preset
 from replicate.records import Record, RecordStore

@@ -12,7 +12,7 @@ from functools import lru_cache
 import pandas as pd
 
 from replicate import audit, measure, paper, plans, results
-from replicate.config import from_dict
+from replicate.config_text import from_dict
 from replicate.gpt import param_count
 from replicate.records import Record, RecordStore
 from replicate.schedule import sparse_steps

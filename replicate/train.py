@@ -20,7 +20,8 @@ from torch import Tensor
 
 from replicate import checkpoint, evaluate, records, schedule
 from replicate.compiled import compiled_loss
-from replicate.config import TrainConfig, config_hash, to_dict
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash, to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.runtime import (

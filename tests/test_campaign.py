@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from replicate import campaign, cli, evaluate, plans, pool, probe, results, schedule, study
-from replicate.config import ModelConfig, TrainConfig, config_hash
+from replicate.config import ModelConfig, TrainConfig
+from replicate.config_text import config_hash
 from replicate.presets import SPARSITY_PRESETS
 from replicate.records import RecordStore, make_record
 

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate.config import (
-    ADDED,
-    HOW_NOT_WHAT,
-    ModelConfig,
-    SparsityConfig,
-    TrainConfig,
-    config_hash,
-    from_dict,
-    to_dict,
-    with_changes,
-)
+from replicate.config import ADDED, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
+from replicate.config_text import config_hash, from_dict, to_dict, with_changes
 from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS, TRAIN_PRESETS, train_preset
 
 few = settings(max_examples=40, deadline=None)

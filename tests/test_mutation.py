@@ -47,7 +47,7 @@ MUTATIONS = [
     ),
     Mutation(
         "energy-not-squared",
-        "replicate/kernels/route_topk.py",
+        "replicate/kernels/route_active.py",
         "total += value * value",
         "total += value",
         "tests/kernels/test_venom_lists.py",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate import config, records
+from replicate import config, config_text, records
 
 
 @pytest.fixture
@@ -23,11 +23,11 @@ def test_a_record_comes_back_as_it_went_in(store):
     )
     path = store.put(record)
     assert path.parent.name == "train"
-    assert path.name == config.config_hash(ask) + ".json"
+    assert path.name == config_text.config_hash(ask) + ".json"
     found, origin = store.find("train", ask)
     assert (found, origin) == (record, "cached")
     assert found.seed == ask.seed
-    assert config.from_dict(found.config) == ask
+    assert config_text.from_dict(found.config) == ask
 
 
 def test_provenance_names_device_versions_commit_and_date(store):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replicate.config import METRICS
 from replicate.router import (
-    METRICS,
     cluster_mask,
     cluster_means,
     cluster_neurons,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from replicate import paths, pool, study
-from replicate.config import ModelConfig, TrainConfig, config_hash, to_dict
+from replicate.config import ModelConfig, TrainConfig
+from replicate.config_text import config_hash, to_dict
 from replicate.data import load_corpus
 from replicate.records import RecordStore, make_record
 from replicate.train import train
@@ -128,7 +129,7 @@ STUDY = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from replicate import study
-from replicate.config import from_dict
+from replicate.config_text import from_dict
 from replicate.records import RecordStore
 store = RecordStore(sys.argv[2], sys.argv[3])
 study.run([from_dict(config) for config in json.loads(sys.argv[1])], workers=1, store=store)

@@ -15,7 +15,8 @@ import torch
 
 from replicate import checkpoint, paths, schedule
 from replicate.bench import PlainLoop, train_bench
-from replicate.config import ModelConfig, SparsityConfig, TrainConfig, to_dict
+from replicate.config import ModelConfig, SparsityConfig, TrainConfig
+from replicate.config_text import to_dict
 from replicate.data import TokenData
 from replicate.runtime import Progress, clock, pick_device, stats_rows
 from replicate.train import NonFiniteLoss, Trainer, train
@@ -151,7 +152,7 @@ def test_a_resumed_run_is_bit_identical(config, data, tmp_path):
 # A process that has torch loaded and forks a training process for every line on its stdin.
 FORKING = """
 import json, os, sys, torch
-from replicate.config import from_dict
+from replicate.config_text import from_dict
 from replicate.train import train
 torch.set_num_threads(1)
 torch.optim.AdamW([torch.zeros(1)])  # imports what the first optimiser does

@@ -5,7 +5,8 @@ from replicate.kernels.compressed24 import Compressed24, unpack24
 from replicate.kernels.matmul24 import matmul24
 from replicate.kernels.relu2_prune24 import relu2_prune24
 from replicate.kernels.relu2_prune24_backward import relu2_prune24_backward
-from replicate.kernels.route_topk import route_active, route_topk
+from replicate.kernels.route_active import route_active
+from replicate.kernels.route_topk import route_topk
 from replicate.kernels.soft_threshold_prune24 import soft_threshold_prune24, soft_threshold_prune24_both
 from replicate.kernels.tile_prune24 import tile_prune24
 from replicate.kernels.token_lists import BlockLists, token_lists

@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import torch
 
+from replicate.config import BACKENDS
+
 try:
     import triton
     import triton.language as tl
@@ -32,7 +34,6 @@ except ImportError:  # macOS, Windows: modules with kernels still import, and ru
 
     HAVE_TRITON = False
 
-BACKENDS = ("auto", "reference", "triton", "cusparselt")
 HALF = (torch.float16, torch.bfloat16)
 
 

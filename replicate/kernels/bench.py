@@ -32,7 +32,8 @@ from replicate.kernels.soft_threshold_prune24 import (
     soft_threshold_prune24_reference,
 )
 from replicate.kernels.tile_prune24 import tile_prune24, tile_prune24_reference
-from replicate.kernels.tune_tiles import DTYPE, compare, randn, spread, tune_tiles
+from replicate.kernels.timing import DTYPE, graph_spreads, randn
+from replicate.kernels.tune_tiles import tune_tiles
 from replicate.sparsity import prune24
 
 KIND = "bench-kernels"
@@ -132,14 +133,14 @@ def memory_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]
             lambda: soft_threshold_prune24_both(master),
         ),
     }
-    timings = compare({name: fn for name, (_, fn) in functions.items()}, repeats)
-    copy_rate = 2 * full / min(timings["copy"].median, timings["copy by a kernel"].median)
+    timings = graph_spreads({name: fn for name, (_, fn) in functions.items()}, repeats)
+    copy_rate = 2 * full / min(timings["copy"]["ms"], timings["copy by a kernel"]["ms"])
     rows = []
     for name, (size, _) in functions.items():
-        rate = size / timings[name].median
+        rate = size / timings[name]["ms"]
         shape = (d_model, d_ff) if name.startswith("soft") else (tokens, d_ff)
         rows.append(
-            {"name": name, "rows": shape[0], "cols": shape[1], **spread(timings[name]), "bytes": size}
+            {"name": name, "rows": shape[0], "cols": shape[1], **timings[name], "bytes": size}
             | {"tb_per_s": rate / 1e9, "share_of_copy": rate / copy_rate}
         )
     return rows
@@ -209,8 +210,8 @@ def _product_row(
         "sparse": lambda: matmul24(sparse.with_dense(None), right, transpose=transpose, backend="cusparselt"),
         "convert": fused,
     }
-    timings = compare(functions | ({"eager": eager} if eager else {}), repeats)
-    ms = {key: timing.median for key, timing in timings.items()}
+    timings = graph_spreads(functions | ({"eager": eager} if eager else {}), repeats)
+    ms = {key: timing["ms"] for key, timing in timings.items()}
     flops = 2 * sparse.rows * right.shape[1] * sparse.cols
     row = {"name": name, "m": sparse.rows, "n": right.shape[1], "k": sparse.cols, "transpose": transpose}
     row |= {f"{key}_ms": value for key, value in ms.items()} | {"default_ms": plan.default_ms}

@@ -1,23 +1,31 @@
-"""What the benchmarks share: CUDA graphs, back-to-back times, peak memory, and the time of each kernel."""
+"""What the benchmarks share: operands, CUDA graphs, times, peak memory, and the time of each kernel."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from replicate import measure
 
+DTYPE = torch.bfloat16
 NAME_LENGTH = 160  # characters of a kernel's name that are kept: names of templates run to thousands
 Calls = dict[Any, Callable[[], Any]]
 
 
-def graphed(step: Callable[[], Any]) -> Callable[[], None]:
-    """Replay of `step` as a CUDA graph."""
+def randn(rows: int, cols: int) -> Tensor:
+    """A random [rows, cols] of DTYPE on the GPU."""
+    return torch.randn(rows, cols, device="cuda", dtype=DTYPE)
+
+
+def graphed(step: Callable[[], Any], pool: Any = None) -> Callable[[], None]:
+    """Replay of `step` as a CUDA graph. Graphs that share a `pool` write their results to the same memory."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -25,8 +33,10 @@ def graphed(step: Callable[[], Any]) -> Callable[[], None]:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         kept = step()
+    if pool is not None:
+        kept = None
     return lambda: (graph.replay(), kept)[0]
 
 
@@ -50,14 +60,16 @@ def sustained_ms(step: Callable[[], Any], seconds: float = 0.3) -> float:
     return start.elapsed_time(stop) / n
 
 
-def peak_bytes(step: Callable[[], Any]) -> int:
-    """Most memory in use during a step, above what is allocated before it."""
+def peak_bytes(step: Callable[[], Any], before: Callable[[], Any] | None = None) -> int:
+    """Most memory in use during a step, above what is allocated once a first step and `before` have run."""
     step()
+    if before:
+        before()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    start = torch.cuda.memory_allocated()
     step()
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated() - start
 
 
 def kernel_ms(step: Callable[[], Any], *, device: str = "cuda", repeats: int = 3) -> dict[str, float]:
@@ -91,3 +103,14 @@ def spreads(
     """Median, 10th and 90th percentile of each call's milliseconds, in turns: {name: {"ms", ...}}."""
     timings = measure.compare(calls, device=device, repeats=repeats, warmup=warmup)
     return {n: {"ms": t.median, "ms_p10": t.low, "ms_p90": t.high} for n, t in timings.items()}
+
+
+def graph_spreads(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """`spreads` of graph replays, so that what is timed is the GPU's work and not Python's."""
+    pool = torch.cuda.graph_pool_handle()
+    graphs = {name: graphed(fn, pool) for name, fn in calls.items()}
+    found = spreads(graphs, "cuda", repeats)
+    graphs.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from replicate import measure
 from replicate.kernels.compressed24 import launch_unpack24
 from replicate.kernels.relu2_prune24 import launch_relu2_prune24
 from replicate.kernels.relu2_prune24_backward import launch_relu2_prune24_backward
 from replicate.kernels.soft_threshold_prune24 import launch_soft_threshold_prune24
 from replicate.kernels.tile_prune24 import launch_tile_prune24
+from replicate.kernels.timing import DTYPE, graph_spreads, randn
 
-DTYPE = torch.bfloat16
 # Bands of 16 rows, groups of four, warps; then rows, columns and warps for both orientations.
 TILES = [(1, 64, 4), (1, 64, 2), (1, 128, 4), (2, 64, 4), (4, 32, 4), (4, 64, 4), (2, 128, 8), (2, 64, 2)]
 BOTH_WAYS = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 64, 2)]
@@ -49,35 +44,5 @@ def tune_tiles(tokens: int = 16384, d_ff: int = 16384, d_model: int = 4096, repe
         functions[f"tile prune {name} {tile}"] = lambda c=tile, axis=axis: launch_tile_prune24(
             y1, *axis, DTYPE, c
         )
-    timings = compare(functions, repeats)
-    return [{"name": name, **spread(timing)} for name, timing in timings.items()]
-
-
-def randn(rows: int, cols: int) -> Tensor:
-    return torch.randn(rows, cols, device="cuda", dtype=DTYPE)
-
-
-def compare(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, measure.Timing]:
-    """Median times of graph replays, so that what is timed is the GPU's work and not Python's."""
-    pool = torch.cuda.graph_pool_handle()
-    graphs = {name: captured(fn, pool) for name, fn in functions.items()}
-    timings = measure.compare(
-        {name: graph.replay for name, graph in graphs.items()}, device="cuda", repeats=repeats, warmup=2
-    )
-    graphs.clear()
-    gc.collect()
-    torch.cuda.empty_cache()
-    return timings
-
-
-def captured(fn: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
-    fn()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        fn()
-    return graph
-
-
-def spread(timing: measure.Timing) -> Row:
-    return {"ms": timing.median, "ms_p10": timing.low, "ms_p90": timing.high}
+    timings = graph_spreads(functions, repeats)
+    return [{"name": name, **timing} for name, timing in timings.items()]

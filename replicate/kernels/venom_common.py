@@ -1,4 +1,4 @@
-"""What the block-sparse kernels share: checks, tile shapes, descriptors, 2 of 4 in registers."""
+"""What the block-sparse kernels share: checks, tile shapes, descriptors, 2 of 4 and top k in registers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import HAVE_TRITON, interpreted, tl, triton
+from replicate.kernels.backend import HAVE_TRITON, check, interpreted, tl, triton
 
 if HAVE_TRITON:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -110,6 +110,12 @@ def descriptor(matrix: Tensor, rows: int, cols: int) -> TensorDescriptor:
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, cols])
 
 
+def empty_experts(x: Tensor, n_clusters: int, top_k: int) -> Tensor:
+    """[T, k] for ids of experts, to be filled. Raises ValueError unless 1 <= top_k <= n."""
+    check(1 <= top_k <= n_clusters, f"top_k is {top_k}; choose 1 to the number of experts, {n_clusters}")
+    return torch.empty(len(x), top_k, dtype=torch.int32, device=x.device)
+
+
 def dot_precision(dtype: torch.dtype) -> str:
     """float32 products in float32, not tf32."""
     return "ieee" if dtype == torch.float32 else "tf32"
@@ -139,3 +145,19 @@ def two_of_four(y, ROWS: tl.constexpr, COLS: tl.constexpr):
     second = tl.maximum(low_of_max, high_of_min)
     kept = tl.join(tl.where(a >= second, even, 0.0), tl.where(b >= second, odd, 0.0))
     return tl.reshape(kept, (ROWS, COLS))
+
+
+@triton.jit
+def store_top_k(scores, experts, token, n_tokens, n_clusters, TOP_K: tl.constexpr, EXPERTS: tl.constexpr):
+    """Write the ids of the TOP_K largest scores [TOKENS, EXPERTS] of each token, best first."""
+    e = tl.arange(0, EXPERTS)
+    # NaN comes first, as in torch: a neuron gone wrong must be used, and so be seen. Minus infinity still
+    # loses only to real scores, never to an expert already taken.
+    scores = tl.where(scores != scores, float("inf"), scores)
+    scores = tl.where(scores > -3e38, scores, -3e38)
+    scores = tl.where((e < n_clusters)[None, :], scores, float("-inf"))
+    for j in tl.static_range(TOP_K):
+        best = tl.max(scores, axis=1)
+        choice = tl.min(tl.where(scores == best[:, None], e[None, :], EXPERTS), axis=1)
+        tl.store(experts + token * TOP_K + j, choice, mask=token < n_tokens)
+        scores = tl.where(e[None, :] == choice[:, None], float("-inf"), scores)

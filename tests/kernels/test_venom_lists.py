@@ -8,12 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate import router
-from replicate.kernels.route_topk import (
-    route_active,
-    route_active_reference,
-    route_topk,
-    route_topk_reference,
-)
+from replicate.kernels.route_active import route_active, route_active_reference
+from replicate.kernels.route_topk import route_topk, route_topk_reference
 from replicate.kernels.token_lists import max_rows, token_lists, token_lists_reference
 
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]

@@ -1,0 +1,98 @@
+"""Configurations as text: overrides from a command line, JSON types and back, and the hash of a run.
+
+Unknown keys raise `ValueError` with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+from replicate.config import ADDED, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
+
+
+def with_changes(config: Any, changes: dict[str, Any]) -> Any:
+    """A copy of a config with `changes`, keys dotted for nested fields: {"model.d_ff": 512}.
+
+    A change may be a string, as on the command line; it is read as the type of the field. Changes
+    that only fit together (d_ff and n_clusters) are applied together. Raises ValueError for unknown keys.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    flat: dict[str, Any] = {}
+    names = [f.name for f in fields(config)]
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        if head not in names:
+            raise ValueError(_unknown(head, names, type(config).__name__))
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        else:
+            flat[head] = _as_type(key, value, getattr(config, head))
+    for head, inner in nested.items():
+        part = flat.get(head, getattr(config, head))
+        if not dataclasses.is_dataclass(part):
+            raise ValueError(
+                f"{head} of {type(config).__name__} has no parts, so {head}.{next(iter(inner))} is unknown"
+            )
+        flat[head] = with_changes(part, inner)
+    return replace(config, **flat)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON types; `from_dict` inverts it."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: dict[str, Any]) -> TrainConfig:
+    """A TrainConfig from `to_dict`'s form. Raises ValueError for unknown keys."""
+    data = dict(data)
+    model = dict(data.pop("model", {}))
+    sparsity = _build(SparsityConfig, model.pop("sparsity", {}))
+    return _build(TrainConfig, {**data, "model": _build(ModelConfig, {**model, "sparsity": sparsity})})
+
+
+def config_hash(config: Any) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON, without the fields that say only how.
+
+    Works for TrainConfig and for plain dictionaries of JSON types. What is ADDED counts once it is used.
+    """
+    data = to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
+    if isinstance(config, TrainConfig):
+        unused = {k for k, default in ADDED.items() if data[k] == default}
+        data = {k: v for k, v in data.items() if k not in {*HOW_NOT_WHAT, *unused}}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _build(cls: type, data: dict[str, Any]) -> Any:
+    names = [f.name for f in fields(cls)]
+    for key in data:
+        if key not in names:
+            raise ValueError(_unknown(key, names, cls.__name__))
+    return cls(**data)
+
+
+def _as_type(key: str, value: Any, old: Any) -> Any:
+    """Read a command-line string as the type of the value it replaces."""
+    if not isinstance(value, str) or isinstance(old, str):
+        return value
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                value.lower()
+            ]
+        if isinstance(old, (int, float)):
+            return type(old)(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{key}={value!r} is no {type(old).__name__}; its value now is {old!r}") from None
+    raise ValueError(f"{key} cannot be set from text; set its parts, like {key}.name=value")
+
+
+def _unknown(key: str, names: list[str], owner: str) -> str:
+    near = difflib.get_close_matches(key, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    return f"{owner} has no setting {key!r}{hint}"
