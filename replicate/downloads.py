@@ -33,7 +33,7 @@ STREAM_HELD_OUT = 50  # one document in so many, by the hash of its text
 Loader = Callable[[Mapping[str, str]], Iterable[Mapping[str, Any]]]
 
 
-class CorpusUnavailable(RuntimeError):
+class CorpusUnavailable(OSError):
     """A corpus cannot be had here: no network, a missing package, or a download that fails its check."""
 
 

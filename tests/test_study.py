@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from replicate import paths, pool, study
+from replicate import downloads, paths, pool, study
 from replicate.config import ModelConfig, TrainConfig, config_hash, to_dict
 from replicate.data import load_corpus
 from replicate.records import RecordStore, make_record
@@ -74,6 +74,15 @@ def test_a_failing_arm_is_named_and_costs_only_itself(store, capfd):
     assert found[1][0].results["steps"]["loss"] == train(RUN, progress=False)["steps"]["loss"]
     assert found[0][0].corpus["corpus"] == "synthetic"
     assert found[0][0].seconds > 0
+
+
+def test_a_corpus_that_cannot_be_had_makes_a_cached_run_missing(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "SHAKESPEARE_URL", (tmp_path / "none").as_uri())
+    config = replace(RUN, corpus="shakespeare")
+    store.put(make_record("train", config, {"final_loss": 1.0}, corpus={"sha256": "x"}))
+    store.put(make_record("train", RUN, {}, corpus={"sha256": load_corpus("synthetic").sha256}))
+    found = study.look_up({config_hash(c): c for c in (config, RUN)}, store)
+    assert list(found) == [config_hash(RUN)]
 
 
 def test_fresh_trains_again(store, monkeypatch):
