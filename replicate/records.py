@@ -47,6 +47,7 @@ SHOWING = frozenset(
     | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
     | {"readme", "records", "report", "results", "runner"}
     | {"step_bench", "step_cases", "step_plots", "step_table", "study", "study_tables", "transplant"}
+    | {f"kernels/{name}" for name in ("bench", "timing", "tune_tiles", "venom_bench", "venom_cases")}
 )
 COMPRESS_ABOVE = 50_000  # characters of JSON
 
@@ -246,14 +247,18 @@ def provenance() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """First 16 hex digits of SHA-256 over the modules that decide a result."""
-    package = Path(__file__).parent
+    """First 16 hex digits of SHA-256 over the modules that decide a result, as they were first asked for."""
+    return fingerprint(Path(__file__).parent)
+
+
+def fingerprint(package: Path) -> str:
+    """`code_fingerprint` of the package in a folder, as it is now."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.parent == package and path.stem not in SHOWING:
+        name = path.relative_to(package).as_posix()
+        if name.removesuffix(".py") not in SHOWING:
             # Newlines as git stores them, so that a Windows checkout agrees.
-            content = path.read_bytes().replace(b"\r\n", b"\n")
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + content)
+            digest.update(name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]
 
 
