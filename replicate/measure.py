@@ -140,10 +140,10 @@ def t_quantile(df: int, level: float = 0.95) -> float:
     return high
 
 
-@lru_cache(maxsize=1)
-def device_name() -> str:
-    """The accelerator's name, or the processor's with the number of torch threads left out."""
-    if torch.cuda.is_available():
+@lru_cache(maxsize=8)
+def device_name(kind: str = "auto") -> str:
+    """The GPU's name, or the processor's where there is none or `kind` is "cpu"."""
+    if kind != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({_processor()})"
 

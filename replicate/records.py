@@ -74,9 +74,20 @@ class Record:
 
 
 def make_record(
-    kind: str, config: Any, results: dict[str, Any], *, seconds: float = 0.0, corpus: dict | None = None
+    kind: str,
+    config: Any,
+    results: dict[str, Any],
+    *,
+    seconds: float = 0.0,
+    corpus: dict | None = None,
+    device: str = "auto",
 ) -> Record:
-    """A record of `results` with the provenance of this process. Config: dataclass or dictionary."""
+    """A record of `results` with the provenance of this process.
+
+    Args:
+        config: dataclass or dictionary. seconds: that it took. corpus: provenance of the training text.
+        device: where it was made, "cpu" or else the GPU if there is one, see `measure.device_name`.
+    """
     data = config_module.to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
     return Record(
         kind=kind,
@@ -86,7 +97,7 @@ def make_record(
         seconds=round(seconds, 3),
         corpus=corpus,
         results=results,
-        **provenance(),
+        **provenance(device),
     )
 
 
@@ -142,20 +153,22 @@ class RecordStore:
         *,
         corpus: dict | None = None,
         fresh: bool = False,
+        device: str = "auto",
     ) -> tuple[Record, str]:
         """The stored record, or that of `fn()` run now; origin "recorded", "cached" or "fresh".
 
         Args:
             fn: returns the results as a dictionary of JSON types.
             corpus: provenance of the training text; its "sha256" must match for a cached record.
-            fresh: run even if there is a record.
+            fresh: run even if there is a record. device: that `fn` uses, see `make_record`.
         """
         found = None if fresh else self.find(kind, config, (corpus or {}).get("sha256"))
         if found:
             return found
         start = time.perf_counter()
         results = fn()
-        record = make_record(kind, config, results, seconds=time.perf_counter() - start, corpus=corpus)
+        seconds = time.perf_counter() - start
+        record = make_record(kind, config, results, seconds=seconds, corpus=corpus, device=device)
         self.put(record)
         return record, "fresh"
 
@@ -234,11 +247,11 @@ def read_record(path: Path | str) -> Record:
     return record
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: str = "auto") -> dict[str, Any]:
     """Device, versions (packages, Python, the code's fingerprint), commit and date, as Record's fields."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {
-        "device": measure.device_name(),
+        "device": measure.device_name(device),
         "versions": {**_versions(), "code": code_fingerprint()},
         "commit": commit(),
         "date": now.isoformat().replace("+00:00", "Z"),

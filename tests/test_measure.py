@@ -121,3 +121,11 @@ def test_device_name_is_one_line():
     name = measure.device_name()
     assert name
     assert "\n" not in name
+
+
+def test_a_run_on_the_cpu_of_a_gpu_machine_names_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    name = measure.device_name.__wrapped__  # past the cache
+    assert name() == name("auto") == name("cuda") == "NVIDIA H200"
+    assert name("cpu").startswith("CPU (")

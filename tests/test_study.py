@@ -85,6 +85,19 @@ def test_a_corpus_that_cannot_be_had_makes_a_cached_run_missing(store, tmp_path,
     assert list(found) == [config_hash(RUN)]
 
 
+def test_records_name_the_device_that_the_run_asked_for(store, monkeypatch):
+    monkeypatch.setattr("replicate.measure.device_name", lambda kind="auto": f"the {kind} device")
+    results = {"final_loss": 1.0, "corpus": {"sha256": "x"}}
+    answer = {"results": results, "seconds": 1.0, "completion": {"accuracy": 0.5}}
+    asked = {"n": 4}
+    for device in ("cpu", "auto"):
+        record = study.put_answer(store, replace(RUN, device=device), answer, question=asked)
+        reply, _ = store.find("completion", {"train": record.config_hash, **asked})
+        assert record.device == reply.device == f"the {device} device"
+    record, _ = store.get_or_run("stat", {"a": 1}, dict, device="cpu")
+    assert record.device == "the cpu device"
+
+
 def test_fresh_trains_again(store, monkeypatch):
     def here(configs, workers):
         return [(config, {"results": train(config, progress=False), "seconds": 1.0}) for config in configs]
