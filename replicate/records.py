@@ -49,6 +49,7 @@ SHOWING = frozenset(
     | {"step_bench", "step_cases", "step_plots", "step_table", "study", "study_tables", "transplant"}
     | {f"kernels/{name}" for name in ("bench", "timing", "tune_tiles", "venom_bench", "venom_cases")}
 )
+CARD = "NVIDIA H200"  # whose timings the tables show: layers, kernels and whole steps come from one card
 COMPRESS_ABOVE = 50_000  # characters of JSON
 
 
