@@ -175,7 +175,11 @@ class SparseFFN(nn.Module):
 
         For the switch to the dense phase: soft thresholding computes with smaller weights than are stored,
         so that dense steps would start from another function. Pruned entries start from zero and may grow.
+
+        Raises RuntimeError with `weight_scale` before the first sparse phase, which computes the scales.
         """
+        if self.config.weight_scale and self.scale.isnan().any():
+            raise RuntimeError("no scales yet: enter the sparse phase first")
         for name in ("w1", "w2"):
             w = getattr(self, name)
             w.copy_(self.sparse_weight(name, w.dtype))

@@ -110,14 +110,14 @@ def forget() -> None:
 
 def _load_or_tune(shape: Shape, device: torch.device) -> Plan:
     file = _cache_file(device)
-    plans = _read(file)
-    if shape.key not in plans:
+    plan = _read(file).get(shape.key)
+    if plan is None:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"product {shape.key} is not tuned; run it once before capturing a CUDA graph")
         with torch.cuda.device(device), torch.no_grad():
-            plans[shape.key] = tune(shape, device)
-        _save(file, plans)
-    return plans[shape.key]
+            plan = tune(shape, device)
+        _save(file, {**_read(file), shape.key: plan})  # read again: others may have written meanwhile
+    return plan
 
 
 def sparse_product(buffer: Tensor, dense: Tensor, transpose: bool, algorithm: int) -> Tensor:

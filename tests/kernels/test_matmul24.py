@@ -178,8 +178,31 @@ def test_a_slow_or_wrong_library_means_a_dense_product(monkeypatch):
     assert wrong.algorithm is None and wrong.engine(unpacks=True) == "dense"
 
 
-def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypatch):
+@pytest.fixture
+def plan_file(tmp_path, monkeypatch):
+    """The file of plans of a device that is not there."""
     file = tmp_path / "plans" / "device.json"
+    monkeypatch.setattr(plan24, "_cache_file", lambda device: file)
+    monkeypatch.setattr(plan24, "_known", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+    return file
+
+
+def test_a_worker_keeps_the_plans_that_another_wrote_while_it_tuned(plan_file, monkeypatch):
+    ours, theirs = Shape(64, 8, 64, torch.float16), Shape(64, 16, 64, torch.float16)
+
+    def tune(shape, device):
+        plan24._save(plan_file, {theirs.key: Plan(3)})
+        return Plan(7)
+
+    monkeypatch.setattr(plan24, "tune", tune)
+    assert plan24.plan_for(ours, torch.device("cuda:0")) == Plan(7)
+    assert plan24._read(plan_file) == {ours.key: Plan(7), theirs.key: Plan(3)}
+
+
+def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(plan_file, monkeypatch):
+    file = plan_file
     shape = Shape(64, 8, 64, torch.float16)
     tuned = []
 
@@ -188,10 +211,6 @@ def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypa
         return Plan(7, ms=1.0, dense_ms=2.0)
 
     monkeypatch.setattr(plan24, "tune", tune)
-    monkeypatch.setattr(plan24, "_cache_file", lambda device: file)
-    monkeypatch.setattr(plan24, "_known", {})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
     device = torch.device("cuda:0")
     assert plan24.plan_for(shape, device).algorithm == 7
     assert json.loads(file.read_text())[shape.key]["dense_ms"] == 2.0
