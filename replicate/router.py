@@ -119,8 +119,12 @@ def route(x: Tensor, means: Tensor, top_k: int, *, metric: str = "dot") -> Tenso
 
 def cluster_mask(experts: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
     """[T, F] bool: neuron f may fire for token t, because its cluster is among experts[t]."""
-    chosen = torch.zeros(len(experts), n_clusters, dtype=torch.bool, device=experts.device)
-    return chosen.scatter(1, experts, True)[:, labels]
+    return _chosen(experts, n_clusters)[:, labels]
+
+
+def ordered_cluster_mask(experts: Tensor, d_ff: int, n_clusters: int) -> Tensor:
+    """`cluster_mask` [T, F] of neurons in cluster order, as `SparseFFN.make_clusters` leaves them."""
+    return _chosen(experts, n_clusters).repeat_interleave(d_ff // n_clusters, 1)
 
 
 def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
@@ -186,6 +190,12 @@ def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float
         "max_over_mean": load.max().item() * n_clusters,
         "entropy": entropy / math.log(n_clusters) if n_clusters > 1 else 1.0,
     }
+
+
+def _chosen(experts: Tensor, n_clusters: int) -> Tensor:
+    """[T, n] bool: expert e is among experts[t]."""
+    chosen = torch.zeros(len(experts), n_clusters, dtype=torch.bool, device=experts.device)
+    return chosen.scatter(1, experts.long(), True)
 
 
 def _counts(experts: Tensor, n_clusters: int) -> Tensor:
