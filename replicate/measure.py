@@ -32,14 +32,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Stats:
-    """Mean, sample standard deviation, standard error, and the 95 % t interval [low, high] of n values.
+    """Mean, sample standard deviation, and the 95 % t interval [low, high] of n values.
 
-    With one value std, se, low and high are NaN: one run says nothing about spread.
+    With one value std, low and high are NaN: one run says nothing about spread.
     """
 
     mean: float
     std: float
-    se: float
     low: float
     high: float
     n: int
@@ -91,10 +90,10 @@ def summary(values: Sequence[float]) -> Stats:
     x = _finite(values, "values")
     n, mean = len(x), float(x.mean())
     if n == 1:
-        return Stats(mean, math.nan, math.nan, math.nan, math.nan, 1)
+        return Stats(mean, math.nan, math.nan, math.nan, 1)
     std = float(x.std(ddof=1))
     half = t_quantile(n - 1) * std / math.sqrt(n)
-    return Stats(mean, std, std / math.sqrt(n), mean - half, mean + half, n)
+    return Stats(mean, std, mean - half, mean + half, n)
 
 
 def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
@@ -106,24 +105,6 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}: pairs need one of each, in the same order")
     return summary(a - b)
-
-
-def bootstrap(
-    values: Sequence[float],
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of a statistic of independent values."""
-    x = _finite(values, "values")
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(f"level {level}, draws {draws}: level lies between 0 and 1, draws is 1 or more")
-    picks = np.random.default_rng(seed).integers(0, len(x), size=(draws, len(x)))
-    drawn = [float(statistic(x[pick])) for pick in picks]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ import torch
 from replicate.kernels import backend as engines
 from replicate.kernels import matmul24, plan24, relu2_prune24, report, soft_threshold_prune24
 from replicate.kernels.compressed24 import Compressed24, pack24_reference
+from replicate.kernels.matmul24 import matmul24_reference
 from replicate.kernels.plan24 import Plan, Shape
 from replicate.paths import ROOT
 from replicate.sparsity import prune24
@@ -44,7 +45,9 @@ def test_dense_engine(rows, cols, n, dtype):
     for right in (b, b.t().contiguous().t()):
         assert matmul24(sparse, right).shape == (rows, n)
         torch.testing.assert_close(matmul24(sparse, right), expected, rtol=0.02, atol=0.05)
+        assert torch.equal(matmul24_reference(sparse, right), matmul24(sparse, right))
         transposed = matmul24(sparse, right, transpose=True)
+        assert torch.equal(matmul24_reference(sparse, right, True), transposed)
         torch.testing.assert_close(transposed, expected.t(), rtol=0.02, atol=0.05)
 
 
@@ -265,6 +268,8 @@ def test_cusparselt_engine(rows, cols, n, dtype, poison, own_plans):
             out = out.t() if transpose else out
             error = (out.double() - expected).norm() / expected.norm()
             assert error < plan24.TOLERANCE[dtype]
+            reference = matmul24_reference(sparse, right)
+            assert (reference.double() - expected).norm() / expected.norm() < plan24.TOLERANCE[dtype]
 
 
 @pytest.mark.gpu
