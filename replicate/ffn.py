@@ -100,7 +100,11 @@ class SparseFFN(nn.Module):
 
     @property
     def phase(self) -> str:
-        """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used."""
+        """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used.
+
+        Setting it raises ValueError for any other name, and RuntimeError for "sparse" where Venom has no
+        clusters yet.
+        """
         return self._phase
 
     @phase.setter

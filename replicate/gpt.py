@@ -102,6 +102,9 @@ class GPT(nn.Module):
 
         Returns:
             ids [B, S + n].
+
+        Raises:
+            ValueError: temperature is negative, or idx has no token.
         """
         if temperature < 0 or idx.shape[-1] < 1:
             raise ValueError(

@@ -109,7 +109,10 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
 
 @lru_cache(maxsize=256)
 def t_quantile(df: int, level: float = 0.95) -> float:
-    """The t with P(|X| <= t) = level for Student's distribution with df (whole) degrees of freedom."""
+    """The t with P(|X| <= t) = level for Student's distribution with df (whole) degrees of freedom.
+
+    Raises ValueError for df below 1, or a level that is not between 0 and 1.
+    """
     if df < 1 or not 0 < level < 1:
         raise ValueError(f"df {df}, level {level}: df is 1 or more, level lies between 0 and 1")
     low, high = 0.0, 1.0

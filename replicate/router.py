@@ -75,7 +75,14 @@ def cluster_neurons(
 
 
 def cluster_means(w1: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
-    """ExpertMeans [n, D]: the mean of each cluster's columns of w1 [D, F]; zero for an empty cluster."""
+    """ExpertMeans [n, D]: the mean of each cluster's columns of w1 [D, F]; zero for an empty cluster.
+
+    Args:
+        labels: [F], long, in 0 to n - 1. n_clusters: n.
+
+    Raises:
+        ValueError: labels are not one a column.
+    """
     if labels.shape != w1.shape[1:]:
         raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit w1 of shape {tuple(w1.shape)}")
     sums = w1.new_zeros(n_clusters, w1.shape[0]).index_add(0, labels, w1.T)
@@ -87,6 +94,12 @@ def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
 
     "dot" is x . mu; "l2" is 2 x . mu - |mu|^2, which orders experts as -|x - mu|^2 does; "cosine" is
     x . mu / (|x| |mu|).
+
+    Args:
+        x: [T, D]. means: [n, D]. metric: one of METRICS.
+
+    Raises:
+        ValueError: shapes or metric do not fit.
     """
     if x.dim() != 2 or means.dim() != 2 or x.shape[1] != means.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and means {tuple(means.shape)} must be [T, D] and [n, D]")
