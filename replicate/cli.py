@@ -169,7 +169,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    from replicate.records import write_atomic
+    from replicate.files import write_atomic
 
     write_atomic(path, json.dumps(result, indent=1).encode())
 

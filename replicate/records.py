@@ -28,6 +28,7 @@ from typing import Any
 
 from replicate import config as config_module
 from replicate import measure, paths
+from replicate.files import write_atomic
 
 # Modules that show or compare results but do not make them; all others enter the code's fingerprint, and a
 # cached record made by other code is not reused.
@@ -38,6 +39,7 @@ SHOWING = frozenset(
         "ffn_bench",
         "ffn_cases",
         "figures",
+        "files",
         "flops",
         "kernel_plots",
         "kernel_tables",
@@ -287,23 +289,6 @@ def commit() -> str:
         return head[:12] + ("+" if _git("status", "--porcelain", "--", "replicate") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write a file so that readers see the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        partial.write_bytes(payload)
-        for attempt in range(5):
-            try:
-                partial.replace(path)
-                return
-            except PermissionError:  # Windows, while another process reads the file
-                if attempt == 4:
-                    raise
-                time.sleep(0.05)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_current(record: Record, corpus_sha256: str | None) -> bool:
