@@ -78,7 +78,7 @@ def run(
     names = {config_hash(config): name for name, config in runs}
     configs = {config_hash(config): config for _, config in runs}
     found = {} if fresh else study.look_up(configs, store)
-    durations = Durations(earlier=_earlier(names, found))
+    durations = Durations(earlier=_earlier(runs, found))
     waiting = [config for key, config in configs.items() if key not in found]
 
     def admit(config: TrainConfig) -> bool:
@@ -132,10 +132,14 @@ def status(runs: Runs, store: RecordStore) -> str:
     return "\n".join(lines)
 
 
-def _earlier(names: dict[str, str], found: dict[str, tuple[Record, str]]) -> dict[str, float]:
-    """Arm name -> seconds of its stored runs on a device such as this."""
-    device = measure.device_name()
-    return {names[key]: r.seconds for key, (r, _) in found.items() if r.device == device and r.seconds}
+def _earlier(runs: Runs, found: dict[str, tuple[Record, str]]) -> dict[str, float]:
+    """Arm name -> seconds of its stored runs on a device such as it asks for here."""
+    seconds = {}
+    for name, config in runs:
+        record, _ = found.get(config_hash(config), (None, ""))
+        if record and record.seconds and record.device == measure.device_name(config.device):
+            seconds[name] = record.seconds
+    return seconds
 
 
 def _summary(record: Record, answer: dict) -> str:

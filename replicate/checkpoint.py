@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 import warnings
@@ -21,6 +20,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from replicate.files import write_atomic
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d+)\.json")
@@ -49,9 +50,10 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     head = {"format": FORMAT, "step": step, "tensors": f"{stem}.safetensors"}
     head |= {"tensors_sha256": hashlib.sha256(blob).hexdigest(), "state": state}
     head["sha256"] = _digest(head)
-    write_atomically(folder / f"{stem}.safetensors", blob)
+    write_atomic(folder / f"{stem}.safetensors", blob)
     path = folder / f"{stem}.json"
-    write_atomically(path, json.dumps(head).encode())
+    write_atomic(path, json.dumps(head).encode())
+    _sweep(folder)
     for old in steps(folder)[:-keep]:
         _remove(folder, old)
     return path
@@ -129,26 +131,6 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
             optimizer_state["state"].setdefault(int(index), {})[name] = tensor
     model.load_state_dict(model_state)
     optimizer.load_state_dict(optimizer_state)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that readers and crashes see the old file or the new, never a part."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    if os.name == "posix":  # make the rename itself survive a power cut
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    _sweep(path.parent)
 
 
 def _sweep(folder: Path, age: float = 3600) -> None:

@@ -80,6 +80,11 @@ def train(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Measure the training loop against a plain torch loop of the same shapes."""
+    if args.what != "train":
+        raise ValueError(
+            f"put the name {args.what!r} directly after 'bench': python -m replicate bench {args.what}, "
+            "then its own options"
+        )
     from replicate.bench import train_bench
 
     result = train_bench(_config(args), repeats=args.repeats, steps=args.turn)
@@ -164,7 +169,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    from replicate.records import write_atomic
+    from replicate.files import write_atomic
 
     write_atomic(path, json.dumps(result, indent=1).encode())
 
@@ -182,7 +187,9 @@ def _parser() -> argparse.ArgumentParser:
         one = add(command)
         if command is bench:
             what = ["train", *(words[1] for words in HANDED_OVER if words[0] == "bench")]
-            one.add_argument("what", choices=what, help="all but train have options of their own: see --help")
+            one.add_argument(
+                "what", choices=what, help="put it first; all but train have options of their own"
+            )
             one.add_argument("--repeats", type=int, default=9, help="turns of each loop")
             one.add_argument("--turn", type=int, default=20, help="steps in a turn")
         one.add_argument("--preset", default="smoke", help="training preset (default: smoke)")

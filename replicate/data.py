@@ -18,7 +18,7 @@ import torch
 
 from replicate import paths, synthetic, tokenizer
 from replicate.corpora import SPLITS, Corpus, CorpusUnavailable, Document, load_corpus
-from replicate.downloads import replacing
+from replicate.files import replacing
 from replicate.synthetic import entropy as synthetic_entropy
 
 __all__ = ["Corpus", "CorpusUnavailable", "TokenData", "load_corpus", "synthetic_entropy"]

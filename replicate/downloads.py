@@ -6,17 +6,15 @@ leaves nothing half done and two processes may fetch the same corpus at once.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-import secrets
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from replicate.files import replacing
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -33,7 +31,7 @@ STREAM_HELD_OUT = 50  # one document in so many, by the hash of its text
 Loader = Callable[[Mapping[str, str]], Iterable[Mapping[str, Any]]]
 
 
-class CorpusUnavailable(RuntimeError):
+class CorpusUnavailable(OSError):
     """A corpus cannot be had here: no network, a missing package, or a download that fails its check."""
 
 
@@ -106,33 +104,6 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise ValueError(f"{text!r} is no number of bytes; write it like '200MB' or '2GB'")
     return int(size)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` in one step when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            temporary.replace(path)
-        except PermissionError:
-            # Windows refuses while another process has the file mapped, that is, has made it already.
-            if not path.exists():
-                raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"no space left to write {path}; free some, or let REPLICATE_RUNS name a larger disk",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _manifest_holds(manifest: Path, files: dict[str, Path]) -> bool:

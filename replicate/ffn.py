@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, SparsityConfig
-from replicate.router import cluster_neurons, load_stats, route
+from replicate.router import cluster_neurons, load_stats, ordered_cluster_mask, route
 from replicate.sparsity import (
     mask24,
     mvue24,
@@ -100,7 +100,11 @@ class SparseFFN(nn.Module):
 
     @property
     def phase(self) -> str:
-        """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used."""
+        """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used.
+
+        Setting it raises ValueError for any other name, and RuntimeError for "sparse" where Venom has no
+        clusters yet.
+        """
         return self._phase
 
     @phase.setter
@@ -175,7 +179,11 @@ class SparseFFN(nn.Module):
 
         For the switch to the dense phase: soft thresholding computes with smaller weights than are stored,
         so that dense steps would start from another function. Pruned entries start from zero and may grow.
+
+        Raises RuntimeError with `weight_scale` before the first sparse phase, which computes the scales.
         """
+        if self.config.weight_scale and self.scale.isnan().any():
+            raise RuntimeError("no scales yet: enter the sparse phase first")
         for name in ("w1", "w2"):
             w = getattr(self, name)
             w.copy_(self.sparse_weight(name, w.dtype))
@@ -240,12 +248,7 @@ class SparseFFN(nn.Module):
         experts = self.experts(x, y2)
         if self.collect:
             self._last["experts"] = experts
-        return self._expand(experts)
-
-    def _expand(self, experts: Tensor) -> Tensor:
-        n = self.config.n_clusters
-        chosen = torch.zeros(len(experts), n, dtype=torch.bool, device=experts.device)
-        return chosen.scatter(1, experts, True).repeat_interleave(self.w1.shape[1] // n, 1)
+        return ordered_cluster_mask(experts, self.w1.shape[1], self.config.n_clusters)
 
     def _energy(self, y: Tensor) -> Tensor:
         """[T, n]: magnitude of each cluster's activations, summed."""
@@ -255,7 +258,7 @@ class SparseFFN(nn.Module):
         """dy1 pruned by its own magnitudes, not by the forward mask: the mistake of mask_reuse=False."""
         if self.config.activation == "venom":
             top = self._energy(dy1).argsort(dim=1, descending=True, stable=True)[:, : self.config.top_k]
-            dy1 = dy1 * self._expand(top)
+            dy1 = dy1 * ordered_cluster_mask(top, dy1.shape[1], self.config.n_clusters)
             if not self.config.inner:
                 return dy1
         return prune24(dy1)

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ModelConfig
-from replicate.ffn import DenseFFN, SparseFFN
-
-PHASES = ("dense", "sparse")
-INIT_STD = 0.02
+from replicate.ffn import INIT_STD, PHASES, DenseFFN, SparseFFN
 
 
 class GPT(nn.Module):
@@ -105,6 +102,9 @@ class GPT(nn.Module):
 
         Returns:
             ids [B, S + n].
+
+        Raises:
+            ValueError: temperature is negative, or idx has no token.
         """
         if temperature < 0 or idx.shape[-1] < 1:
             raise ValueError(

@@ -66,21 +66,19 @@ def draw_bars(
     colours: Mapping[str, str],
     *,
     unit: str = "x",
-    hatches: Mapping[str, str] | None = None,
 ) -> None:
     """Grouped bars with their numbers on top.
 
     Args:
         groups: group (a place on the x-axis) -> series -> height.
-        colours, hatches: by series, in the order of drawing.
+        colours: by series, in the order of drawing.
         unit: written after each number.
     """
     width = 0.84 / len(colours)
     for i, (series, colour) in enumerate(colours.items()):
         at = np.arange(len(groups)) + (i - (len(colours) - 1) / 2) * width
         heights = [group.get(series, np.nan) for group in groups.values()]
-        hatch = (hatches or {}).get(series)
-        bars = ax.bar(at, heights, width * 0.92, color=colour, label=series, hatch=hatch, edgecolor="white")
+        bars = ax.bar(at, heights, width * 0.92, color=colour, label=series, edgecolor="white")
         ax.bar_label(
             bars, [f"{h:.3g}{unit}" if np.isfinite(h) else "" for h in heights], fontsize=8, padding=1
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from replicate import ffn_bench
-from replicate.records import Record, RecordStore
+from replicate.records import CARD, Record, RecordStore
 
 NAMES = {
     "dense": "dense, compiled",
@@ -24,7 +24,6 @@ NAMES = {
     "act24+tile": "2:4 activations, weight gradients too",
     "all24": "all six products 2:4",
 }
-CARD = "NVIDIA H200"  # whose timings the tables show: layers, kernels and whole steps come from one card
 AIMS = {"recipe": 2.2, "venom16": 3.0, "venom32": 5.0}  # times as fast as the compiled dense layer, 7B shape
 
 

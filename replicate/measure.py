@@ -32,14 +32,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Stats:
-    """Mean, sample standard deviation, standard error, and the 95 % t interval [low, high] of n values.
+    """Mean, sample standard deviation, and the 95 % t interval [low, high] of n values.
 
-    With one value std, se, low and high are NaN: one run says nothing about spread.
+    With one value std, low and high are NaN: one run says nothing about spread.
     """
 
     mean: float
     std: float
-    se: float
     low: float
     high: float
     n: int
@@ -91,10 +90,10 @@ def summary(values: Sequence[float]) -> Stats:
     x = _finite(values, "values")
     n, mean = len(x), float(x.mean())
     if n == 1:
-        return Stats(mean, math.nan, math.nan, math.nan, math.nan, 1)
+        return Stats(mean, math.nan, math.nan, math.nan, 1)
     std = float(x.std(ddof=1))
     half = t_quantile(n - 1) * std / math.sqrt(n)
-    return Stats(mean, std, std / math.sqrt(n), mean - half, mean + half, n)
+    return Stats(mean, std, mean - half, mean + half, n)
 
 
 def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
@@ -108,27 +107,12 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
     return summary(a - b)
 
 
-def bootstrap(
-    values: Sequence[float],
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of a statistic of independent values."""
-    x = _finite(values, "values")
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(f"level {level}, draws {draws}: level lies between 0 and 1, draws is 1 or more")
-    picks = np.random.default_rng(seed).integers(0, len(x), size=(draws, len(x)))
-    drawn = [float(statistic(x[pick])) for pick in picks]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 @lru_cache(maxsize=256)
 def t_quantile(df: int, level: float = 0.95) -> float:
-    """The t with P(|X| <= t) = level for Student's distribution with df (whole) degrees of freedom."""
+    """The t with P(|X| <= t) = level for Student's distribution with df (whole) degrees of freedom.
+
+    Raises ValueError for df below 1, or a level that is not between 0 and 1.
+    """
     if df < 1 or not 0 < level < 1:
         raise ValueError(f"df {df}, level {level}: df is 1 or more, level lies between 0 and 1")
     low, high = 0.0, 1.0
@@ -140,10 +124,10 @@ def t_quantile(df: int, level: float = 0.95) -> float:
     return high
 
 
-@lru_cache(maxsize=1)
-def device_name() -> str:
-    """The accelerator's name, or the processor's with the number of torch threads left out."""
-    if torch.cuda.is_available():
+@lru_cache(maxsize=8)
+def device_name(kind: str = "auto") -> str:
+    """The GPU's name, or the processor's where there is none or `kind` is "cpu"."""
+    if kind != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({_processor()})"
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from replicate import config_text, measure, paths
+from replicate.files import write_atomic
 
 # Modules that show or compare results but do not make them; all others enter the code's fingerprint, and a
 # cached record made by other code is not reused.
@@ -37,6 +38,7 @@ SHOWING = frozenset(
         "ffn_bench",
         "ffn_cases",
         "figures",
+        "files",
         "flops",
         "kernel_plots",
         "kernel_tables",
@@ -46,7 +48,9 @@ SHOWING = frozenset(
     | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
     | {"readme", "records", "report", "results", "runner"}
     | {"step_bench", "step_cases", "step_plots", "step_table", "study", "study_tables", "transplant"}
+    | {f"kernels/{name}" for name in ("bench", "timing", "tune_tiles", "venom_bench", "venom_cases")}
 )
+CARD = "NVIDIA H200"  # whose timings the tables show: layers, kernels and whole steps come from one card
 COMPRESS_ABOVE = 50_000  # characters of JSON
 
 
@@ -72,9 +76,20 @@ class Record:
 
 
 def make_record(
-    kind: str, config: Any, results: dict[str, Any], *, seconds: float = 0.0, corpus: dict | None = None
+    kind: str,
+    config: Any,
+    results: dict[str, Any],
+    *,
+    seconds: float = 0.0,
+    corpus: dict | None = None,
+    device: str = "auto",
 ) -> Record:
-    """A record of `results` with the provenance of this process. Config: dataclass or dictionary."""
+    """A record of `results` with the provenance of this process.
+
+    Args:
+        config: dataclass or dictionary. seconds: that it took. corpus: provenance of the training text.
+        device: where it was made, "cpu" or else the GPU if there is one, see `measure.device_name`.
+    """
     data = config_text.to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
     return Record(
         kind=kind,
@@ -84,7 +99,7 @@ def make_record(
         seconds=round(seconds, 3),
         corpus=corpus,
         results=results,
-        **provenance(),
+        **provenance(device),
     )
 
 
@@ -140,20 +155,22 @@ class RecordStore:
         *,
         corpus: dict | None = None,
         fresh: bool = False,
+        device: str = "auto",
     ) -> tuple[Record, str]:
         """The stored record, or that of `fn()` run now; origin "recorded", "cached" or "fresh".
 
         Args:
             fn: returns the results as a dictionary of JSON types.
             corpus: provenance of the training text; its "sha256" must match for a cached record.
-            fresh: run even if there is a record.
+            fresh: run even if there is a record. device: that `fn` uses, see `make_record`.
         """
         found = None if fresh else self.find(kind, config, (corpus or {}).get("sha256"))
         if found:
             return found
         start = time.perf_counter()
         results = fn()
-        record = make_record(kind, config, results, seconds=time.perf_counter() - start, corpus=corpus)
+        seconds = time.perf_counter() - start
+        record = make_record(kind, config, results, seconds=seconds, corpus=corpus, device=device)
         self.put(record)
         return record, "fresh"
 
@@ -232,11 +249,11 @@ def read_record(path: Path | str) -> Record:
     return record
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: str = "auto") -> dict[str, Any]:
     """Device, versions (packages, Python, the code's fingerprint), commit and date, as Record's fields."""
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {
-        "device": measure.device_name(),
+        "device": measure.device_name(device),
         "versions": {**_versions(), "code": code_fingerprint()},
         "commit": commit(),
         "date": now.isoformat().replace("+00:00", "Z"),
@@ -245,14 +262,18 @@ def provenance() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
-    """First 16 hex digits of SHA-256 over the modules that decide a result."""
-    package = Path(__file__).parent
+    """First 16 hex digits of SHA-256 over the modules that decide a result, as they were first asked for."""
+    return fingerprint(Path(__file__).parent)
+
+
+def fingerprint(package: Path) -> str:
+    """`code_fingerprint` of the package in a folder, as it is now."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
-        if path.parent == package and path.stem not in SHOWING:
+        name = path.relative_to(package).as_posix()
+        if name.removesuffix(".py") not in SHOWING:
             # Newlines as git stores them, so that a Windows checkout agrees.
-            content = path.read_bytes().replace(b"\r\n", b"\n")
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + content)
+            digest.update(name.encode() + b"\0" + path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()[:16]
 
 
@@ -267,23 +288,6 @@ def commit() -> str:
         return head[:12] + ("+" if _git("status", "--porcelain", "--", "replicate") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write a file so that readers see the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        partial.write_bytes(payload)
-        for attempt in range(5):
-            try:
-                partial.replace(path)
-                return
-            except PermissionError:  # Windows, while another process reads the file
-                if attempt == 4:
-                    raise
-                time.sleep(0.05)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_current(record: Record, corpus_sha256: str | None) -> bool:

@@ -75,7 +75,14 @@ def cluster_neurons(
 
 
 def cluster_means(w1: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
-    """ExpertMeans [n, D]: the mean of each cluster's columns of w1 [D, F]; zero for an empty cluster."""
+    """ExpertMeans [n, D]: the mean of each cluster's columns of w1 [D, F]; zero for an empty cluster.
+
+    Args:
+        labels: [F], long, in 0 to n - 1. n_clusters: n.
+
+    Raises:
+        ValueError: labels are not one a column.
+    """
     if labels.shape != w1.shape[1:]:
         raise ValueError(f"labels of shape {tuple(labels.shape)} do not fit w1 of shape {tuple(w1.shape)}")
     sums = w1.new_zeros(n_clusters, w1.shape[0]).index_add(0, labels, w1.T)
@@ -87,6 +94,12 @@ def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
 
     "dot" is x . mu; "l2" is 2 x . mu - |mu|^2, which orders experts as -|x - mu|^2 does; "cosine" is
     x . mu / (|x| |mu|).
+
+    Args:
+        x: [T, D]. means: [n, D]. metric: one of METRICS.
+
+    Raises:
+        ValueError: shapes or metric do not fit.
     """
     if x.dim() != 2 or means.dim() != 2 or x.shape[1] != means.shape[1]:
         raise ValueError(f"x {tuple(x.shape)} and means {tuple(means.shape)} must be [T, D] and [n, D]")
@@ -119,8 +132,12 @@ def route(x: Tensor, means: Tensor, top_k: int, *, metric: str = "dot") -> Tenso
 
 def cluster_mask(experts: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
     """[T, F] bool: neuron f may fire for token t, because its cluster is among experts[t]."""
-    chosen = torch.zeros(len(experts), n_clusters, dtype=torch.bool, device=experts.device)
-    return chosen.scatter(1, experts, True)[:, labels]
+    return _chosen(experts, n_clusters)[:, labels]
+
+
+def ordered_cluster_mask(experts: Tensor, d_ff: int, n_clusters: int) -> Tensor:
+    """`cluster_mask` [T, F] of neurons in cluster order, as `SparseFFN.make_clusters` leaves them."""
+    return _chosen(experts, n_clusters).repeat_interleave(d_ff // n_clusters, 1)
 
 
 def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
@@ -186,6 +203,12 @@ def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float
         "max_over_mean": load.max().item() * n_clusters,
         "entropy": entropy / math.log(n_clusters) if n_clusters > 1 else 1.0,
     }
+
+
+def _chosen(experts: Tensor, n_clusters: int) -> Tensor:
+    """[T, n] bool: expert e is among experts[t]."""
+    chosen = torch.zeros(len(experts), n_clusters, dtype=torch.bool, device=experts.device)
+    return chosen.scatter(1, experts.long(), True)
 
 
 def _counts(experts: Tensor, n_clusters: int) -> Tensor:

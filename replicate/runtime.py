@@ -17,9 +17,10 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from replicate import checkpoint, paths, schedule
+from replicate import paths, schedule
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash, to_dict
+from replicate.files import write_atomic
 from replicate.kernels import backend
 
 STATS_TOKENS = 4096
@@ -91,7 +92,7 @@ def stopped_at(report: dict[str, Any], config: TrainConfig, folder: Path | None)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"nonfinite-{config_hash(config)}-step-{report['step']}.json"
     content = _finite_or_text(report | {"config": to_dict(config)})
-    checkpoint.write_atomically(path, json.dumps(content, indent=1).encode())
+    write_atomic(path, json.dumps(content, indent=1).encode())
     return NonFiniteLoss(report, path)
 
 

@@ -36,7 +36,10 @@ def mask24(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def prune24(x: Tensor, dim: int = -1) -> Tensor:
-    """x with all but the two largest magnitudes of each group of four along `dim` set to zero."""
+    """x with all but the two largest magnitudes of each group of four along `dim` set to zero, see `mask24`.
+
+    Raises ValueError if x is not floating point, or `dim` is no multiple of 4.
+    """
     return torch.where(mask24(x, dim), x, torch.zeros_like(x))
 
 
@@ -146,7 +149,10 @@ def check_venom(x: Tensor, v: int, m: int, n: int = 2) -> None:
 
 
 def flip_rate(mask_a: Tensor, mask_b: Tensor) -> float:
-    """Share of positions where two masks differ, ||a xor b||_1 / numel (S-STE's r_k)."""
+    """Share of positions where two masks of one shape differ, ||a xor b||_1 / numel (S-STE's r_k).
+
+    Raises ValueError if the shapes differ, or the masks are empty.
+    """
     if mask_a.shape != mask_b.shape:
         raise ValueError(f"masks of shapes {tuple(mask_a.shape)} and {tuple(mask_b.shape)} do not compare")
     if mask_a.numel() == 0:
@@ -155,7 +161,7 @@ def flip_rate(mask_a: Tensor, mask_b: Tensor) -> float:
 
 
 def sparsity(x: Tensor) -> float:
-    """Share of the elements of x that are exactly zero."""
+    """Share of the elements of x that are exactly zero. Raises ValueError for an empty tensor."""
     if x.numel() == 0:
         raise ValueError("the sparsity of an empty tensor is undefined")
     return float((x == 0).double().mean())

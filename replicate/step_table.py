@@ -14,7 +14,7 @@ import numpy as np
 from replicate import flops, paper
 from replicate.gpt import param_count
 from replicate.presets import SPARSITY_PRESETS, train_preset
-from replicate.records import Record, RecordStore
+from replicate.records import CARD, Record, RecordStore
 from replicate.step_cases import DENSE, WHOLE
 
 KIND = "bench-step"
@@ -26,8 +26,11 @@ Row = dict[str, Any]
 
 
 def recorded(preset: str, timed: Sequence[str] = PAPERS) -> Record:
-    """The latest shipped record of a preset's step that has timed these arms. ValueError if there is none."""
-    return RecordStore().latest(KIND, timed=timed, preset=preset)
+    """The latest shipped record of a preset's step on `CARD` that has timed these arms.
+
+    Raises ValueError if there is none.
+    """
+    return RecordStore().latest(KIND, timed=timed, device=CARD, preset=preset)
 
 
 def fit(layers: Sequence[float], ms: Sequence[float]) -> tuple[float, float, float]:
@@ -76,8 +79,8 @@ def rows(record: Record) -> list[Row]:
 
 
 def speeds(preset: str) -> dict[str, float]:
-    """Arm -> a step's times as fast as dense, each over the dense step of its own record of the preset."""
-    found = RecordStore().widest_last(KIND, preset=preset)
+    """Arm -> a step's times as fast as dense, by the preset's records on `CARD`, each over its own dense."""
+    found = RecordStore().widest_last(KIND, device=CARD, preset=preset)
     return {row["arm"]: row["x"] for record in found for row in rows(record)}
 
 

@@ -126,11 +126,12 @@ def put_answer(
     """
     results, corpus = answer["results"], answer["results"]["corpus"]
     results = compact(results) if config.steps >= LONG else results
-    record = records.make_record("train", config, results, seconds=answer["seconds"], corpus=corpus)
+    made = {"corpus": corpus, "device": config.device}
+    record = records.make_record("train", config, results, seconds=answer["seconds"], **made)
     store.put(record, recorded=keep)
     if question:
         asked = {"train": record.config_hash, **question}
-        reply = records.make_record("completion", asked, answer["completion"], corpus=corpus)
+        reply = records.make_record("completion", asked, answer["completion"], **made)
         store.put(reply, recorded=keep)
     return record
 

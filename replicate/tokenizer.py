@@ -21,6 +21,7 @@ import numpy as np
 import tiktoken
 
 from replicate import paths
+from replicate.files import write_atomic
 
 RANK_FILE = paths.DATA / "bpe.tiktoken"
 RANKS = 4096
@@ -159,11 +160,8 @@ def count_words(documents: Iterable[bytes]) -> Counter[bytes]:
 
 def save(tokens: Sequence[bytes], path: Path) -> str:
     """Write tokens in rank order as a tiktoken rank file, atomically; returns the file's SHA-256."""
-    from replicate.downloads import replacing
-
     data = _rank_lines(tokens)
-    with replacing(Path(path)) as file:
-        file.write(data)
+    write_atomic(Path(path), data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from replicate import evaluate
 from replicate.config import SparsityConfig
 from replicate.gpt import GPT
 
@@ -32,23 +31,7 @@ def with_sparsity(model: GPT, sparsity: SparsityConfig, sample: Tensor, seed: in
         if name in own:  # learned scores have no counterpart and stay at zero
             parameter.copy_(own[name])
     if sparsity.activation == "venom":
-        with ffn_inputs(copy) as inputs:
-            copy(sample)
-        for ffn, x in zip(copy.ffns(), inputs, strict=True):
+        for ffn, x in zip(copy.ffns(), evaluate.ffn_inputs(copy, sample), strict=True):
             ffn.make_clusters(seed, x)
     copy.set_phase("sparse")
     return copy.eval()
-
-
-@contextmanager
-def ffn_inputs(model: GPT) -> Iterator[list[Tensor]]:
-    """A list that forward passes inside the block fill with each FFN's input [B, S, D], by layer."""
-    inputs: list[Tensor] = []
-    handles = [
-        ffn.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach())) for ffn in model.ffns()
-    ]
-    try:
-        yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()

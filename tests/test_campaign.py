@@ -114,13 +114,17 @@ def test_no_run_starts_that_would_not_finish(store, monkeypatch):
 
 
 def test_earlier_records_tell_how_long_a_run_takes(store, monkeypatch):
-    monkeypatch.setattr("replicate.measure.device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(
+        "replicate.measure.device_name", lambda kind="auto": "a CPU" if kind == "cpu" else "NVIDIA H200"
+    )
     records = {
         config_hash(c): (make_record("train", c, {}, seconds=s), "recorded")
         for c, s in ((RUN, 40.0), (W1, 90.0))
     }
-    names = {config_hash(RUN): "dense", config_hash(W1): "w1"}
-    durations = campaign.Durations(campaign._earlier(names, records))
+    runs = named("dense", RUN) + named("w1", W1)
+    on_cpu = [(name, replace(config, device="cpu")) for name, config in runs]
+    assert campaign._earlier(on_cpu, records) == {}
+    durations = campaign.Durations(campaign._earlier(runs, records))
     assert [durations.expect(name) for name in ("dense", "w1", "w2")] == [40.0, 90.0, 90.0]
     durations.now["dense"] = 50.0
     assert [durations.expect(name) for name in ("dense", "w1", "w2")] == [50.0, 90.0, 50.0]

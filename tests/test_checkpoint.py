@@ -123,7 +123,7 @@ def test_a_process_that_dies_at_any_file_operation_leaves_whole_checkpoints(fold
     with monkeypatch.context() as patch:
         for name in ("open", "replace", "unlink"):
             patch.setattr(checkpoint.Path, name, dying(getattr(checkpoint.Path, name)))
-        patch.setattr(checkpoint.os, "fsync", dying(os.fsync))
+        patch.setattr(os, "fsync", dying(os.fsync))
         try:
             checkpoint.save(folder, 40, tensors(40), {"n": 40})
         except Died:

@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from replicate import cli, notebooks, paths, runner
+from replicate import cli, downloads, notebooks, paths, runner
 from replicate.presets import train_preset
 
 TINY = ["steps=3", "lr_warmup=1", "dense_warmup=1", "corpus=synthetic", "model.n_layer=1", "model.d_model=16",
@@ -61,6 +61,21 @@ def test_train_resumes_from_its_folder(capsys, tmp_path):
 def test_bad_input_is_one_line_and_status_2(capsys, arguments, expected):
     status, _, err = run(capsys, *arguments)
     assert status == 2 and expected in err and err.startswith("replicate: ") and err.count("\n") == 1
+
+
+def test_a_download_that_fails_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path))
+    monkeypatch.setattr(downloads, "SHAKESPEARE_URL", (tmp_path / "none").as_uri())
+    status, _, err = run(capsys, "train", "--set", "corpus=shakespeare")
+    assert status == 1 and err.startswith("replicate: corpus 'shakespeare' could not be downloaded")
+    assert "file:PATH" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--repeats", "1", "ffn"], ["bench", "--turn", "2", "step"]])
+def test_a_benchmark_s_name_after_its_options_is_refused(capsys, monkeypatch, arguments):
+    monkeypatch.setattr("replicate.bench.train_bench", lambda *args, **kwargs: pytest.fail("it ran"))
+    status, _, err = run(capsys, *arguments)
+    assert status == 2 and f"python -m replicate bench {arguments[-1]}" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["train", "--color", "red"]])

@@ -1,6 +1,5 @@
 """Downloads against local stand-ins: checks, resumed folders, and what is said off-line."""
 
-import errno
 import hashlib
 import sys
 
@@ -132,15 +131,3 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     with pytest.raises(ValueError, match="write it like '200MB'"):
         downloads.parse_bytes(text)
-
-
-def test_replacing_is_all_or_nothing(tmp_path):
-    file = tmp_path / "deep" / "file"
-    with downloads.replacing(file) as out:
-        out.write(b"old")
-    with pytest.raises(KeyError), downloads.replacing(file) as out:
-        out.write(b"new")
-        raise KeyError
-    with pytest.raises(OSError, match=r"no space left to write .*REPLICATE_RUNS"), downloads.replacing(file):
-        raise OSError(errno.ENOSPC, "full")
-    assert file.read_bytes() == b"old" and [f.name for f in file.parent.iterdir()] == ["file"]

@@ -9,6 +9,7 @@ from replicate import evaluate
 from replicate.config import ModelConfig, SparsityConfig
 from replicate.data import TokenData
 from replicate.gpt import GPT
+from replicate.transplant import with_sparsity
 
 CONFIG = ModelConfig(vocab_size=16, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=24)
 
@@ -128,6 +129,24 @@ def test_impossible_tasks_are_named(data):
     Monotone.valid = np.zeros(20, np.uint16)
     with pytest.raises(ValueError, match="20 held-out tokens are too few"):
         evaluate.completion_task(Monotone(), 2)
+
+
+def test_a_transplanted_model_is_the_same_but_for_its_format(data):
+    """The fixed experts of routing "static" are those with most activation on the sample."""
+    model = make().train()
+    sample = data.valid_batches(1, 4)[0][0]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    formats = SparsityConfig(activation="venom", n_clusters=4, top_k=1, routing="static", inner=False)
+    copy = with_sparsity(model, formats, sample)
+    assert model.training and not copy.training
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert {ffn.phase for ffn in copy.ffns()} == {"sparse"}
+    read = evaluate.ffn_inputs(model, sample)
+    for ffn, x in zip(copy.ffns(), read, strict=True):
+        energy = (x @ ffn.w1).relu().square().unflatten(-1, (4, -1)).sum((0, 1, 3))
+        assert ffn.static_experts.tolist() == [int(energy.argmax())]
+    copy.set_phase("dense")
+    torch.testing.assert_close(copy(sample)[0], model(sample)[0])
 
 
 def test_layer_statistics_are_those_of_the_layers(data):

@@ -527,6 +527,20 @@ def test_scale_is_computed_at_the_first_switch_and_frozen():
     assert torch.equal(loaded.scale, frozen)
 
 
+def test_weights_are_not_folded_before_their_scales_are_known():
+    ffn = make(replace(SPARSITY_PRESETS["w1"], weight_scale=True), phase="dense")
+    before = ffn.w1.detach().clone()
+    with pytest.raises(RuntimeError, match="no scales yet: enter the sparse phase first"):
+        ffn.fold()
+    assert torch.equal(ffn.w1, before)
+    ffn.phase = "sparse"
+    ffn.fold()
+    assert ffn.w1.isfinite().all() and not torch.equal(ffn.w1, before)
+    plain = make("w1", phase="dense")
+    plain.fold()  # needs no scales
+    check24(plain.w1, 0)
+
+
 def test_without_weight_scale_there_is_none():
     ffn = make("w1")
     assert ffn.scale.isnan().all()

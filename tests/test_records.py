@@ -1,6 +1,7 @@
 import gzip
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replicate import config, config_text, records
+from replicate import config, config_text, paths, records
 
 
 @pytest.fixture
@@ -37,6 +38,29 @@ def test_provenance_names_device_versions_commit_and_date(store):
     assert record.commit
     assert record.date.endswith("Z")
     assert record.seed is None
+
+
+def test_the_code_of_a_result_is_what_makes_it_kernels_included(tmp_path):
+    """Real files, in a copy: a cached run ends with a change to a kernel, not with one to a picture."""
+    package = tmp_path / "replicate"
+    shutil.copytree(paths.ROOT / "replicate", package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = records.fingerprint(package)
+    assert before == records.code_fingerprint()
+
+    def changes_it(name):
+        path, text = package / name, (package / name).read_text()
+        path.write_text(text + "\n# changed\n")
+        now = records.fingerprint(package)
+        path.write_text(text)
+        return now != before
+
+    tools = ("bench", "timing", "tune_tiles", "venom_bench", "venom_cases")
+    kernels = [p.name for p in (package / "kernels").glob("*.py") if p.stem not in tools]
+    assert {"matmul24.py", "venom_up.py", "route_topk.py", "backend.py"} <= set(kernels)
+    assert all(changes_it(name) for name in ("ffn.py", "train.py", *(f"kernels/{name}" for name in kernels)))
+    shown = ("plots.py", "kernel_plots.py", "bench.py", *(f"kernels/{name}.py" for name in tools))
+    assert not any(changes_it(name) for name in shown)
+    assert records.fingerprint(package) == before
 
 
 def test_commit_can_be_stated_where_there_is_no_git(monkeypatch):

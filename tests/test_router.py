@@ -12,6 +12,7 @@ from replicate.router import (
     cluster_means,
     cluster_neurons,
     load_stats,
+    ordered_cluster_mask,
     permuted_venom,
     route,
     scores,
@@ -259,6 +260,8 @@ def test_cluster_mask_against_loops(data, size, seed):
     slow = [[labels[f].item() in row for f in range(n * size)] for row in experts.tolist()]
     assert mask.dtype == torch.bool and mask.tolist() == slow
     assert mask.sum() == experts.numel() * size
+    in_order = cluster_mask(experts, torch.arange(n).repeat_interleave(size), n)
+    assert torch.equal(ordered_cluster_mask(experts.int(), n * size, n), in_order)
 
 
 # Permutation

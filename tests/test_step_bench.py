@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,6 +230,24 @@ def test_the_table_says_what_was_composed():
     assert line.endswith("100.0 + 20.00 a layer, off by 0.0% at most")
     assert "busiest cluster over the mean: 1.50 in the median" in text
     assert text.endswith("attention: cudnn (flash 3.00 ms, cudnn 2.00 ms)")
+
+
+def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
+    """A later and wider record of another GPU changes nothing."""
+    store = records.RecordStore(recorded=tmp_path)
+    monkeypatch.setattr(step_table, "RecordStore", lambda: store)
+    record = made_up(preset="llama1b")
+    ours = replace(record, device=records.CARD, date="2026-01-01T00:00:00Z")
+    store.put(ours, recorded=True)
+    depths = {n: depth | {"ms": depth["ms"] | {"recipe": spread(1.0)}} for n, depth in
+              record.results["depths"].items()}  # fmt: skip
+    other = step_bench.config("llama1b", ["recipe", "act24"], (2, 4, 6))
+    other = records.make_record(step_table.KIND, other, record.results | {"depths": depths})
+    store.put(replace(other, device="NVIDIA A100", date="2026-02-01T00:00:00Z"), recorded=True)
+    assert step_table.recorded("llama1b", ["recipe"]) == ours
+    assert step_table.speeds("llama1b")["recipe"] == step_table.rows(ours)[-1]["x"]
+    with pytest.raises(ValueError, match=f"act24, device {records.CARD}"):
+        step_table.recorded("llama1b", ["act24"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

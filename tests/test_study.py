@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from replicate import paths, pool, study
+from replicate import downloads, paths, pool, study
 from replicate.config import ModelConfig, TrainConfig
 from replicate.config_text import config_hash, to_dict
 from replicate.data import load_corpus
@@ -75,6 +75,28 @@ def test_a_failing_arm_is_named_and_costs_only_itself(store, capfd):
     assert found[1][0].results["steps"]["loss"] == train(RUN, progress=False)["steps"]["loss"]
     assert found[0][0].corpus["corpus"] == "synthetic"
     assert found[0][0].seconds > 0
+
+
+def test_a_corpus_that_cannot_be_had_makes_a_cached_run_missing(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "SHAKESPEARE_URL", (tmp_path / "none").as_uri())
+    config = replace(RUN, corpus="shakespeare")
+    store.put(make_record("train", config, {"final_loss": 1.0}, corpus={"sha256": "x"}))
+    store.put(make_record("train", RUN, {}, corpus={"sha256": load_corpus("synthetic").sha256}))
+    found = study.look_up({config_hash(c): c for c in (config, RUN)}, store)
+    assert list(found) == [config_hash(RUN)]
+
+
+def test_records_name_the_device_that_the_run_asked_for(store, monkeypatch):
+    monkeypatch.setattr("replicate.measure.device_name", lambda kind="auto": f"the {kind} device")
+    results = {"final_loss": 1.0, "corpus": {"sha256": "x"}}
+    answer = {"results": results, "seconds": 1.0, "completion": {"accuracy": 0.5}}
+    asked = {"n": 4}
+    for device in ("cpu", "auto"):
+        record = study.put_answer(store, replace(RUN, device=device), answer, question=asked)
+        reply, _ = store.find("completion", {"train": record.config_hash, **asked})
+        assert record.device == reply.device == f"the {device} device"
+    record, _ = store.get_or_run("stat", {"a": 1}, dict, device="cpu")
+    assert record.device == "the cpu device"
 
 
 def test_fresh_trains_again(store, monkeypatch):

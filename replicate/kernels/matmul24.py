@@ -18,9 +18,11 @@ from replicate.kernels.compressed24 import Compressed24, unpack24
 from replicate.kernels.plan24 import Shape, plan_for, sparse_product
 
 
-def matmul24_reference(sparse: Compressed24, dense: Tensor, transpose: bool = False) -> Tensor:
-    """A B [R, N], or its transpose [N, R], by a dense product of the unpacked operand."""
-    a = unpack24(sparse, backend="reference")
+def matmul24_reference(
+    sparse: Compressed24, dense: Tensor, transpose: bool = False, *, backend: str | None = "reference"
+) -> Tensor:
+    """A B [R, N], or its transpose [N, R], by a dense product of the operand, which `backend` unpacks."""
+    a = unpack24(sparse, backend=backend)
     return dense.t() @ a.t() if transpose else a @ dense
 
 
@@ -49,8 +51,7 @@ def matmul24(
     check(dense.device == sparse.buffer.device, f"A is on {sparse.buffer.device}, B on {dense.device}")
     engine = engines.select(dense.device, backend)
     if engine != "cusparselt" or dense.shape[1] == 0:
-        a = unpack24(sparse, backend=backend)
-        return dense.t() @ a.t() if transpose else a @ dense
+        return matmul24_reference(sparse, dense, transpose, backend=backend)
     forced = engines.requested(backend) == "cusparselt"
     return _matmul24_op(sparse.buffer, sparse.dense, dense, rows, cols, transpose, sparse.layout, forced)
 
@@ -70,8 +71,8 @@ def _matmul24_op(
     shape = Shape(len(buffer), operand.shape[1], cols, dense.dtype, operand.is_contiguous(), transpose)
     plan = plan_for(shape, dense.device)
     if not forced and plan.engine(unpacks=full is None) == "dense":
-        a = unpack24(Compressed24(buffer, rows, cols, layout, full))
-        return dense.t() @ a.t() if transpose else a @ dense
+        sparse = Compressed24(buffer, rows, cols, layout, full)
+        return matmul24_reference(sparse, dense, transpose, backend=None)
     if plan.algorithm is None:
         raise RuntimeError(f"no algorithm of cuSPARSELt is right for {shape.key}; use backend='auto'")
     out = sparse_product(buffer, operand, transpose, plan.algorithm)

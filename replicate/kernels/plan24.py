@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from replicate import paths
+from replicate.files import write_atomic
 from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF
 from replicate.kernels.compressed24 import TILE, compress_by_library
@@ -110,14 +110,14 @@ def forget() -> None:
 
 def _load_or_tune(shape: Shape, device: torch.device) -> Plan:
     file = _cache_file(device)
-    plans = _read(file)
-    if shape.key not in plans:
+    plan = _read(file).get(shape.key)
+    if plan is None:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"product {shape.key} is not tuned; run it once before capturing a CUDA graph")
         with torch.cuda.device(device), torch.no_grad():
-            plans[shape.key] = tune(shape, device)
-        _save(file, plans)
-    return plans[shape.key]
+            plan = tune(shape, device)
+        _save(file, {**_read(file), shape.key: plan})  # read again: others may have written meanwhile
+    return plan
 
 
 def sparse_product(buffer: Tensor, dense: Tensor, transpose: bool, algorithm: int) -> Tensor:
@@ -229,8 +229,5 @@ def _read(path: Path) -> dict[str, Plan]:
 
 
 def _save(path: Path, plans: dict[str, Plan]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
     text = json.dumps({key: dataclasses.asdict(plan) for key, plan in sorted(plans.items())}, indent=1)
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    write_atomic(path, (text + "\n").encode())

@@ -235,7 +235,15 @@ def soft_threshold_prune24_both(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> tuple[Compressed24, Compressed24]:
-    """(S24(W) along F, S24(W)^T along D) from one read of W; `scales` in that order."""
+    """S24(W) [D, F] with groups along F and S24(W)^T [F, D] with groups along D, from one read of W.
+
+    Args:
+        w: [D, F], float32, float16 or bfloat16; D and F are multiples of 64.
+        scales: of the two results in that order; else as in `soft_threshold_prune24`.
+
+    Raises:
+        ValueError: shape, dtype or method does not fit.
+    """
     return _compress(w, True, True, scales, method, dtype, backend)
 
 

@@ -14,6 +14,7 @@ if HAVE_TRITON:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
 HOPPER_SHARED = 232448  # bytes of shared memory a program may have on sm_90
+REFERENCE = "use the operation's *_reference function, or SparseFFN(..., backend='reference')"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -34,11 +35,9 @@ def cuda_or_interpreted(first: Tensor, *others: Tensor) -> None:
         if t.device != device:
             raise ValueError(f"tensors are on several devices: {device} and {t.device}")
     if not HAVE_TRITON:
-        raise ValueError("Triton is not installed; use backend='reference'")
+        raise ValueError(f"Triton is not installed; {REFERENCE}")
     if not (first.is_cuda or interpreted()):
-        raise ValueError(
-            f"tensors are on {device}; Triton kernels need a CUDA device: use backend='reference'"
-        )
+        raise ValueError(f"tensors are on {device}; Triton kernels need a CUDA device: {REFERENCE}")
 
 
 def check_operands(**operands: Tensor) -> None:

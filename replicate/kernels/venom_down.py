@@ -109,7 +109,14 @@ def venom_down(
 def down_parts(
     y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False, tile: Tile | None = None
 ) -> Tensor:
-    """The partial results p [R, D] alone; rows past the last used block are not written."""
+    """The partial results p [R, D] alone, of the arguments of `venom_down`.
+
+    Returns:
+        p in y's dtype; rows past the last used block are not written.
+
+    Raises:
+        ValueError: shapes, dtypes or strides do not fit.
+    """
     check_operands(y=y, w=w)
     d_model, d_ff = w.shape if transposed else w.shape[::-1]
     width = cluster_width(d_ff, len(lists.starts))

@@ -20,20 +20,17 @@ from replicate.kernels.venom_common import check_operands, cluster_width
 from replicate.kernels.venom_down import venom_down
 from replicate.kernels.venom_up import venom_up, venom_up_backward
 from replicate.kernels.venom_wgrad import venom_wgrad
+from replicate.router import ordered_cluster_mask
+from replicate.sparsity import prune24
 
 
 def venom_ffn_reference(
     x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool = True
 ) -> Tensor:
     """y3 [T, D] in torch, differentiable: everything is computed, then masked."""
-    chosen = torch.zeros(len(x), n_clusters, dtype=torch.bool, device=x.device)
-    chosen = chosen.scatter(1, experts.long(), True).repeat_interleave(w1.shape[1] // n_clusters, 1)
+    chosen = ordered_cluster_mask(experts, w1.shape[1], n_clusters)
     y2 = torch.where(chosen, (x @ w1).relu().square(), 0.0)
-    if inner:
-        groups = y2.unflatten(1, (-1, 4))
-        drop = groups.argsort(dim=-1, descending=True, stable=True)[..., 2:]
-        y2 = groups.scatter(-1, drop, 0.0).flatten(1)
-    return y2 @ w2
+    return (prune24(y2) if inner else y2) @ w2
 
 
 def block_rows(n_choices: int, n_clusters: int) -> int:

@@ -50,7 +50,11 @@ def venom_compress(y: Tensor, v: int, m: int, n: int = 2) -> tuple[Tensor, Tenso
 
 
 def venom_decompress(values: Tensor, columns: Tensor, v: int, d_ff: int) -> Tensor:
-    """[T, d_ff] with the values at their columns and zero elsewhere."""
+    """The matrix [T, d_ff] with the values at their columns and zero elsewhere.
+
+    Args:
+        values: [T, K] and columns: [ceil(T / v), K], from `venom_compress`. v: rows of a block.
+    """
     index = columns.long().repeat_interleave(v, 0)[: len(values)]
     return values.new_zeros(len(values), d_ff).scatter(1, index, values)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from replicate.kernels.backend import tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import check_operands, cluster_width, two_of_four
+from replicate.sparsity import prune24
 
 
 def venom_select_reference(full: Tensor, lists: BlockLists, y2: Tensor | None = None) -> Tensor:
@@ -25,11 +26,7 @@ def venom_select_reference(full: Tensor, lists: BlockLists, y2: Tensor | None = 
         rows = slice(start, start + count)
         part = full[lists.tokens[rows].long()].chunk(n, 1)[e]
         out[rows] = part.relu().square() if y2 is None else 2 * part * y2[rows].sqrt()
-    if y2 is not None:
-        return out
-    groups = out.unflatten(1, (-1, 4))
-    order = groups.argsort(dim=-1, descending=True, stable=True)[..., 2:]
-    return groups.scatter(-1, order, 0.0).flatten(1)
+    return prune24(out) if y2 is None else out
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from replicate.kernels.venom_common import (
     programs,
     two_of_four,
 )
+from replicate.sparsity import prune24
 
 
 def venom_up_reference(x: Tensor, w1: Tensor, lists: BlockLists, inner: bool = True) -> Tensor:
@@ -36,11 +37,7 @@ def venom_up_reference(x: Tensor, w1: Tensor, lists: BlockLists, inner: bool = T
     for e, (start, count) in enumerate(zip(lists.starts.tolist(), lists.counts.tolist(), strict=True)):
         rows = slice(start, start + count)
         y2[rows] = (x[lists.tokens[rows].long()] @ w1.chunk(n, 1)[e]).relu().square()
-    if not inner:
-        return y2
-    groups = y2.unflatten(1, (-1, 4))
-    order = groups.argsort(dim=-1, descending=True, stable=True)[..., 2:]
-    return groups.scatter(-1, order, 0.0).flatten(1)
+    return prune24(y2) if inner else y2
 
 
 def venom_up_backward_reference(dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists) -> Tensor:

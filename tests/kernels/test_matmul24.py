@@ -12,6 +12,7 @@ import torch
 from replicate.kernels import backend as engines
 from replicate.kernels import matmul24, plan24, relu2_prune24, report, soft_threshold_prune24
 from replicate.kernels.compressed24 import Compressed24, pack24_reference
+from replicate.kernels.matmul24 import matmul24_reference
 from replicate.kernels.plan24 import Plan, Shape
 from replicate.paths import ROOT
 from replicate.sparsity import prune24
@@ -44,7 +45,9 @@ def test_dense_engine(rows, cols, n, dtype):
     for right in (b, b.t().contiguous().t()):
         assert matmul24(sparse, right).shape == (rows, n)
         torch.testing.assert_close(matmul24(sparse, right), expected, rtol=0.02, atol=0.05)
+        assert torch.equal(matmul24_reference(sparse, right), matmul24(sparse, right))
         transposed = matmul24(sparse, right, transpose=True)
+        assert torch.equal(matmul24_reference(sparse, right, True), transposed)
         torch.testing.assert_close(transposed, expected.t(), rtol=0.02, atol=0.05)
 
 
@@ -178,8 +181,31 @@ def test_a_slow_or_wrong_library_means_a_dense_product(monkeypatch):
     assert wrong.algorithm is None and wrong.engine(unpacks=True) == "dense"
 
 
-def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypatch):
+@pytest.fixture
+def plan_file(tmp_path, monkeypatch):
+    """The file of plans of a device that is not there."""
     file = tmp_path / "plans" / "device.json"
+    monkeypatch.setattr(plan24, "_cache_file", lambda device: file)
+    monkeypatch.setattr(plan24, "_known", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
+    return file
+
+
+def test_a_worker_keeps_the_plans_that_another_wrote_while_it_tuned(plan_file, monkeypatch):
+    ours, theirs = Shape(64, 8, 64, torch.float16), Shape(64, 16, 64, torch.float16)
+
+    def tune(shape, device):
+        plan24._save(plan_file, {theirs.key: Plan(3)})
+        return Plan(7)
+
+    monkeypatch.setattr(plan24, "tune", tune)
+    assert plan24.plan_for(ours, torch.device("cuda:0")) == Plan(7)
+    assert plan24._read(plan_file) == {ours.key: Plan(7), theirs.key: Plan(3)}
+
+
+def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(plan_file, monkeypatch):
+    file = plan_file
     shape = Shape(64, 8, 64, torch.float16)
     tuned = []
 
@@ -188,10 +214,6 @@ def test_plans_survive_on_disk_and_a_damaged_file_is_replaced(tmp_path, monkeypa
         return Plan(7, ms=1.0, dense_ms=2.0)
 
     monkeypatch.setattr(plan24, "tune", tune)
-    monkeypatch.setattr(plan24, "_cache_file", lambda device: file)
-    monkeypatch.setattr(plan24, "_known", {})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
     device = torch.device("cuda:0")
     assert plan24.plan_for(shape, device).algorithm == 7
     assert json.loads(file.read_text())[shape.key]["dense_ms"] == 2.0
@@ -246,6 +268,8 @@ def test_cusparselt_engine(rows, cols, n, dtype, poison, own_plans):
             out = out.t() if transpose else out
             error = (out.double() - expected).norm() / expected.norm()
             assert error < plan24.TOLERANCE[dtype]
+            reference = matmul24_reference(sparse, right)
+            assert (reference.double() - expected).norm() / expected.norm() < plan24.TOLERANCE[dtype]
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from replicate.kernels import venom_common
 from replicate.kernels.token_lists import token_lists
 from replicate.kernels.venom_down import gather_sum, venom_down, venom_down_reference
 from replicate.kernels.venom_select import venom_select, venom_select_reference
@@ -59,6 +60,15 @@ def assert_close(ours, reference, dtype):
     assert ours.isfinite().all()
     error = (ours.double() - reference.double()).norm() / reference.double().norm()
     assert error <= TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize(("triton", "problem"), [(True, "tensors are on cpu"), (False, "not installed")])
+def test_where_there_is_no_kernel_the_way_out_is_named(monkeypatch, triton, problem):
+    monkeypatch.setattr(venom_common, "HAVE_TRITON", triton)
+    monkeypatch.setattr(venom_common, "interpreted", lambda: False)
+    with pytest.raises(ValueError, match=problem) as refused:
+        venom_common.check_operands(x=torch.zeros(8, 8))
+    assert str(refused.value).endswith("*_reference function, or SparseFFN(..., backend='reference')")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
