@@ -23,6 +23,7 @@ from replicate.compiled import compiled_loss
 from replicate.config import TrainConfig, config_hash, to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
+from replicate.kernels import backend as engines
 from replicate.runtime import (
     NonFiniteLoss,
     Progress,
@@ -69,7 +70,8 @@ class Trainer:
         data: tokens to train on instead of config.corpus's.
 
     Raises:
-        ValueError: if run_dir holds checkpoints of another configuration or corpus.
+        ValueError: if run_dir holds checkpoints of another configuration or corpus, or there is no backend of
+            the name that config.backend or REPLICATE_BACKEND gives.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Trainer:
         data: TokenData | None = None,
     ):
         self.config, self.callback = config, callback
+        engines.requested(config.backend)
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)

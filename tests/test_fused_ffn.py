@@ -195,6 +195,12 @@ def test_on_a_cpu_the_reference_is_the_default():
     assert fused_ffn.describe(ffn, torch.randn(4, D_MODEL)).startswith("reference (2:4 needs float16")
 
 
+def test_the_variable_decides_where_the_layer_does_not(monkeypatch):
+    for name in ("triton", "reference"):
+        monkeypatch.setenv("REPLICATE_BACKEND", name)
+        assert fused_ffn.choose(layer(CONFIGS["act24"], "auto"), tokens().to(HALF)) == name
+
+
 def test_the_line_names_formats_and_engines():
     ffn = layer(SPARSITY_PRESETS["recipe"], BACKEND)
     line = fused_ffn.describe(ffn, tokens().to(HALF))

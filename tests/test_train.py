@@ -459,6 +459,13 @@ def test_statistics_read_few_sequences_in_whole_blocks(batch, seq_len, v, rows):
     assert stats_rows(replace(RUN, batch_size=batch, model=model)) == rows
 
 
+def test_a_backend_nobody_knows_is_refused_before_anything_runs(data, monkeypatch):
+    monkeypatch.setenv("REPLICATE_BACKEND", "fast")
+    with pytest.raises(ValueError, match="REPLICATE_BACKEND is 'fast'; choose one of auto"):
+        Trainer(RUN, data=data, progress=False)
+    Trainer(replace(RUN, backend="reference"), data=data, progress=False)
+
+
 def test_devices_and_durations():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match=r"'gpu0'.*choose 'auto' or 'cpu'"):
