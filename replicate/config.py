@@ -122,6 +122,11 @@ class SparsityConfig:
                 "outputs='selected' never has y1 and dy2 in full, from which routing 'activation' and "
                 "gradient masks are read; it needs routing='token' or 'static' and mask_reuse=True"
             )
+        if self.weight_scale and self.weight_method == "hard":
+            raise ValueError(
+                "weight_scale=True undoes the shrinking by weight_method='soft'; 'hard' shrinks nothing: "
+                "set weight_scale=False or weight_method='soft'"
+            )
         clusters = self.inner and self.routing != "oracle-block"
         if self.activation == "venom" and not clusters and self.selection != "magnitude":
             raise ValueError(

@@ -124,6 +124,7 @@ def test_train_preset_arguments():
     ("changes", "pattern"),
     [
         ({"weight_method": "softt"}, "weight_method is 'softt'; choose one of soft, hard"),
+        ({"weight_method": "hard", "weight_scale": True}, "set weight_scale=False or weight_method='soft'"),
         ({"activation": "48"}, "activation is '48'"),
         ({"selection": "best"}, "selection is 'best'"),
         ({"outputs": "some"}, "outputs is 'some'"),
