@@ -165,10 +165,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(status(runs, store))
         return 0
     workers = args.workers[0] if args.workers else None
-    outcome = run(
-        runs, store, minutes=args.minutes, workers=workers, keep=args.record, fresh=args.fresh,
-        question=evaluate.QUESTIONS.get(args.profile),
-    )  # fmt: skip
+    try:
+        outcome = run(
+            runs, store, minutes=args.minutes, workers=workers, keep=args.record, fresh=args.fresh,
+            question=evaluate.QUESTIONS.get(args.profile),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        from replicate.cli import again
+
+        kept = f"what was finished is kept; {again('--fresh' if args.fresh else '')}"
+        raise KeyboardInterrupt(kept) from None
     _print_results(runs, store)
     print(f"{len(outcome.trained)} trained, {len(outcome.failed)} failed, {len(outcome.left)} left")
     for label, error in outcome.failed.items():

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "the disk is full; free some space and run again, what is done is kept" if full else error
         print(f"replicate: {what}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("replicate: interrupted; run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"replicate: interrupted{f'; {stop}' if stop.args else ''}", file=sys.stderr)
         return 130
 
 
@@ -67,6 +67,8 @@ def train(args: argparse.Namespace) -> int:
     except NonFiniteLoss as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept_of(args)) from None
     if args.json:
         _write_json(args.json, result)
     valid = result["valid_loss"]
@@ -120,7 +122,10 @@ def notebooks(args: argparse.Namespace) -> int:
     if args.action == "refresh":
         print("refreshed:", *books.refresh(args.only))
         return 0
-    outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
+    try:
+        outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(again("--fresh" if args.fresh else "")) from None
     print()
     claims(argparse.Namespace(profile=None, judged=bool(args.only), markdown=False, write=True))
     failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
@@ -154,6 +159,23 @@ def changes(pairs: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--set {pair!r} is no key=value, like steps=50 or model.d_ff=512")
         found[key] = value
     return found
+
+
+def again(without: str = "") -> str:
+    """How to go on after an interruption; `without` is the option that would start over, if it was given."""
+    return f"run the same command again{f' without {without}' if without else ''} to go on"
+
+
+def _kept_of(args: argparse.Namespace) -> str:
+    """What an interrupted `train` leaves behind."""
+    from replicate import checkpoint
+
+    if args.run_dir is None:
+        return "nothing was kept, for want of a --run-dir"
+    steps = checkpoint.steps(args.run_dir)
+    if not steps:
+        return "nothing was kept, no step was finished"
+    return f"step {steps[-1]} is kept; {again('--restart' if args.restart else '')}"
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -131,6 +133,33 @@ def reproducible(device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def interrupts_between_steps(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Make Ctrl-C wait: what is inside asks the function given whether it came, and ends in good order.
+
+    KeyboardInterrupt is raised after that, and at once if Ctrl-C comes twice. Nothing changes where `wanted`
+    is False, outside the main thread, and where somebody else handles Ctrl-C.
+    """
+    came = False
+
+    def note(*_: Any) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    ours = wanted and threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Progress:

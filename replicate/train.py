@@ -29,6 +29,7 @@ from replicate.runtime import (
     Progress,
     check_same_run,
     draw_seed,
+    interrupts_between_steps,
     make_optimizer,
     pick_device,
     pick_dtype,
@@ -63,7 +64,7 @@ class Trainer:
 
     Args:
         config: what to train and how.
-        run_dir: folder for checkpoints, every `checkpoint_every` steps and at the end; None: none.
+        run_dir: folder for checkpoints, every `checkpoint_every` steps, at the end and on Ctrl-C; None: none.
         resume: continue from the newest intact checkpoint in run_dir; False starts over.
         progress: progress lines on stderr.
         callback: called as callback(step, trainer) after each optimiser step.
@@ -115,6 +116,8 @@ class Trainer:
     def run(self, stop_after: int | None = None) -> None:
         """Train to the end, or until `stop_after` steps are done (counted from the run's start).
 
+        With a run_dir, Ctrl-C ends the run after the step it came in, with a checkpoint of it.
+
         Raises:
             NonFiniteLoss: naming step and phase, after saving the layers' statistics.
         """
@@ -122,7 +125,7 @@ class Trainer:
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
         self.progress.start(self.parameters, self.step, self.device, self.dtype)
-        with reproducible(self.device):
+        with interrupts_between_steps(self.run_dir is not None) as interrupted, reproducible(self.device):
             self._since = time.perf_counter()
             while self.step < last:
                 self._train_step()
@@ -135,13 +138,15 @@ class Trainer:
                     self._save()
                 if self.callback:
                     self.callback(step, self)
+                if interrupted():
+                    break
             self._flush()
             if self.step == config.steps and (not self.valid_losses or self.valid_losses[-1][0] < self.step):
                 self._evaluate()
             if begun:
                 self._save()
-        result = (self.losses or [None])[-1], (self.valid_losses or [[0, None]])[-1][1]
-        self.progress.finish(self.step, *result, self.seconds)
+            result = (self.losses or [None])[-1], (self.valid_losses or [[0, None]])[-1][1]
+            self.progress.finish(self.step, *result, self.seconds)
 
     def result(self) -> dict[str, Any]:
         """The record so far, in JSON types.

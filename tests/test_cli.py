@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from replicate import cli, notebooks, paths, runner
+from replicate import checkpoint, cli, notebooks, paths, runner
 from replicate.presets import train_preset
 
 TINY = ["steps=3", "lr_warmup=1", "dense_warmup=1", "corpus=synthetic", "model.n_layer=1", "model.d_model=16",
@@ -171,6 +171,38 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
     monkeypatch.setattr(runner, "run", fail)
     code, _, err = run(capsys, "notebooks", "run")
     assert code == status and expected in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "expected"),
+    [
+        (None, [], "interrupted; nothing was kept, for want of a --run-dir"),
+        ([], [], "interrupted; nothing was kept, no step was finished"),
+        ([8], [], "interrupted; step 8 is kept; run the same command again to go on"),
+        ([8], ["--restart"], "step 8 is kept; run the same command again without --restart to go on"),
+    ],
+)
+def test_an_interrupted_training_says_what_is_kept(capsys, monkeypatch, tmp_path, steps, options, expected):
+    def stop(config, run_dir, resume):
+        for step in steps or ():
+            checkpoint.save(run_dir, step, {}, {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("replicate.train"), "train", stop)
+    where = [] if steps is None else ["--run-dir", str(tmp_path)]
+    code, _, err = run(capsys, "train", *where, *options)
+    assert code == 130 and expected in err and err.count("\n") == 1
+
+
+def test_other_interruptions_promise_nothing(capsys, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replicate.campaign.run", stop)
+    assert "what was finished is kept; run the same command again to go on" in run(capsys, "study", "run")[2]
+    assert "again without --fresh to go on" in run(capsys, "study", "run", "--fresh")[2]
+    monkeypatch.setattr("replicate.bench.train_bench", stop)
+    assert run(capsys, "bench", "train") == (130, "", "replicate: interrupted\n")
 
 
 def test_it_is_a_module():

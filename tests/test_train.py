@@ -217,6 +217,36 @@ def test_an_altered_checkpoint_is_refused_and_the_previous_one_used(kind, data, 
     assert again.losses == whole.losses
 
 
+def test_ctrl_c_ends_the_step_and_keeps_it(data, tmp_path, monkeypatch):
+    through = timeless(run(RUN, data).result())
+    gradients = Trainer._gradients
+
+    def interrupted(trainer, step):
+        if step == 12:
+            signal.raise_signal(signal.SIGINT)
+        return gradients(trainer, step)
+
+    monkeypatch.setattr(Trainer, "_gradients", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(RUN, data, run_dir=tmp_path)
+    assert checkpoint.steps(tmp_path) == [13]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert timeless(run(RUN, data, run_dir=tmp_path).result()) == through
+
+
+def test_ctrl_c_twice_or_without_a_folder_ends_at_once(data, tmp_path, monkeypatch):
+    def interrupted(trainer, step):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(Trainer, "_gradients", interrupted)
+    for folder in (None, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(RUN, data, run_dir=folder)
+    assert checkpoint.steps(tmp_path) == []
+
+
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
     run(RUN, data, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"another config_hash.*resume=False"):
