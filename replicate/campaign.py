@@ -91,11 +91,14 @@ def run(
         label = labels[config_hash(config)]
         if "skipped" in answer:
             continue
-        if "error" in answer:
-            failed[label] = answer["error"]
-            say(f"{label}: FAILED, {answer['error']}")
+        try:
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            record = study.put_answer(store, config, answer, keep=keep, question=question)
+        except (RuntimeError, ValueError) as error:
+            failed[label] = str(error)
+            say(f"{label}: FAILED, {error}")
             continue
-        record = study.put_answer(store, config, answer, keep=keep, question=question)
         durations.now[names[config_hash(config)]] = record.seconds
         trained.append(label)
         say(f"{len(trained)}/{len(waiting)} {label}: {_summary(record, answer)}, {clock(_since(begun))}")
@@ -153,6 +156,8 @@ def _since(begun: float) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m replicate study run | status | probe`; returns the exit status."""
     args = _parser().parse_args(argv)
+    for workers in args.workers or ():
+        pool.check_workers(workers)
     if args.action == "probe":
         from replicate import probe
 
