@@ -71,8 +71,8 @@ class Trainer:
         data: tokens to train on instead of config.corpus's.
 
     Raises:
-        ValueError: if run_dir holds checkpoints of another configuration or corpus, or there is no backend of
-            the name that config.backend or REPLICATE_BACKEND gives.
+        ValueError: if run_dir holds checkpoints of another configuration or corpus, or the backend that
+            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class Trainer:
         data: TokenData | None = None,
     ):
         self.config, self.callback = config, callback
-        engines.requested(config.backend)
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
+        engines.requested(config.backend)
+        if schedule.sparse_steps(config):
+            engines.select(self.device, config.backend, self.dtype)
         self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

@@ -496,6 +496,14 @@ def test_a_backend_nobody_knows_is_refused_before_anything_runs(data, monkeypatc
     Trainer(replace(RUN, backend="reference"), data=data, progress=False)
 
 
+def test_a_backend_that_cannot_run_here_is_refused_before_the_warm_up(data):
+    config = replace(RUN, device="cpu", backend="cusparselt")
+    with pytest.raises(ValueError, match="'cusparselt' cannot run on cpu"):
+        Trainer(config, data=data, progress=False)
+    for dense in (replace(config, model=MODEL), replace(config, sparse_share=0.0)):
+        Trainer(dense, data=data, progress=False)
+
+
 def test_devices_and_durations():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match=r"'gpu0'.*choose 'auto' or 'cpu'"):
