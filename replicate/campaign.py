@@ -169,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.action == "status":
         print(status(runs, store))
         return 0
+    from replicate.cli import again, check_folder
+
+    check_folder("--record" if args.record else "--out", store.recorded if args.record else store.root)
     workers = args.workers[0] if args.workers else None
     try:
         outcome = run(
@@ -176,8 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             question=evaluate.QUESTIONS.get(args.profile),
         )  # fmt: skip
     except KeyboardInterrupt:
-        from replicate.cli import again
-
         kept = f"what was finished is kept; {again('--fresh' if args.fresh else '')}"
         raise KeyboardInterrupt(kept) from None
     _print_results(runs, store)

@@ -11,6 +11,7 @@ import importlib
 import json
 import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ def train(args: argparse.Namespace) -> int:
     from replicate.train import train as run
 
     config = _config(args)
+    _check_outputs(args)
     try:
         result = run(config, run_dir=args.run_dir, resume=not args.restart)
     except NonFiniteLoss as error:
@@ -69,14 +71,14 @@ def train(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept_of(args)) from None
-    if args.json:
-        _write_json(args.json, result)
     valid = result["valid_loss"]
     print(
         f"train loss {result['final_loss']:.4f} (last {min(config.final_window, config.steps)} steps), "
         f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
         f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
     )
+    if args.json:
+        _write_json(args.json, result)
     return 0
 
 
@@ -84,14 +86,16 @@ def bench(args: argparse.Namespace) -> int:
     """Measure the training loop against a plain torch loop of the same shapes."""
     from replicate.bench import train_bench
 
-    result = train_bench(_config(args), repeats=args.repeats, steps=args.turn)
-    if args.json:
-        _write_json(args.json, result)
+    config = _config(args)
+    _check_outputs(args)
+    result = train_bench(config, repeats=args.repeats, steps=args.turn)
     print(
         f"{result['trainer_tokens_per_s']:,.0f} tokens/s, plain loop "
         f"{result['plain_tokens_per_s']:,.0f} tokens/s: ratio {result['ratio']:.3f} "
         f"({result['low']:.3f} to {result['high']:.3f} over {result['repeats']} turns) on {result['device']}"
     )
+    if args.json:
+        _write_json(args.json, result)
     return 0
 
 
@@ -159,6 +163,37 @@ def changes(pairs: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--set {pair!r} is no key=value, like steps=50 or model.d_ff=512")
         found[key] = value
     return found
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Make `folder` if it is missing. Raises ValueError, with the option, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{option} {folder} cannot be written to ({why}); choose another folder") from None
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raise ValueError, naming the option, if no file can be written at `path`."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{option} {path} cannot be written ({why}); choose another file") from None
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse places that cannot be written before the work, not after it."""
+    if args.json:
+        check_file("--json", args.json)
+    if getattr(args, "run_dir", None):
+        check_folder("--run-dir", args.run_dir)
 
 
 def again(without: str = "") -> str:

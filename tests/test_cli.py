@@ -33,6 +33,42 @@ def test_train_trains_and_writes_the_result(capsys, tmp_path):
     assert f"{result['final_loss']:.4f}" in out
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "place", "expected"),
+    [
+        ("train", "--json", "none/x.json", "cannot be written (No such file or directory)"),
+        ("train", "--json", "", "cannot be written (it is a folder)"),
+        ("train", "--json", "file/x.json", "cannot be written"),
+        ("train", "--run-dir", "file", "cannot be written to"),
+        ("train", "--run-dir", "file/run", "cannot be written to"),
+        ("bench train", "--json", "none/x.json", "cannot be written"),
+        ("study run", "--out", "file", "cannot be written to"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    capsys, monkeypatch, tmp_path, command, option, place, expected
+):
+    def started(*args, **options):
+        raise AssertionError("started")
+
+    monkeypatch.setattr(importlib.import_module("replicate.train"), "train", started)
+    monkeypatch.setattr("replicate.bench.train_bench", started)
+    monkeypatch.setattr("replicate.campaign.run", started)
+    (tmp_path / "file").touch()
+    status, _, err = run(capsys, *command.split(), option, str(tmp_path / place))
+    assert status == 2 and err.startswith(f"replicate: {option} {tmp_path / place} ") and expected in err
+    assert err.count("\n") == 1
+
+
+def test_the_losses_are_printed_though_the_file_cannot_be_written(capsys, monkeypatch, tmp_path):
+    def full(path, result):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "_write_json", full)
+    status, out, err = run(capsys, "train", "--set", *TINY, "--json", str(tmp_path / "x.json"))
+    assert status == 1 and out.startswith("train loss ") and "the disk is full" in err
+
+
 def test_train_resumes_from_its_folder(capsys, tmp_path):
     arguments = ["train", "--set", *TINY, "checkpoint_every=1", "--run-dir", str(tmp_path)]
     first = run(capsys, *arguments)[1].split(",")[0]
