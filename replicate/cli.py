@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +38,21 @@ HANDED_OVER = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (it failed), 2 (bad input), 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def command() -> int:
         for words, module in HANDED_OVER.items():
             if tuple(argv[: len(words)]) == words:
                 return importlib.import_module(module).main(argv[len(words) :])
         args = _parser().parse_args(argv)
         return args.command(args)
+
+    return ended(command)
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit status of `command`; what it raises for bad input, files and Ctrl-C becomes one line."""
+    try:
+        return command()
     except ValueError as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 2
@@ -55,6 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"replicate: interrupted{f'; {stop}' if stop.args else ''}", file=sys.stderr)
         return 130
+
+
+def rewrite(module: str, description: str, update: Callable[[], Path], argv: Sequence[str] | None) -> int:
+    """The command line `python -m replicate.<module>`: no options, `update()` writes a page and is named."""
+    parser = argparse.ArgumentParser(prog=f"python -m replicate.{module}", description=description)
+    parser.parse_args(argv)
+
+    def command() -> int:
+        try:
+            print(update().name)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{error.filename} is missing; restore it, or write figures/ anew by "
+                "`python -m replicate notebooks run`"
+            ) from None
+        return 0
+
+    return ended(command)
 
 
 def train(args: argparse.Namespace) -> int:

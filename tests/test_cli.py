@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from replicate import checkpoint, cli, notebooks, paths, runner
+from replicate import checkpoint, cli, notebooks, paths, records, runner
 from replicate.presets import train_preset
 
 TINY = ["steps=3", "lr_warmup=1", "dense_warmup=1", "corpus=synthetic", "model.n_layer=1", "model.d_model=16",
@@ -239,6 +239,43 @@ def test_other_interruptions_promise_nothing(capsys, monkeypatch):
     assert "again without --fresh to go on" in run(capsys, "study", "run", "--fresh")[2]
     monkeypatch.setattr("replicate.bench.train_bench", stop)
     assert run(capsys, "bench", "train") == (130, "", "replicate: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["readme", "report", "kernel_tables"])
+def test_pages_are_written_only_when_asked(capsys, monkeypatch, name):
+    module = importlib.import_module(f"replicate.{name}")
+
+    def written(*args):
+        raise AssertionError("written")
+
+    monkeypatch.setattr(module, "update", written)
+    for arguments, status in ((["--help"], 0), (["--profile", "gpu"], 2), (["page.md"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            module.main(arguments)
+        said = capsys.readouterr()
+        assert stop.value.code == status and f"usage: python -m replicate.{name}" in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["readme", "report", "kernel_tables"])
+@pytest.mark.parametrize(
+    ("problem", "status", "expected"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "figures/claims.csv"), 2, "claims.csv is missing; "),
+        (records.RecordDamaged("x.json was altered"), 2, "x.json was altered"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x"),
+    ],
+)
+def test_pages_that_cannot_be_written_say_so_in_one_line(
+    capsys, monkeypatch, name, problem, status, expected
+):
+    def fail(*args):
+        raise problem
+
+    module = importlib.import_module(f"replicate.{name}")
+    monkeypatch.setattr(module, "update", fail)
+    assert module.main([]) == status
+    err = capsys.readouterr().err
+    assert err.startswith("replicate: ") and expected in err and err.count("\n") == 1
 
 
 def test_it_is_a_module():
