@@ -145,6 +145,7 @@ def notebooks(args: argparse.Namespace) -> int:
     from replicate import notebooks as books
     from replicate import runner
 
+    runner.check_profile(args.profile)
     if args.action == "list":
         for book in books.select(books.discover(), args.only):
             minutes = book.minutes(args.profile)

@@ -271,6 +271,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("lr_warmup", "dense_warmup", "stats_every", "eval_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; choose 0 to {2**63 - 1}, the numbers torch takes")
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr is {self.lr}; choose above 0, at most 1 (3e-4 is a usual value)")
         for name in ("min_lr_share", "sparse_share"):

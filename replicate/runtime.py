@@ -39,7 +39,10 @@ class NonFiniteLoss(RuntimeError):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one. Raises ValueError if it is not here."""
+    """The device called `name`: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one.
+
+    Raises ValueError if it is not here, or another kind of device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -47,6 +50,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device is {name!r}, not usable here ({error}); choose 'auto' or 'cpu'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, on which nothing trains here; choose 'auto', 'cpu' or 'cuda'")
     return device
 
 

@@ -92,6 +92,10 @@ def test_train_resumes_from_its_folder(capsys, tmp_path):
         (["claims", "--profile", "huge"], "choose one of smoke"),
         (["notebooks", "run", "--only", "99"], "no notebook '99'"),
         (["notebooks", "run", "--profile", "huge"], "choose one of smoke"),
+        (["notebooks", "list", "--profile", "nope"], "profile is 'nope'; choose one of smoke"),
+        (["bench", "kernels", "--shapes", "x"], "shape 'x' is not tokens,d_model,d_ff"),
+        (["bench", "kernels", "--shapes", "64,64"], "shape '64,64' is not tokens,d_model,d_ff"),
+        (["bench", "kernels", "--shapes", "64,64,65"], "in multiples of 64"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, arguments, expected):

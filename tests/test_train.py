@@ -508,6 +508,10 @@ def test_devices_and_durations():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match=r"'gpu0'.*choose 'auto' or 'cpu'"):
         pick_device("gpu0")
+    with pytest.raises(
+        ValueError, match="'meta', on which nothing trains here; choose 'auto', 'cpu' or 'cuda'"
+    ):
+        pick_device("meta")
     assert [clock(s) for s in (7, 750, 11100)] == ["0:07", "12:30", "3:05:00"]
 
 
