@@ -108,9 +108,15 @@ def parse(arguments):
     parser.add_argument("--keep-going", action="store_true", help="go on after a notebook that fails")
     parser.add_argument("--fresh", action="store_true", help="run notebooks again that are done already")
     parser.add_argument("--list", action="store_true", help="list the notebooks and stop")
-    options, rest = parser.parse_known_args(arguments)
+    of_run = ("profile", "only", "seed", "keep_going", "fresh", "list")
+    options, rest = parser.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(of_run)))
     if rest and options.command != "test":
         parser.error(f"unknown argument {rest[0]}")
+    for name in of_run:
+        if getattr(options, name) is None:
+            setattr(options, name, parser.get_default(name))
+        elif options.command == "test":
+            parser.error(f"--{name.replace('_', '-')} belongs to run; test takes pytest's options")
     return options, rest
 
 

@@ -92,11 +92,14 @@ def run(
         label = labels[config_hash(config)]
         if "skipped" in answer:
             continue
-        if "error" in answer:
-            failed[label] = answer["error"]
-            say(f"{label}: FAILED, {answer['error']}")
+        try:
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            record = study.put_answer(store, config, answer, keep=keep, question=question)
+        except (RuntimeError, ValueError) as error:
+            failed[label] = str(error)
+            say(f"{label}: FAILED, {error}")
             continue
-        record = study.put_answer(store, config, answer, keep=keep, question=question)
         durations.now[names[config_hash(config)]] = record.seconds
         trained.append(label)
         say(f"{len(trained)}/{len(waiting)} {label}: {_summary(record, answer)}, {clock(_since(begun))}")
@@ -158,6 +161,8 @@ def _since(begun: float) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m replicate study run | status | probe`; returns the exit status."""
     args = _parser().parse_args(argv)
+    for workers in args.workers or ():
+        pool.check_workers(workers)
     if args.action == "probe":
         from replicate import probe
 
@@ -169,11 +174,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.action == "status":
         print(status(runs, store))
         return 0
+    from replicate.cli import again, check_folder
+
+    check_folder("--record" if args.record else "--out", store.recorded if args.record else store.root)
     workers = args.workers[0] if args.workers else None
-    outcome = run(
-        runs, store, minutes=args.minutes, workers=workers, keep=args.record, fresh=args.fresh,
-        question=evaluate.QUESTIONS.get(args.profile),
-    )  # fmt: skip
+    try:
+        outcome = run(
+            runs, store, minutes=args.minutes, workers=workers, keep=args.record, fresh=args.fresh,
+            question=evaluate.QUESTIONS.get(args.profile),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        kept = f"what was finished is kept; {again('--fresh' if args.fresh else '')}"
+        raise KeyboardInterrupt(kept) from None
     _print_results(runs, store)
     print(f"{len(outcome.trained)} trained, {len(outcome.failed)} failed, {len(outcome.left)} left")
     for label, error in outcome.failed.items():

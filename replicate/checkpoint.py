@@ -32,7 +32,9 @@ class CheckpointRefused(ValueError):
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint atomically and remove all but the `keep` newest.
+    """Write a checkpoint atomically and remove all but the `keep` newest up to it.
+
+    Later ones go too: a run that saves an earlier step could not use them, because they are damaged.
 
     Args:
         folder: made if missing.
@@ -54,8 +56,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     path = folder / f"{stem}.json"
     write_atomic(path, json.dumps(head).encode())
     _sweep(folder)
-    for old in steps(folder)[:-keep]:
-        _remove(folder, old)
+    found = steps(folder)
+    kept = [other for other in found if other <= step][-keep:]
+    for other in found:
+        if other not in kept:
+            _remove(folder, other)
     return path
 
 

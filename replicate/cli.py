@@ -11,8 +11,9 @@ import importlib
 import json
 import shutil
 import sys
+import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,21 @@ HANDED_OVER = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (it failed), 2 (bad input), 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    try:
+
+    def command() -> int:
         for words, module in HANDED_OVER.items():
             if tuple(argv[: len(words)]) == words:
                 return importlib.import_module(module).main(argv[len(words) :])
         args = _parser().parse_args(argv)
         return args.command(args)
+
+    return ended(command)
+
+
+def ended(command: Callable[[], int]) -> int:
+    """The exit status of `command`; what it raises for bad input, files and Ctrl-C becomes one line."""
+    try:
+        return command()
     except ValueError as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 2
@@ -51,9 +61,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "the disk is full; free some space and run again, what is done is kept" if full else error
         print(f"replicate: {what}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("replicate: interrupted; run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"replicate: interrupted{f'; {stop}' if stop.args else ''}", file=sys.stderr)
         return 130
+
+
+def rewrite(module: str, description: str, update: Callable[[], Path], argv: Sequence[str] | None) -> int:
+    """The command line `python -m replicate.<module>`: no options, `update()` writes a page and is named."""
+    parser = argparse.ArgumentParser(prog=f"python -m replicate.{module}", description=description)
+    parser.parse_args(argv)
+
+    def command() -> int:
+        try:
+            print(update().name)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{error.filename} is missing; restore it, or write figures/ anew by "
+                "`python -m replicate notebooks run`"
+            ) from None
+        return 0
+
+    return ended(command)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -62,19 +90,22 @@ def train(args: argparse.Namespace) -> int:
     from replicate.train import train as run
 
     config = _config(args)
+    _check_outputs(args)
     try:
         result = run(config, run_dir=args.run_dir, resume=not args.restart)
     except NonFiniteLoss as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 1
-    if args.json:
-        _write_json(args.json, result)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept_of(args)) from None
     valid = result["valid_loss"]
     print(
         f"train loss {result['final_loss']:.4f} (last {min(config.final_window, config.steps)} steps), "
         f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
         f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
     )
+    if args.json:
+        _write_json(args.json, result)
     return 0
 
 
@@ -87,14 +118,16 @@ def bench(args: argparse.Namespace) -> int:
         )
     from replicate.bench import train_bench
 
-    result = train_bench(_config(args), repeats=args.repeats, steps=args.turn)
-    if args.json:
-        _write_json(args.json, result)
+    config = _config(args)
+    _check_outputs(args)
+    result = train_bench(config, repeats=args.repeats, steps=args.turn)
     print(
         f"{result['trainer_tokens_per_s']:,.0f} tokens/s, plain loop "
         f"{result['plain_tokens_per_s']:,.0f} tokens/s: ratio {result['ratio']:.3f} "
         f"({result['low']:.3f} to {result['high']:.3f} over {result['repeats']} turns) on {result['device']}"
     )
+    if args.json:
+        _write_json(args.json, result)
     return 0
 
 
@@ -117,6 +150,7 @@ def notebooks(args: argparse.Namespace) -> int:
     from replicate import notebooks as books
     from replicate import runner
 
+    runner.check_profile(args.profile)
     if args.action == "list":
         for book in books.select(books.discover(), args.only):
             minutes = book.minutes(args.profile)
@@ -125,7 +159,10 @@ def notebooks(args: argparse.Namespace) -> int:
     if args.action == "refresh":
         print("refreshed:", *books.refresh(args.only))
         return 0
-    outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
+    try:
+        outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(again("--fresh" if args.fresh else "")) from None
     print()
     claims(argparse.Namespace(profile=None, judged=bool(args.only), markdown=False, write=True))
     failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
@@ -159,6 +196,54 @@ def changes(pairs: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--set {pair!r} is no key=value, like steps=50 or model.d_ff=512")
         found[key] = value
     return found
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Make `folder` if it is missing. Raises ValueError, with the option, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{option} {folder} cannot be written to ({why}); choose another folder") from None
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raise ValueError, naming the option, if no file can be written at `path`."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{option} {path} cannot be written ({why}); choose another file") from None
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse places that cannot be written before the work, not after it."""
+    if args.json:
+        check_file("--json", args.json)
+    if getattr(args, "run_dir", None):
+        check_folder("--run-dir", args.run_dir)
+
+
+def again(without: str = "") -> str:
+    """How to go on after an interruption; `without` is the option that would start over, if it was given."""
+    return f"run the same command again{f' without {without}' if without else ''} to go on"
+
+
+def _kept_of(args: argparse.Namespace) -> str:
+    """What an interrupted `train` leaves behind."""
+    from replicate import checkpoint
+
+    if args.run_dir is None:
+        return "nothing was kept, for want of a --run-dir"
+    steps = checkpoint.steps(args.run_dir)
+    if not steps:
+        return "nothing was kept, no step was finished"
+    return f"step {steps[-1]} is kept; {again('--restart' if args.restart else '')}"
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:

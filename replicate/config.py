@@ -121,6 +121,11 @@ class SparsityConfig:
                 "outputs='selected' never has y1 and dy2 in full, from which routing 'activation' and "
                 "gradient masks are read; it needs routing='token' or 'static' and mask_reuse=True"
             )
+        if self.weight_scale and self.weight_method == "hard":
+            raise ValueError(
+                "weight_scale=True undoes the shrinking by weight_method='soft'; 'hard' shrinks nothing: "
+                "set weight_scale=False or weight_method='soft'"
+            )
         clusters = self.inner and self.routing != "oracle-block"
         if self.activation == "venom" and not clusters and self.selection != "magnitude":
             raise ValueError(
@@ -265,6 +270,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("lr_warmup", "dense_warmup", "stats_every", "eval_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; choose 0 to {2**63 - 1}, the numbers torch takes")
         if not 0 < self.lr <= 1:
             raise ValueError(f"lr is {self.lr}; choose above 0, at most 1 (3e-4 is a usual value)")
         for name in ("min_lr_share", "sparse_share"):

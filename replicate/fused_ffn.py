@@ -41,6 +41,8 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
     c, (d_model, d_ff) = ffn.config, ffn.w1.shape
     if ffn.collect:
         return "statistics read all of y2"
+    if len(x) == 0:
+        return "there are no tokens"
     if c.activation != "dense" and c.selection != "magnitude":
         return f"selection {c.selection!r} has no kernel"
     if c.activation == "venom" and c.routing == "oracle-block":
@@ -70,8 +72,8 @@ def choose(ffn: SparseFFN, x: Tensor) -> str:
     that do not exist for this configuration.
     """
     engine = engines.select(x.device, ffn.backend, x.dtype)
-    if engine == "reference":
-        return engine
+    if engine == "reference" or len(x) == 0:
+        return "reference"
     reason = why_not(ffn, x)
     if not reason:
         return engine

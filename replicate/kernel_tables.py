@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from replicate import figures, flops, layer_tables, paths
+from replicate import cli, figures, flops, layer_tables, paths
 from replicate.ffn_bench import ACTIVE, PAPERS
 from replicate.presets import SPARSITY_PRESETS
 from replicate.records import Record, RecordStore, write_atomic
@@ -330,5 +330,10 @@ def update(path: Path = DOC) -> Path:
     return path
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write docs/kernels.md's tables anew, from data/recorded."""
+    return cli.rewrite("kernel_tables", main.__doc__, update, argv)
+
+
 if __name__ == "__main__":
-    print(update().relative_to(paths.ROOT))
+    raise SystemExit(main())

@@ -53,7 +53,11 @@ def train_all(
         question: put to each finished model, see `ask`; `completion` in the answer is its reply.
         admit: asked before a run starts, from several threads; where it says no, the run is skipped.
         until: when `time.monotonic()` passes this, the runs at work are ended and nothing more is yielded.
+
+    Raises ValueError for fewer than one process.
     """
+    if workers is not None:
+        check_workers(workers)
     if not configs:
         return
     gpu = torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
@@ -75,6 +79,12 @@ def train_all(
         waiting.clear()
         for hand in hands:
             hand.stop()
+
+
+def check_workers(workers: int) -> None:
+    """Raise ValueError for fewer than one process."""
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; choose 1 or more")
 
 
 def run_dir(config: TrainConfig) -> Path:

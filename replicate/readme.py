@@ -6,11 +6,12 @@ After `python -m replicate claims --write`, `python -m replicate.readme` puts th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from replicate import claims, figures, layer_tables, paper, paths, step_table, study
+from replicate import claims, cli, figures, layer_tables, paper, paths, step_table, study
 from replicate.records import write_atomic
 
 MARKS = ("verdicts", "speed")
@@ -81,13 +82,15 @@ def update(table: pd.DataFrame, path: Path = paths.ROOT / "README.md") -> Path:
     return path
 
 
-def main() -> None:
-    """Write both tables anew, from figures/claims.csv and data/recorded."""
-    table = pd.read_csv(
-        paths.ROOT / "figures" / "claims.csv", index_col="id", dtype=str, keep_default_na=False
-    )
-    print(update(table).name)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write README.md's tables anew, from figures/claims.csv and data/recorded."""
+
+    def anew() -> Path:
+        table = paths.ROOT / "figures" / "claims.csv"
+        return update(pd.read_csv(table, index_col="id", dtype=str, keep_default_na=False))
+
+    return cli.rewrite("readme", main.__doc__, anew, argv)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

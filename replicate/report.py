@@ -8,7 +8,7 @@ keep them. An arm may have any number of seeds; with one it has no interval.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from replicate import (
     audit,
+    cli,
     figures,
     flops,
     kernel_tables,
@@ -312,5 +313,10 @@ def _mismatch() -> pd.DataFrame:
     return pd.read_csv(paths.ROOT / "figures" / "08_gradient_mismatch.csv", index_col="arm", dtype=str)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write docs/replication.md's tables and numbers anew, from data/ and figures/."""
+    return cli.rewrite("report", main.__doc__, update, argv)
+
+
 if __name__ == "__main__":
-    print(update().relative_to(paths.ROOT))
+    raise SystemExit(main())

@@ -291,7 +291,9 @@ def _ask(store: RecordStore, asked: dict, config: TrainConfig, question: dict[st
     """The completion record of a configuration's model, which must be kept in its run directory."""
     trainer = study.trained(config, progress=False)
     answer = partial(pool.ask, trainer, question)
-    return store.get_or_run("completion", asked, answer, corpus=trainer.data.provenance())
+    return store.get_or_run(
+        "completion", asked, answer, corpus=trainer.data.provenance(), device=config.device
+    )
 
 
 def _mean(values: Any) -> float | None:

@@ -59,8 +59,7 @@ def run(
         parameters: further notebook parameters.
     Raises ValueError for an unknown profile, notebook or parameter, before anything runs.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
+    check_profile(profile)
     books = select(discover(folder), only)
     given = {"profile": profile, "seed": seed, **parameters}
     for book in books:
@@ -84,6 +83,12 @@ def run(
         if outcome.status == "failed" and not keep_going:
             break
     return outcomes
+
+
+def check_profile(profile: str) -> None:
+    """Raise ValueError if there is no such scale."""
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
 
 
 def _execute(book: Notebook, given: dict[str, Any], output: Path) -> Outcome:
@@ -123,9 +128,10 @@ def _done_before(book: Notebook, profile: str, key: str) -> Outcome | None:
 
 def _state(book: Notebook, profile: str) -> dict[str, Any]:
     try:
-        return json.loads(_output(book, profile, ".json").read_text(encoding="utf-8"))
+        state = json.loads(_output(book, profile, ".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _keep(book: Notebook, profile: str, state: dict[str, Any]) -> None:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,7 +41,10 @@ class NonFiniteLoss(RuntimeError):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one. Raises ValueError if it is not here."""
+    """The device called `name`: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one.
+
+    Raises ValueError if it is not here, or another kind of device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -47,6 +52,8 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device is {name!r}, not usable here ({error}); choose 'auto' or 'cpu'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, on which nothing trains here; choose 'auto', 'cpu' or 'cuda'")
     return device
 
 
@@ -133,6 +140,33 @@ def reproducible(device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def interrupts_between_steps(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Make Ctrl-C wait: what is inside asks the function given whether it came, and ends in good order.
+
+    KeyboardInterrupt is raised after that, and at once if Ctrl-C comes twice. Nothing changes where `wanted`
+    is False, outside the main thread, and where somebody else handles Ctrl-C.
+    """
+    came = False
+
+    def note(*_: Any) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    ours = wanted and threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 class Progress:

@@ -47,7 +47,8 @@ def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor | None = No
     """2:4 soft thresholding (section 2.2): f(a) = sign(a) max(|a| - t, 0) in each group of four along `dim`.
 
     t is the second-smallest magnitude of the group. Unlike top-2 pruning f is continuous in w: an
-    element enters and leaves at value zero.
+    element enters and leaves at value zero. NaN counts as larger than infinity, as in `mask24`, outside
+    of whose two elements all is zero; where t is NaN (three of a group), these two are NaN.
 
     Args:
         w: floating-point tensor; `dim` a multiple of 4.
@@ -64,11 +65,12 @@ def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor | None = No
     _check_groups(w, dim)
     wide = w.to(torch.promote_types(w.dtype, torch.float32))
     mag = wide.abs()
-    a, b, c, d = _split(mag, dim)
+    a, b, c, d = four = _split(_order_key(w), dim)
     low = torch.maximum(torch.minimum(a, b), torch.minimum(c, d))
     high = torch.minimum(torch.maximum(a, b), torch.maximum(c, d))
-    t = torch.minimum(low, high).repeat_interleave(4, dim)
+    t = torch.minimum(low, high).view(w.dtype).to(wide.dtype).repeat_interleave(4, dim)
     out = torch.where(mag <= t, torch.zeros_like(wide), torch.copysign(mag - t, wide))
+    out = torch.where(_join(_top_of_four(four, 2), dim), out, torch.zeros_like(out))  # matters if t is NaN
     return (out if scale is None else out * scale).to(w.dtype)
 
 

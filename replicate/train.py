@@ -24,11 +24,13 @@ from replicate.config import TrainConfig
 from replicate.config_text import config_hash, to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
+from replicate.kernels import backend as engines
 from replicate.runtime import (
     NonFiniteLoss,
     Progress,
     check_same_run,
     draw_seed,
+    interrupts_between_steps,
     make_optimizer,
     pick_device,
     pick_dtype,
@@ -63,14 +65,15 @@ class Trainer:
 
     Args:
         config: what to train and how.
-        run_dir: folder for checkpoints, every `checkpoint_every` steps and at the end; None: none.
+        run_dir: folder for checkpoints, every `checkpoint_every` steps, at the end and on Ctrl-C; None: none.
         resume: continue from the newest intact checkpoint in run_dir; False starts over.
         progress: progress lines on stderr.
         callback: called as callback(step, trainer) after each optimiser step.
         data: tokens to train on instead of config.corpus's.
 
     Raises:
-        ValueError: if run_dir holds checkpoints of another configuration or corpus.
+        ValueError: if run_dir holds checkpoints of another configuration or corpus, or the backend that
+            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here.
     """
 
     def __init__(
@@ -86,6 +89,9 @@ class Trainer:
         self.config, self.callback = config, callback
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
+        engines.requested(config.backend)
+        if schedule.sparse_steps(config):
+            engines.select(self.device, config.backend, self.dtype)
         self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -113,6 +119,8 @@ class Trainer:
     def run(self, stop_after: int | None = None) -> None:
         """Train to the end, or until `stop_after` steps are done (counted from the run's start).
 
+        With a run_dir, Ctrl-C ends the run after the step it came in, with a checkpoint of it.
+
         Raises:
             NonFiniteLoss: naming step and phase, after saving the layers' statistics.
         """
@@ -120,7 +128,7 @@ class Trainer:
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
         self.progress.start(self.parameters, self.step, self.device, self.dtype)
-        with reproducible(self.device):
+        with interrupts_between_steps(self.run_dir is not None) as interrupted, reproducible(self.device):
             self._since = time.perf_counter()
             while self.step < last:
                 self._train_step()
@@ -133,13 +141,15 @@ class Trainer:
                     self._save()
                 if self.callback:
                     self.callback(step, self)
+                if interrupted():
+                    break
             self._flush()
             if self.step == config.steps and (not self.valid_losses or self.valid_losses[-1][0] < self.step):
                 self._evaluate()
             if begun:
                 self._save()
-        result = (self.losses or [None])[-1], (self.valid_losses or [[0, None]])[-1][1]
-        self.progress.finish(self.step, *result, self.seconds)
+            result = (self.losses or [None])[-1], (self.valid_losses or [[0, None]])[-1][1]
+            self.progress.finish(self.step, *result, self.seconds)
 
     def result(self) -> dict[str, Any]:
         """The record so far, in JSON types.

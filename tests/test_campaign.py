@@ -153,6 +153,33 @@ def test_a_failed_run_costs_only_itself(store, capsys):
     assert "vocab_size is 32" in outcome.failed["broken, seed 1"]
 
 
+def test_a_result_that_cannot_be_stored_costs_only_its_run(store, monkeypatch):
+    runs = named("dense", *seeds_of(RUN, 1, 2))
+    answers = here({config_hash(config): 0.0 for _, config in runs})
+
+    def train_all(configs, workers, **options):
+        for config, answer in answers(configs, workers, **options):
+            if config.seed == 1:
+                answer["results"]["final_loss"] = float("nan")
+            yield config, answer
+
+    monkeypatch.setattr(pool, "train_all", train_all)
+    outcome = campaign.run(runs, store, say=lambda text: None)
+    assert (outcome.trained, outcome.left) == (["dense, seed 2"], [])
+    assert "final_loss is nan" in outcome.failed["dense, seed 1"]
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+@pytest.mark.parametrize("action", ["run", "probe"])
+def test_fewer_than_one_process_is_refused(capsys, monkeypatch, action, workers):
+    monkeypatch.setattr(campaign, "run", lambda *_, **options: campaign.Outcome([], {}, []))
+    assert cli.main(["study", action, "--workers", "1", workers]) == 2
+    expected = f"replicate: workers is {workers}; choose 1 or more\n"
+    assert capsys.readouterr().err == expected
+    with pytest.raises(ValueError, match=f"workers is {workers}; choose 1 or more"):
+        next(pool.train_all([RUN], int(workers)))
+
+
 def test_records_of_long_runs_are_small():
     rows = {"loss": [1 / 3, 2 / 3], "tokens_per_s": [1000.5, 2000.1], "lr": [1, 1], "phase": ["dense"] * 2}
     stats = [{"step": 0, "flip_rate": {"w1": [1 / 7]}, "phase": "dense"}]

@@ -45,6 +45,16 @@ def test_only_the_two_newest_stay_and_nothing_else(folder):
     ]
 
 
+def test_a_checkpoint_stays_though_later_ones_are_damaged(folder):
+    for step in (20, 30):
+        (folder / f"step-{step:08d}.safetensors").write_bytes(b"")
+    checkpoint.save(folder, 12, tensors(12), STATE)
+    assert checkpoint.steps(folder) == [12]
+    checkpoint.save(folder, 14, tensors(14), STATE)
+    assert checkpoint.steps(folder) == [12, 14]
+    assert checkpoint.latest(folder)[0] == 14
+
+
 def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
     assert checkpoint.latest(tmp_path) is None
     assert checkpoint.latest(tmp_path / "none") is None

@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
-from replicate import cli, downloads, notebooks, paths, runner
+from replicate import checkpoint, cli, downloads, notebooks, paths, records, runner
 from replicate.presets import train_preset
 
 TINY = ["steps=3", "lr_warmup=1", "dense_warmup=1", "corpus=synthetic", "model.n_layer=1", "model.d_model=16",
@@ -31,6 +31,42 @@ def test_train_trains_and_writes_the_result(capsys, tmp_path):
     result = json.loads(file.read_text())
     assert result["steps"]["phase"] == ["dense", "sparse", "sparse"]
     assert f"{result['final_loss']:.4f}" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "place", "expected"),
+    [
+        ("train", "--json", "none/x.json", "cannot be written (No such file or directory)"),
+        ("train", "--json", "", "cannot be written (it is a folder)"),
+        ("train", "--json", "file/x.json", "cannot be written"),
+        ("train", "--run-dir", "file", "cannot be written to"),
+        ("train", "--run-dir", "file/run", "cannot be written to"),
+        ("bench train", "--json", "none/x.json", "cannot be written"),
+        ("study run", "--out", "file", "cannot be written to"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    capsys, monkeypatch, tmp_path, command, option, place, expected
+):
+    def started(*args, **options):
+        raise AssertionError("started")
+
+    monkeypatch.setattr(importlib.import_module("replicate.train"), "train", started)
+    monkeypatch.setattr("replicate.bench.train_bench", started)
+    monkeypatch.setattr("replicate.campaign.run", started)
+    (tmp_path / "file").touch()
+    status, _, err = run(capsys, *command.split(), option, str(tmp_path / place))
+    assert status == 2 and err.startswith(f"replicate: {option} {tmp_path / place} ") and expected in err
+    assert err.count("\n") == 1
+
+
+def test_the_losses_are_printed_though_the_file_cannot_be_written(capsys, monkeypatch, tmp_path):
+    def full(path, result):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "_write_json", full)
+    status, out, err = run(capsys, "train", "--set", *TINY, "--json", str(tmp_path / "x.json"))
+    assert status == 1 and out.startswith("train loss ") and "the disk is full" in err
 
 
 def test_train_resumes_from_its_folder(capsys, tmp_path):
@@ -56,6 +92,10 @@ def test_train_resumes_from_its_folder(capsys, tmp_path):
         (["claims", "--profile", "huge"], "choose one of smoke"),
         (["notebooks", "run", "--only", "99"], "no notebook '99'"),
         (["notebooks", "run", "--profile", "huge"], "choose one of smoke"),
+        (["notebooks", "list", "--profile", "nope"], "profile is 'nope'; choose one of smoke"),
+        (["bench", "kernels", "--shapes", "x"], "shape 'x' is not tokens,d_model,d_ff"),
+        (["bench", "kernels", "--shapes", "64,64"], "shape '64,64' is not tokens,d_model,d_ff"),
+        (["bench", "kernels", "--shapes", "64,64,65"], "in multiples of 64"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, arguments, expected):
@@ -186,6 +226,75 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
     monkeypatch.setattr(runner, "run", fail)
     code, _, err = run(capsys, "notebooks", "run")
     assert code == status and expected in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "expected"),
+    [
+        (None, [], "interrupted; nothing was kept, for want of a --run-dir"),
+        ([], [], "interrupted; nothing was kept, no step was finished"),
+        ([8], [], "interrupted; step 8 is kept; run the same command again to go on"),
+        ([8], ["--restart"], "step 8 is kept; run the same command again without --restart to go on"),
+    ],
+)
+def test_an_interrupted_training_says_what_is_kept(capsys, monkeypatch, tmp_path, steps, options, expected):
+    def stop(config, run_dir, resume):
+        for step in steps or ():
+            checkpoint.save(run_dir, step, {}, {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("replicate.train"), "train", stop)
+    where = [] if steps is None else ["--run-dir", str(tmp_path)]
+    code, _, err = run(capsys, "train", *where, *options)
+    assert code == 130 and expected in err and err.count("\n") == 1
+
+
+def test_other_interruptions_promise_nothing(capsys, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replicate.campaign.run", stop)
+    assert "what was finished is kept; run the same command again to go on" in run(capsys, "study", "run")[2]
+    assert "again without --fresh to go on" in run(capsys, "study", "run", "--fresh")[2]
+    monkeypatch.setattr("replicate.bench.train_bench", stop)
+    assert run(capsys, "bench", "train") == (130, "", "replicate: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["readme", "report", "kernel_tables"])
+def test_pages_are_written_only_when_asked(capsys, monkeypatch, name):
+    module = importlib.import_module(f"replicate.{name}")
+
+    def written(*args):
+        raise AssertionError("written")
+
+    monkeypatch.setattr(module, "update", written)
+    for arguments, status in ((["--help"], 0), (["--profile", "gpu"], 2), (["page.md"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            module.main(arguments)
+        said = capsys.readouterr()
+        assert stop.value.code == status and f"usage: python -m replicate.{name}" in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["readme", "report", "kernel_tables"])
+@pytest.mark.parametrize(
+    ("problem", "status", "expected"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "figures/claims.csv"), 2, "claims.csv is missing; "),
+        (records.RecordDamaged("x.json was altered"), 2, "x.json was altered"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x"),
+    ],
+)
+def test_pages_that_cannot_be_written_say_so_in_one_line(
+    capsys, monkeypatch, name, problem, status, expected
+):
+    def fail(*args):
+        raise problem
+
+    module = importlib.import_module(f"replicate.{name}")
+    monkeypatch.setattr(module, "update", fail)
+    assert module.main([]) == status
+    err = capsys.readouterr().err
+    assert err.startswith("replicate: ") and expected in err and err.count("\n") == 1
 
 
 def test_it_is_a_module():

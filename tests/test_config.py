@@ -115,6 +115,7 @@ def test_train_preset_arguments():
     ("changes", "pattern"),
     [
         ({"weight_method": "softt"}, "weight_method is 'softt'; choose one of soft, hard"),
+        ({"weight_method": "hard", "weight_scale": True}, "set weight_scale=False or weight_method='soft'"),
         ({"activation": "48"}, "activation is '48'"),
         ({"selection": "best"}, "selection is 'best'"),
         ({"outputs": "some"}, "outputs is 'some'"),
@@ -235,6 +236,8 @@ def test_kv_heads():
         ({"lr": -1e-3}, "lr is -0.001"),
         ({"lr": 30.0}, "lr is 30"),
         ({"min_lr_share": 1.1}, "min_lr_share is 1.1"),
+        ({"seed": -1}, "seed is -1; choose 0 to 9223372036854775807"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; choose 0 to 9223372036854775807"),
         ({"sparse_share": -0.1}, "sparse_share is -0.1"),
         ({"beta1": 1.0}, "beta1 is 1"),
         ({"clip": -1.0}, "clip is -1"),

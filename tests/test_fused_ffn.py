@@ -97,6 +97,15 @@ def test_any_number_of_tokens(name, n):
     assert max(distances(run(layer(CONFIGS[name], BACKEND), x, HALF), exact)) <= 2 * TOLERANCE
 
 
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "active16", "w1+w2+t"])
+def test_no_tokens_at_all(name):
+    y3, dx, dw1, dw2 = run(layer(CONFIGS[name], BACKEND), tokens(0), HALF)
+    assert y3.shape == dx.shape == (0, D_MODEL)
+    assert not dw1.any() and not dw2.any()
+    described = fused_ffn.describe(layer(CONFIGS[name], BACKEND), tokens(0).to(HALF))
+    assert described == "reference (there are no tokens)"
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t"])
 def test_a_pass_after_an_optimiser_step_sees_the_new_weights(name, fused):
@@ -193,6 +202,12 @@ def test_on_a_cpu_the_reference_is_the_default():
     ffn.phase = "sparse"
     assert fused_ffn.choose(ffn, torch.randn(4, D_MODEL)) == "reference"
     assert fused_ffn.describe(ffn, torch.randn(4, D_MODEL)).startswith("reference (2:4 needs float16")
+
+
+def test_the_variable_decides_where_the_layer_does_not(monkeypatch):
+    for name in ("triton", "reference"):
+        monkeypatch.setenv("REPLICATE_BACKEND", name)
+        assert fused_ffn.choose(layer(CONFIGS["act24"], "auto"), tokens().to(HALF)) == name
 
 
 def test_the_line_names_formats_and_engines():

@@ -155,10 +155,11 @@ def test_an_interrupted_notebook_is_run_again(folder, fake, monkeypatch):
     assert statuses(folder) == ["unchanged", "done"]
 
 
-def test_a_damaged_state_file_is_no_state(folder, fake, tmp_path):
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_damaged_state_file_is_no_state(folder, fake, tmp_path, content):
     write_notebook(folder, "01_a")
     statuses(folder)
-    (tmp_path / "runs" / "notebooks" / "smoke" / "01_a.json").write_text("{")
+    (tmp_path / "runs" / "notebooks" / "smoke" / "01_a.json").write_text(content)
     assert statuses(folder) == ["done"]
 
 

@@ -328,6 +328,18 @@ def test_stage_prints_one_line(capsys):
 # reproduce.py
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--only", "03"], ["--seed", "1"], ["--profile", "smoke"], ["--fresh"], ["--keep-going"], ["--list"]],
+)
+def test_tests_take_no_options_of_a_run(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        reproduce.parse(["test", *arguments])
+    assert stop.value.code == 2
+    assert f"{arguments[0]} belongs to run; test takes pytest's options" in capsys.readouterr().err
+    assert reproduce.parse(["test", "-x", "tests"])[1] == ["-x", "tests"]
+
+
 def test_run_hands_every_option_to_the_runner(monkeypatch):
     calls = []
     monkeypatch.setattr(installation, "ready", lambda extras: calls.append(extras) or Path("python"))

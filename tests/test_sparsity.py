@@ -183,6 +183,21 @@ def test_nan_in_means_nan_out(dtype, four, bad, sign):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_soft_thresholding_takes_nan_for_the_largest(dtype, dim):
+    n = math.nan
+    x = torch.tensor([[1, n, 5, -3], [n, 1, 2, -n], [n, 3, n, n], [n, n, n, n], [2, n, math.inf, 1]])
+    expected = torch.tensor([[0, n, 2, 0], [n, 0, 0, n], [n, 0, n, 0], [n, n, 0, 0], [0, n, math.inf, 0]])
+    if dim == 0:
+        x, expected = x.t().contiguous(), expected.t()
+    x = x.to(dtype)
+    x[x.isnan()] = n  # of the same bits, which conversion does not see to
+    out = soft_threshold24(x, dim)
+    torch.testing.assert_close(out, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
+    check24(out, dim)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_infinities_survive_selection(dtype):
     x = torch.tensor([1, -math.inf, 2, math.inf], dtype=dtype)
     assert mask24(x).tolist() == [False, True, False, True]

@@ -218,6 +218,36 @@ def test_an_altered_checkpoint_is_refused_and_the_previous_one_used(kind, data, 
     assert again.losses == whole.losses
 
 
+def test_ctrl_c_ends_the_step_and_keeps_it(data, tmp_path, monkeypatch):
+    through = timeless(run(RUN, data).result())
+    gradients = Trainer._gradients
+
+    def interrupted(trainer, step):
+        if step == 12:
+            signal.raise_signal(signal.SIGINT)
+        return gradients(trainer, step)
+
+    monkeypatch.setattr(Trainer, "_gradients", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(RUN, data, run_dir=tmp_path)
+    assert checkpoint.steps(tmp_path) == [13]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert timeless(run(RUN, data, run_dir=tmp_path).result()) == through
+
+
+def test_ctrl_c_twice_or_without_a_folder_ends_at_once(data, tmp_path, monkeypatch):
+    def interrupted(trainer, step):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(Trainer, "_gradients", interrupted)
+    for folder in (None, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            run(RUN, data, run_dir=folder)
+    assert checkpoint.steps(tmp_path) == []
+
+
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
     run(RUN, data, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"another config_hash.*resume=False"):
@@ -460,10 +490,29 @@ def test_statistics_read_few_sequences_in_whole_blocks(batch, seq_len, v, rows):
     assert stats_rows(replace(RUN, batch_size=batch, model=model)) == rows
 
 
+def test_a_backend_nobody_knows_is_refused_before_anything_runs(data, monkeypatch):
+    monkeypatch.setenv("REPLICATE_BACKEND", "fast")
+    with pytest.raises(ValueError, match="REPLICATE_BACKEND is 'fast'; choose one of auto"):
+        Trainer(RUN, data=data, progress=False)
+    Trainer(replace(RUN, backend="reference"), data=data, progress=False)
+
+
+def test_a_backend_that_cannot_run_here_is_refused_before_the_warm_up(data):
+    config = replace(RUN, device="cpu", backend="cusparselt")
+    with pytest.raises(ValueError, match="'cusparselt' cannot run on cpu"):
+        Trainer(config, data=data, progress=False)
+    for dense in (replace(config, model=MODEL), replace(config, sparse_share=0.0)):
+        Trainer(dense, data=data, progress=False)
+
+
 def test_devices_and_durations():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match=r"'gpu0'.*choose 'auto' or 'cpu'"):
         pick_device("gpu0")
+    with pytest.raises(
+        ValueError, match="'meta', on which nothing trains here; choose 'auto', 'cpu' or 'cuda'"
+    ):
+        pick_device("meta")
     assert [clock(s) for s in (7, 750, 11100)] == ["0:07", "12:30", "3:05:00"]
 
 

@@ -53,9 +53,13 @@ INTERPRETED = tl.constexpr(interpreted())  # for kernels
 
 @torch.compiler.assume_constant_result
 def requested(backend: str | None = None) -> str:
-    """The backend asked for: the argument, else REPLICATE_BACKEND, else "auto"; ValueError if unknown."""
-    name = backend or os.environ.get("REPLICATE_BACKEND") or "auto"
-    source = "backend" if backend else "REPLICATE_BACKEND"
+    """The backend asked for; ValueError if unknown.
+
+    The argument, unless it is None or "auto"; else REPLICATE_BACKEND; else "auto".
+    """
+    named = None if backend == "auto" else backend
+    name = named or os.environ.get("REPLICATE_BACKEND") or "auto"
+    source = "backend" if named else "REPLICATE_BACKEND"
     check(name in BACKENDS, f"{source} is {name!r}; choose one of {', '.join(BACKENDS)}")
     return name
 
@@ -66,7 +70,7 @@ def select(device: torch.device | str, backend: str | None = None, dtype: torch.
 
     Args:
         device: where the operands are.
-        backend: overrides REPLICATE_BACKEND; None or "auto" chooses by capability.
+        backend: overrides REPLICATE_BACKEND; None or "auto" does not, and chooses by capability without it.
         dtype: of the operands, if there is one: the interpreter cannot compute in bfloat16.
 
     Raises:

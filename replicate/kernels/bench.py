@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the record (default: runs/records)")
     args = parser.parse_args(argv)
-    shapes = [tuple(int(n) for n in text.split(",")) for text in args.shapes or ()] or SHAPES
+    shapes = [_shape(text) for text in args.shapes or ()] or SHAPES
     store = records.RecordStore(root=args.out)
     if not torch.cuda.is_available():
         found = store.all(KIND)
@@ -269,6 +269,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = records.make_record(KIND, config, result, seconds=time.perf_counter() - start)
     print(table(result), f"\nrecord: {store.put(record)}")
     return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    shape = tuple(int(n) if n.strip().isdecimal() else 0 for n in text.split(","))
+    if len(shape) != 3 or not all(n and n % 64 == 0 for n in shape):
+        raise ValueError(
+            f"shape {text!r} is not tokens,d_model,d_ff in multiples of 64, like 16384,4096,16384"
+        )
+    return shape
 
 
 def _assert_equal(name: str, ours: Tensor, reference: Tensor) -> None:

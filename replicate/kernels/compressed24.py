@@ -130,7 +130,8 @@ def as_words(x: Tensor) -> Tensor:
     x = x.contiguous()
     if x.storage_offset() * x.element_size() % 8:
         x = x.clone()
-    return x.view(torch.int64)
+    # A matrix of one row counts as contiguous whatever its row stride, by which words would not divide.
+    return x.as_strided(x.shape, (x.shape[1], 1)).view(torch.int64)
 
 
 def metadata_position(rows: int, cols: int, device: torch.device | str = "cpu") -> Tensor:

@@ -134,13 +134,14 @@ def launch_relu2_prune24_backward(
     y2_values, y2_metadata = parts(y2, cols)
     values, metadata = parts(buffer, cols) if compressed else (buffer, buffer)
     grid, config = fit_config(config, rows, cols)
+    words = as_words(dy2)
     _relu2_prune24_backward_kernel[grid](
-        as_words(dy2),
+        words,
         y2_values.view(torch.int32),
         y2_metadata.view(torch.int64),
         values.view(torch.int32),
         metadata.view(torch.int64),
-        full.view(torch.int64),
+        words if overwrite else full.view(torch.int64),
         rows,
         cols // 4,
         BF16=dy2.dtype == torch.bfloat16,

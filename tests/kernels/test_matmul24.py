@@ -115,6 +115,16 @@ def test_backend_selection(monkeypatch):
         engines.select("cpu")
 
 
+@pytest.mark.parametrize("argument", [None, "auto"])
+def test_the_variable_replaces_auto_and_gives_way_to_a_name(monkeypatch, argument):
+    monkeypatch.setenv("REPLICATE_BACKEND", "triton")
+    assert engines.requested(argument) == "triton"
+    assert engines.requested("reference") == "reference"
+    monkeypatch.setenv("REPLICATE_BACKEND", "fast")
+    with pytest.raises(ValueError, match="REPLICATE_BACKEND is 'fast'"):
+        engines.select("cpu", argument)
+
+
 def test_works_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"

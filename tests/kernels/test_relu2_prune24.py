@@ -191,6 +191,18 @@ def test_result_is_24_and_keeps_the_largest(values):
     assert torch.equal(y2.view(3, -1, 4).sort(-1, descending=True).values[..., :2], top)
 
 
+def test_one_token_whose_row_stride_is_no_whole_word(device):
+    row = randn(1, 64, torch.float16, device)
+    odd = torch.empty_strided((1, 64), (67, 1), dtype=row.dtype, device=device).copy_(row)
+    assert odd.is_contiguous() and odd.stride() == (67, 1)
+    y2 = relu2_prune24(odd, backend="triton")
+    assert torch.equal(unpack24(y2), unpack24(relu2_prune24(row, backend="triton")))
+    expected = relu2_prune24_backward(row, y2, form="dense", backend="triton")
+    for overwrite in (False, True):
+        dy1 = relu2_prune24_backward(odd, y2, form="dense", overwrite=overwrite, backend="triton")
+        assert torch.equal(dy1, expected)
+
+
 def test_strided_input(device):
     y1 = randn(64, 128, torch.float16, device).t()
     assert not y1.is_contiguous()

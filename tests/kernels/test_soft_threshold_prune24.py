@@ -73,6 +73,23 @@ def test_ragged_rows(rows, dtype, out, device, poison):
 
 
 @pytest.mark.parametrize("dtype, out", TYPES)
+@pytest.mark.parametrize("method", ["soft", "hard"])
+def test_nan_is_where_the_reference_has_it(method, dtype, out, device, poison):
+    """Every number of NaN, from none to four of a group, at every place, in both orientations."""
+    w = randn(64, 64, dtype, device)
+    which = torch.arange(16, device=device)[:, None] >> torch.arange(4, device=device) & 1
+    w.view(-1, 16, 4)[:, which.bool()] = float("nan")
+    w = torch.cat([w, w.t()])
+    both = soft_threshold_prune24_both(w, method=method, dtype=out, backend="triton")
+    for dim, compressed in ((1, both[0]), (0, both[1])):
+        expected, _ = soft_threshold_prune24_reference(w, dim, None, method, out)
+        assert torch.isnan(expected).any()
+        check24(expected, dim)
+        found = unpack24(compressed) if dim == 1 else unpack24(compressed).t()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype, out", TYPES)
 def test_adversarial_values(dtype, out, device, poison):
     info = torch.finfo(dtype)
     nan, inf, tiny, big = float("nan"), float("inf"), info.smallest_normal * info.eps, info.max
