@@ -218,6 +218,15 @@ def test_an_altered_checkpoint_is_refused_and_the_previous_one_used(kind, data, 
     assert again.losses == whole.losses
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, which a background job inherits ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_step_and_keeps_it(data, tmp_path, monkeypatch):
     through = timeless(run(RUN, data).result())
     gradients = Trainer._gradients
@@ -235,6 +244,7 @@ def test_ctrl_c_ends_the_step_and_keeps_it(data, tmp_path, monkeypatch):
     assert timeless(run(RUN, data, run_dir=tmp_path).result()) == through
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_twice_or_without_a_folder_ends_at_once(data, tmp_path, monkeypatch):
     def interrupted(trainer, step):
         signal.raise_signal(signal.SIGINT)
