@@ -92,12 +92,14 @@ def run(
         label = labels[config_hash(config)]
         if "skipped" in answer:
             continue
-        try:
-            if "error" in answer:
-                raise RuntimeError(answer["error"])
-            record = study.put_answer(store, config, answer, keep=keep, question=question)
-        except (RuntimeError, ValueError) as error:
-            failed[label] = str(error)
+        error = answer.get("error")
+        if error is None:
+            try:
+                record = study.put_answer(store, config, answer, keep=keep, question=question)
+            except ValueError as refused:
+                error = str(refused)
+        if error is not None:
+            failed[label] = error
             say(f"{label}: FAILED, {error}")
             continue
         durations.now[names[config_hash(config)]] = record.seconds

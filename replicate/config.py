@@ -1,4 +1,4 @@
-"""Every setting of a run as frozen dataclasses, with checks and overrides.
+"""Every setting of a run as frozen dataclasses, with checks.
 
 A configuration is complete: two runs with equal `config_hash` on the same machine give the same
 losses. Impossible values raise `ValueError` with a value that would work. `config_text` has the text form.

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from replicate import paths, records
+from replicate import paths
+from replicate.files import write_atomic
 from replicate.presets import SPARSITY_PRESETS
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def save(fig: Figure, name: str) -> None:
     for kind, metadata in nothing.items():
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        records.write_atomic(stem.with_name(f"{name}.{kind}"), buffer.getvalue())
+        write_atomic(stem.with_name(f"{name}.{kind}"), buffer.getvalue())
 
 
 def save_table(
@@ -133,8 +134,11 @@ def save_table(
     stem = _stem(name)
     if any(level is not None for level in df.index.names):
         df = df.reset_index()
-    records.write_atomic(stem.with_name(f"{name}.csv"), df.to_csv(index=False, lineterminator="\n").encode())
-    records.write_atomic(stem.with_name(f"{name}.md"), markdown(df, digits=digits, columns=columns).encode())
+    write_atomic(
+        stem.with_name(f"{name}.csv"),
+        df.to_csv(index=False, lineterminator="\n", float_format="%.12g").encode(),
+    )
+    write_atomic(stem.with_name(f"{name}.md"), markdown(df, digits=digits, columns=columns).encode())
 
 
 def markdown(df: pd.DataFrame, *, digits: int = 4, columns: dict[str, Callable] | None = None) -> str:

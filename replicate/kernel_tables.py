@@ -15,8 +15,9 @@ import pandas as pd
 
 from replicate import cli, figures, flops, layer_tables, paths
 from replicate.ffn_bench import ACTIVE, PAPERS
+from replicate.files import write_atomic
 from replicate.presets import SPARSITY_PRESETS
-from replicate.records import Record, RecordStore, write_atomic
+from replicate.records import Record, RecordStore
 
 KERNELS, VENOM, LAYER, BACKENDS = "bench-kernels", "bench-venom", "bench-ffn", "bench-backends"
 DOC = paths.ROOT / "docs" / "kernels.md"

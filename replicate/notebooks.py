@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from replicate import paths, records
+from replicate import paths
+from replicate.files import write_atomic
 
 _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
 # Keep kernels quiet and in this environment, whatever else the user has installed.
@@ -123,7 +124,7 @@ def refresh(only: Iterable[str] | None = None, folder: Path | None = None) -> li
         text = nbformat.writes(clean(content)).rstrip("\n") + "\n"
         if str(paths.ROOT) in text or str(Path.home()) + os.sep in text:
             raise ValueError(f"{book.name} prints a path of this machine; print it relative to the checkout")
-        records.write_atomic(book.path, text.encode())
+        write_atomic(book.path, text.encode())
         names.append(book.name)
     return names
 

@@ -31,6 +31,7 @@ from replicate.claims import (
     unpack,
 )
 from replicate.config import ModelConfig
+from replicate.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,8 +209,8 @@ def write_claims(table: pd.DataFrame | None = None) -> list[Path]:
     table = claim_table() if table is None else table
     folder = paths.figures_dir()
     written = [folder / "claims.md", folder / "claims.csv"]
-    records.write_atomic(written[0], claims_markdown(table).encode())
-    records.write_atomic(written[1], table.to_csv(lineterminator="\n").encode())
+    write_atomic(written[0], claims_markdown(table).encode())
+    write_atomic(written[1], table.to_csv(lineterminator="\n").encode())
     return written
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from replicate import claims, cli, figures, layer_tables, paper, paths, step_table, study
-from replicate.records import write_atomic
+from replicate.files import write_atomic
 
 MARKS = ("verdicts", "speed")
 ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run

@@ -26,7 +26,8 @@ from replicate import (
     plans,
     step_table,
 )
-from replicate.records import Record, write_atomic
+from replicate.files import write_atomic
+from replicate.records import Record
 from replicate.schedule import sparse_steps
 from replicate.study_tables import (
     ENDS,

@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from replicate import paths, records
+from replicate import paths
+from replicate.files import write_atomic
 from replicate.notebooks import KERNEL_ENV, Notebook, check_parameters, discover, select, source
 
 PROFILES = ("smoke", "laptop", "gpu")
@@ -135,7 +136,7 @@ def _state(book: Notebook, profile: str) -> dict[str, Any]:
 
 
 def _keep(book: Notebook, profile: str, state: dict[str, Any]) -> None:
-    records.write_atomic(_output(book, profile, ".json"), json.dumps(state, indent=1).encode())
+    write_atomic(_output(book, profile, ".json"), json.dumps(state, indent=1).encode())
 
 
 def _output(book: Notebook, profile: str, ending: str = ".ipynb") -> Path:
