@@ -1,16 +1,21 @@
 """One look for every figure and table, and files that come out the same each time.
 
-`theme()` once at the top of a notebook, colours by what is drawn and never by order, `save` and
-`save_table` to write. Numbers that depend on the machine are shown through `about`.
+figures/ holds what is drawn from records and exact values alone: the same on every machine, at every scale
+and seed. What a run trained or drew at random itself goes to figures/fresh/, which git ignores: `save` and
+`save_table` with `fresh=True`, or `both` for a picture of either kind. Numbers that depend on the machine are
+shown through `about`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replicate import paths
 from replicate.files import write_atomic
@@ -104,34 +109,71 @@ def about(value: float | None, digits: int = 3, spread: float | None = None) -> 
     return text if spread is None else f"{text} ± {spread:.2g}"
 
 
-def save(fig: Figure, name: str) -> None:
-    """Write figures/<name>.png and .svg, the same bytes for the same figure.
+def save(fig: Figure, name: str, *, fresh: bool = False) -> None:
+    """Write <name>.png and .svg: the same bytes for the same figure.
+
+    A picture in figures/ that looks the same already, or that other versions of the drawing libraries than
+    the pinned ones would replace, is left as it is.
 
     Args:
         fig: the matplotlib figure.
         name: lower-case letters, digits, - and _, like "03_natural_sparsity".
+        fresh: it shows what this run trained or drew at random: write to figures/fresh/.
     Raises ValueError for other names.
     """
-    stem = _stem(name)
+    stem = _stem(name, fresh)
     nothing = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     for kind, metadata in nothing.items():
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        write_atomic(stem.with_name(f"{name}.{kind}"), buffer.getvalue())
+        path, content = stem.with_name(f"{name}.{kind}"), buffer.getvalue()
+        if kind == "png" and path.exists() and (_looks_alike(path.read_bytes(), content) or not _pinned()):
+            os.utime(path)  # it belongs to this run
+        else:
+            write_atomic(path, content)
+
+
+def both(
+    draw: Callable[[Mapping[str, Any]], Figure],
+    name: str,
+    *,
+    recorded: Mapping[str, Any],
+    fresh: Mapping[str, Any],
+) -> None:
+    """Draw, save and show a figure twice: of what is recorded, and of what this run has trained.
+
+    Args:
+        draw: makes the figure of a mapping scale -> runs.
+        name: as for `save`.
+        recorded: the recorded scales, for figures/. fresh: this run's, for figures/fresh/. An empty one is
+            left out.
+    """
+    import matplotlib.pyplot as plt
+
+    for studies, ours in ((recorded, False), (fresh, True)):
+        if studies:
+            save(draw(studies), name, fresh=ours)
+            plt.show()
 
 
 def save_table(
-    df: pd.DataFrame, name: str, *, digits: int = 4, columns: dict[str, Callable] | None = None
+    df: pd.DataFrame,
+    name: str,
+    *,
+    digits: int = 4,
+    columns: dict[str, Callable] | None = None,
+    fresh: bool = False,
 ) -> None:
-    """Write figures/<name>.csv (full precision) and .md (`digits` significant digits).
+    """Write <name>.csv (12 digits) and .md (`digits` significant digits).
 
     Args:
         df: the table; its index is written where it has a name.
         name: as for `save`.
         digits: significant digits of floats in the Markdown table.
         columns: column -> function that formats its values in the Markdown table.
+        fresh: as for `save`.
     """
-    stem = _stem(name)
+    stem = _stem(name, fresh)
     if any(level is not None for level in df.index.names):
         df = df.reset_index()
     write_atomic(
@@ -157,7 +199,27 @@ def markdown(df: pd.DataFrame, *, digits: int = 4, columns: dict[str, Callable] 
     return shown.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n"
 
 
-def _stem(name: str) -> Path:
+def _stem(name: str, fresh: bool) -> Path:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no figure name; use lower-case letters, digits, - and _")
-    return paths.figures_dir() / name
+    return paths.figures_dir() / ("fresh" if fresh else "") / name
+
+
+def _looks_alike(one: bytes, other: bytes) -> bool:
+    """True if two PNGs differ by rounding at most: other processors may move a shade by one or two of 255."""
+    import numpy as np
+    from PIL import Image
+
+    a, b = (np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=np.int16) for png in (one, other))
+    return a.shape == b.shape and int(np.abs(a - b).max()) <= 3
+
+
+@lru_cache(maxsize=1)
+def _pinned() -> bool:
+    """True if the libraries that draw have the versions of constraints.txt."""
+    pins = paths.ROOT / "constraints.txt"
+    text = pins.read_text(encoding="utf-8") if pins.exists() else ""
+    return all(
+        importlib.metadata.version(package) in re.findall(rf"^{package}==([^\s;]+)", text, re.MULTILINE)
+        for package in ("matplotlib", "pillow", "seaborn")
+    )

@@ -6,6 +6,7 @@ and the README's table all come from here.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import html
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_RUN = "not run"
+# Where a judged number comes from. What this run trained is shown and never judged: a verdict that hangs on a
+# seed or a processor is none.
+SOURCES = {"recorded": "recorded", "arithmetic": "arithmetic", "here": "checked here"}
+SHIPPED = paths.ROOT / "figures" / "claims.csv"
 COLOURS = {
     HOLDS: "#1b7837",
     DIRECTION: "#5a7d1b",
@@ -107,7 +112,7 @@ def check(
     *,
     spread: float | None = None,
     n: int = 1,
-    profile: str,
+    profile: str = "smoke",
     source: str,
     store: records.RecordStore | None = None,
 ) -> CheckRow:
@@ -115,12 +120,19 @@ def check(
 
     Args:
         ours, spread, n: as for `judge`.
-        profile: scale at which the numbers were got: a recorded GPU study is "gpu" on any machine.
-        source: where they come from: "recorded", "cached", "fresh" or "arithmetic".
+        profile: scale at which the numbers were got: a recorded GPU study is "gpu" on any machine; to be left
+            out for what any run finds.
+        source: where they come from: "recorded", "arithmetic", or "here" for what any run must find, a format or
+            a gradient, never a loss.
 
-    Raises ClaimBroken if we stand by the claim and the verdict contradicts it.
+    Raises ClaimBroken if we stand by the claim and the verdict contradicts it; ValueError for another source.
     """
     found = claim(claim_id)
+    if source not in SOURCES or (found.noisy and source != "recorded"):
+        raise ValueError(
+            f"claim {claim_id}: source is {source!r}; choose one of {', '.join(SOURCES)}, and recorded runs "
+            "for a claim about training"
+        )
     verdict = judge(found, ours, spread, n, profile)
     value, spread, n = unpack(ours, spread, n)
     results = {
@@ -160,12 +172,15 @@ def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
     )
 
 
-def claim_table(profile: str | None = None, store: records.RecordStore | None = None) -> pd.DataFrame:
-    """Every claim with its latest verdict, "not run" where there is none.
+def claim_table(
+    profile: str | None = None, store: records.RecordStore | None = None, shipped: Path | None = SHIPPED
+) -> pd.DataFrame:
+    """Every claim with its verdict: the latest found here, else the shipped one, else "not run".
 
     Args:
         profile: only verdicts on numbers of this scale; None takes the largest scale there is, then
             the latest.
+        shipped: the claim table of the project, figures/claims.csv; None leaves it out.
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
@@ -173,13 +188,27 @@ def claim_table(profile: str | None = None, store: records.RecordStore | None = 
     for record, _ in (store or records.RecordStore()).all("claim"):
         name = record.config["claim"]
         known = claims().get(name)
-        if known is None or record.results["key"] != known.key:
+        if known is None or record.results["key"] != known.key or record.results["source"] not in SOURCES:
             continue
         if profile in (None, record.config["profile"]) and (
             name not in best or _weight(record) >= _weight(best[name])
         ):
             best[name] = record
-    return _frame([_row(found, best.get(found.id)) for found in claims().values()], index="id")
+    stored = {} if shipped is None else _shipped(shipped)
+    rows = []
+    for found in claims().values():
+        old = stored.get(found.id)
+        usable = old and old["key"] == found.key and profile in (None, old["scale"])
+        rows.append(old if usable and found.id not in best else _row(found, best.get(found.id)))
+    return _frame(rows, index="id")
+
+
+def _shipped(path: Path) -> dict[str, dict[str, str]]:
+    """Claim id -> row of a claim table that `write_claims` wrote; nothing where there is none."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file) if "key" in row}
 
 
 def verdict_counts(table: pd.DataFrame) -> str:
@@ -236,6 +265,10 @@ def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
         return "–"
     if isinstance(ours, bool):
         return "yes" if ours else "no"
+    if source != "recorded" and claim.rule == "at most" and not claim.paper and ours <= claim.tolerance:
+        return _with_unit(
+            f"below {text(claim.tolerance)}", claim.unit
+        )  # the digits of a rounding error say nothing
     exact = source == "arithmetic" or (claim.rule == "equals" and claim.tolerance < 1e-6)
     signed = claim.rule == "effect" and claim.null == 0
     number = text(ours, signed) if exact else "≈" + text(float(f"{ours:.3g}"), signed)
@@ -244,9 +277,8 @@ def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
 
 
 def origin_text(source: str, profile: str) -> str:
-    """Where our number comes from, alike for a fresh and a cached one: "measured here, smoke scale"."""
-    where = {"fresh": "measured here", "cached": "measured here"}.get(source, source)
-    return where if source == "arithmetic" else f"{where}, {profile} scale"
+    """Where our number comes from: "recorded, gpu scale"."""
+    return f"recorded, {profile} scale" if source == "recorded" else SOURCES[source]
 
 
 def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
@@ -270,6 +302,7 @@ def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
         "scale": record.config["profile"] if record else "",
         "source": stored.get("source", ""),
         "notebook": claim.notebook,
+        "key": claim.key,
     }
 
 

@@ -32,8 +32,9 @@ from replicate.files import write_atomic
 # Modules that show or compare results but do not make them; all others enter the code's fingerprint, and a
 # cached record made by other code is not reused.
 SHOWING = frozenset(
-    {"__init__", "__main__", "audit", "backend_bench", "bench", "campaign", "claims", "cli", "diagrams"}
+    {"__init__", "__main__", "audit", "backend_bench", "bench", "campaign", "chapter", "claims", "cli"}
     | {
+        "diagrams",
         "downloads",
         "ffn_bench",
         "ffn_cases",

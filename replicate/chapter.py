@@ -1,0 +1,31 @@
+"""What every notebook begins with: its parameters are checked, its figures get their look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replicate import figures
+from replicate.runner import check_profile
+
+
+class BadParameter(ValueError):
+    """A notebook was started with a parameter it cannot run with; shown as one line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks an exception for
+        return [f"{type(self).__name__}: {self}"]
+
+
+def begin(profile: Any, seed: Any) -> None:
+    """Check a notebook's parameters and set the look of its figures.
+
+    Args:
+        profile: "smoke", "laptop" or "gpu". seed: a whole number, 0 or more.
+    Raises BadParameter, naming what would work.
+    """
+    try:
+        check_profile(profile)
+    except ValueError as error:
+        raise BadParameter(str(error)) from None
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise BadParameter(f"seed is {seed!r}; choose a whole number from 0 to {2**31 - 1}, like seed = 1")
+    figures.theme()
