@@ -120,10 +120,9 @@ def check(
 
     Args:
         ours, spread, n: as for `judge`.
-        profile: scale at which the numbers were got: a recorded GPU study is "gpu" on any machine; to be left
-            out for what any run finds.
-        source: where they come from: "recorded", "arithmetic", or "here" for what any run must find, a format or
-            a gradient, never a loss.
+        profile: scale at which the numbers were got: a recorded GPU study is "gpu" on any machine.
+        source: where they come from: "recorded", "arithmetic", or "here" (no profile then) for what any run
+            must find, a format or a gradient, never a loss.
 
     Raises ClaimBroken if we stand by the claim and the verdict contradicts it; ValueError for another source.
     """
