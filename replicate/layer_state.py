@@ -87,10 +87,11 @@ class LayerState(nn.Module):
 
     def _follow(self) -> None:
         """Take the phase from its buffer where that was written from outside, by an average for example."""
-        stamp = self._stamp()
-        if stamp != self._seen and not self.sparse.is_meta:
-            self._enter("sparse" if _on(self.sparse) else "dense")
-            self._seen = stamp
+        stamp, flag = self._stamp(), self.sparse
+        if stamp == self._seen or flag.is_meta or torch._C._functorch.is_batchedtensor(flag):
+            return  # the layers of an ensemble under vmap share one phase
+        self._enter("sparse" if _on(flag) else "dense")
+        self._seen = stamp
 
     def _stamp(self) -> tuple[int, int]:
         """Changes whenever the phase's buffer may have; reading the buffer itself would wait for a GPU."""

@@ -793,6 +793,18 @@ def test_stats_name_a_router_only_where_there_is_one(name):
     assert all(math.isfinite(value) for value in ffn.stats().values())
 
 
+@pytest.mark.parametrize("phase", ["dense", "sparse"])
+@pytest.mark.parametrize("name", ["act24", "static16", "recipe", "block16", "w1"])
+def test_stats_of_no_tokens_are_none(name, phase):
+    ffn = make(name, phase=phase)
+    ffn.collect = True
+    ffn(normal(T, D))
+    some = ffn.stats()
+    assert ffn(normal(0, D)).shape == (0, D)
+    assert ffn.stats().keys() == some.keys()
+    assert all(math.isnan(value) for value in ffn.stats().values())
+
+
 # What cannot be
 
 
