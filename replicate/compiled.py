@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replicate.ffn import SparseFFN
+from replicate.ffn import SparseFFN, autocast_on
 from replicate.gpt import GPT, Block
 
 BACKEND = "inductor"
@@ -51,7 +51,7 @@ def _attend(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     """(x after attention, what the FFN reads), the latter in the dtype that the FFN casts it to."""
     x = x + block.attn(block.attn_norm(x), cos, sin)
     normed = block.ffn_norm(x)
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_on(x):
         normed = normed.to(torch.get_autocast_dtype(x.device.type))
     return x, normed
 

@@ -171,7 +171,7 @@ def layer_stats(model: GPT, idx: Tensor) -> list[dict[str, float]]:
     """
     peaks: list[Tensor] = []
     hooks = [
-        block.register_forward_hook(lambda *call: peaks.append(call[2].abs().max())) for block in model.blocks
+        block.register_forward_hook(lambda *call: peaks.append(_largest(call[2]))) for block in model.blocks
     ]
     try:
         with _evaluating(model):
@@ -236,6 +236,10 @@ def _distractors(
         if len(found) == n:
             return found
     raise ValueError(f"the held-out text repeats itself; no {n} different pieces of {len(real)} tokens")
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().max() if x.numel() else x.new_tensor(math.nan)
 
 
 @contextmanager

@@ -8,7 +8,9 @@ plain dense FFN, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -16,54 +18,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replicate.config import ACTIVATIONS, SparsityConfig
+from replicate.config import SparsityConfig
+from replicate.dense_ffn import DenseFFN, new_weight, relu2
+from replicate.layer_state import LayerState
 from replicate.router import cluster_neurons, load_stats, ordered_cluster_mask, route
 from replicate.sparsity import (
     mask24,
     mvue24,
     prune24,
     select24,
-    soft_scale,
     soft_threshold24,
     sparsity,
     transposable_mask,
     venom_mask,
 )
 
-PHASES = ("dense", "sparse")
-INIT_STD = 0.02
+__all__ = ["DenseFFN", "SparseFFN", "relu2", "token_order"]
 
 
-def relu2(y1: Tensor) -> Tensor:
-    """Squared ReLU, y2 = relu(y1)^2 (equation 2)."""
-    return F.relu(y1).square()
+def autocast_on(x: Tensor) -> bool:
+    """True if autocast is on where x is; some devices, such as meta, have none."""
+    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
-class DenseFFN(nn.Module):
-    """Dense baselines: squared ReLU or GELU with two matrices, SwiGLU with three.
-
-    relu2 and gelu: y = act(x W1) W2. swiglu: y = (silu(x W1) * (x W3)) W2, which has 1.5 times the
-    parameters at equal d_ff. Weights are [d_model, d_ff] and [d_ff, d_model], as in the paper.
-    """
-
-    def __init__(self, d_model: int, d_ff: int, activation: str = "relu2") -> None:
-        super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-        self.activation = activation
-        self.w1 = _weight(d_model, d_ff)
-        self.w2 = _weight(d_ff, d_model)
-        self.w3 = _weight(d_model, d_ff) if activation == "swiglu" else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d_model] -> [..., d_model]."""
-        y1 = x @ self.w1
-        if self.w3 is not None:
-            return (F.silu(y1) * (x @ self.w3)) @ self.w2
-        return (relu2(y1) if self.activation == "relu2" else F.gelu(y1)) @ self.w2
-
-
-class SparseFFN(nn.Module):
+class SparseFFN(LayerState):
     """Squared-ReLU FFN that trains dense or sparse, by phase (algorithms 1 and 2, figure 4).
 
     Set `.phase = "sparse"` after the dense warm-up; for Venom call `make_clusters` first, once.
@@ -81,42 +59,17 @@ class SparseFFN(nn.Module):
     def __init__(
         self, d_model: int, d_ff: int, sparsity: SparsityConfig | None = None, *, backend: str | None = None
     ) -> None:
-        super().__init__()
-        self.config = sparsity or SparsityConfig()
+        super().__init__(sparsity or SparsityConfig())
         self.backend = backend
         self.operands: Any = None  # the weights as the kernels read them, while they are held
         self._hold = False
         self.config.check_shape(d_model, d_ff)
-        self.w1 = _weight(d_model, d_ff)
-        self.w2 = _weight(d_ff, d_model)
+        self.w1 = new_weight(d_model, d_ff)
+        self.w2 = new_weight(d_ff, d_model)
         learned = self.config.activation != "dense" and self.config.selection == "learned"
         self.score = nn.Parameter(torch.zeros(d_ff)) if learned else None
-        self.register_buffer("clustered", torch.tensor(False))
-        self.register_buffer("static_experts", torch.arange(self.config.top_k))
-        self.register_buffer("scale", torch.full((4,), float("nan")))  # beta of w1, w2, w2_t, w1_t
         self.collect = False
-        self._phase = "dense"
         self._last: dict[str, Tensor | None] = {}
-
-    @property
-    def phase(self) -> str:
-        """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used.
-
-        Setting it raises ValueError for any other name, and RuntimeError for "sparse" where Venom has no
-        clusters yet.
-        """
-        return self._phase
-
-    @phase.setter
-    def phase(self, phase: str) -> None:
-        if phase not in PHASES:
-            raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
-        if phase == "sparse" and self.config.activation == "venom" and not self.clustered:
-            raise RuntimeError("no clusters yet: call make_clusters(seed) at the end of the dense warm-up")
-        if phase == "sparse" and self.config.weight_scale and self.scale.isnan().any():
-            betas = [soft_scale(w.detach(), dim) for w, dim in self._oriented()]
-            self.scale.copy_(torch.tensor(betas))
-        self._phase = phase
 
     @property
     def hold(self) -> bool:
@@ -129,16 +82,17 @@ class SparseFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], in the autocast dtype where autocast is on."""
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_on(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if self._phase == "dense" or not self.config.any:
+        if self.phase == "dense" or not self.config.any:
             y2 = relu2(x @ self.w1.to(x.dtype))
             if self.collect:
                 self._note(y2, y2, None)
-            return y2 @ self.w2.to(x.dtype)
+            y3 = y2 @ self.w2.to(x.dtype)
+            return y3 if self.score is None else _with_score(y3, self.score)
         from replicate import fused_ffn  # here, since importing Triton takes a second
 
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext():
             return fused_ffn.sparse_phase(self, x.reshape(-1, x.shape[-1])).view(x.shape)
 
     def reference(self, x: Tensor) -> Tensor:
@@ -170,7 +124,7 @@ class SparseFFN(nn.Module):
             x = sample.reshape(-1, sample.shape[-1]).to(self.w1.dtype)
             energy = self._energy(relu2(x @ self.w1)).mean(0)
             self.static_experts.copy_(energy.argsort(descending=True, stable=True)[: self.config.top_k])
-        self.clustered.fill_(True)
+        self.clustered.fill_(self.config.n_clusters)
         return perm
 
     @torch.no_grad()
@@ -182,7 +136,7 @@ class SparseFFN(nn.Module):
 
         Raises RuntimeError with `weight_scale` before the first sparse phase, which computes the scales.
         """
-        if self.config.weight_scale and self.scale.isnan().any():
+        if self.config.weight_scale and not self.scaled:
             raise RuntimeError("no scales yet: enter the sparse phase first")
         for name in ("w1", "w2"):
             w = getattr(self, name)
@@ -202,11 +156,20 @@ class SparseFFN(nn.Module):
         """Of the last forward pass with `collect` on: shares of zeros before and after the masks, and load.
 
         y2_sparsity is the natural sparsity of relu(y1)^2, kept_sparsity that of the masked y2,
-        kept_energy the share of y2's sum that the mask keeps; router_load (max over mean) when routed.
+        kept_energy the share of y2's sum that the mask keeps; router_load (max over mean) when routed. Of no
+        tokens each is NaN.
         """
         if not self._last:
             return {}
         y2, kept, experts = (self._last.get(k) for k in ("y2", "kept", "experts"))
+        if y2.numel() == 0:
+            names = [
+                "y2_sparsity",
+                "kept_sparsity",
+                "kept_energy",
+                *(["router_load"] * (experts is not None)),
+            ]
+            return dict.fromkeys(names, math.nan)
         out = {"y2_sparsity": sparsity(y2), "kept_sparsity": sparsity(kept)}
         total = y2.double().sum().item()
         out["kept_energy"] = kept.double().sum().item() / total if total > 0 else 1.0
@@ -237,7 +200,7 @@ class SparseFFN(nn.Module):
         """
         c = self.config
         if c.routing == "static":
-            return self.static_experts.expand(len(x), -1)
+            return self.fixed_experts().expand(len(x), -1)
         if c.routing == "token":
             return route(x, self.expert_means().to(x.dtype), c.top_k, metric=c.metric)
         y2 = relu2(x @ self.sparse_weight("w1", x.dtype)) if y2 is None else y2
@@ -273,7 +236,7 @@ class SparseFFN(nn.Module):
         own, dim = self._oriented()[index]
         w = (own if w is None else w).detach()
         if getattr(self.config, name):
-            scale = self.scale[index] if self.config.weight_scale else None
+            scale = self.beta(index) if self.config.weight_scale else None
             w = soft_threshold24(w, dim, scale) if self.config.weight_method == "soft" else prune24(w, dim)
         return w.to(dtype)
 
@@ -319,6 +282,16 @@ class _SparseProducts(torch.autograd.Function):
         dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype, w1).T  # product 5
         dw1 = reduce_tokens(dy1, x).T  # product 6
         return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), dscore, None
+
+
+def _with_score(y3: Tensor, score: Tensor) -> Tensor:
+    """y3, bit for bit, with a gradient of zero to the scores where processes train together.
+
+    The dense phase does not read them, and DistributedDataParallel waits for every gradient. Elsewhere they
+    have none, by which an optimiser leaves them, and the steps it counts for them, alone.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return y3 - score[:0].sum().to(y3.dtype) if together else y3
 
 
 def _score_gradient(y2: Tensor, mask: Tensor, dy2: Tensor, score: Tensor) -> Tensor:
@@ -373,7 +346,3 @@ def token_order(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The fixed permutation [n] by which weight gradients group tokens, and its inverse."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     return order.to(device), order.argsort().to(device)
-
-
-def _weight(rows: int, cols: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(rows, cols) * INIT_STD)

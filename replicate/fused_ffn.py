@@ -155,7 +155,7 @@ class Operands:
             self._made[name] = soft_threshold_prune24(
                 getattr(ffn, name.removesuffix("_t")).detach(),
                 not name.endswith("_t"),
-                scale=ffn.scale[index] if c.weight_scale else None,
+                scale=ffn.beta(index) if c.weight_scale else None,
                 method=c.weight_method,
                 dtype=self.dtype,
                 backend=self.backend,
@@ -186,7 +186,7 @@ def _experts(x: Tensor, ffn: SparseFFN, operands: Operands) -> Tensor:
     """[T, k] the experts of each token."""
     c = ffn.config
     if c.routing == "static":
-        return ffn.static_experts.expand(len(x), -1).contiguous()
+        return ffn.fixed_experts().expand(len(x), -1).contiguous()
     if c.metric == "dot":
         return route_topk(x.detach(), operands.means(), c.top_k)
     return route(x.detach(), operands.means(), c.top_k, metric=c.metric)

@@ -8,13 +8,16 @@ Read it from `GPT.forward` downwards. Everything but the FFN stays dense, as in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ModelConfig
-from replicate.ffn import INIT_STD, PHASES, DenseFFN, SparseFFN
+from replicate.dense_ffn import INIT_STD, DenseFFN
+from replicate.ffn import SparseFFN
+from replicate.layer_state import PHASES
 
 
 class GPT(nn.Module):
@@ -32,9 +35,10 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
         self.head = None if config.tie_embeddings else _linear(config.d_model, config.vocab_size)
-        cos, sin = rope_tables(config.d_model // config.n_head, config.seq_len, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("cos", None, persistent=False)
+        self.register_buffer("sin", None, persistent=False)
+        _make_tables(self)
+        self.register_load_state_dict_post_hook(_make_tables_off_meta)
         nn.init.normal_(self.embed.weight, std=INIT_STD)
         with torch.no_grad():
             for block in self.blocks:
@@ -46,7 +50,7 @@ class GPT(nn.Module):
 
         Args:
             idx: token ids [B, S], S at most config.seq_len.
-            targets: token ids [B, S], or None.
+            targets: token ids [B, S], or None. Of an empty batch the mean loss is NaN.
 
         Returns:
             logits [B, S, vocab_size], loss (a scalar, or None without targets).
@@ -65,6 +69,12 @@ class GPT(nn.Module):
             return logits, None
         wide = torch.promote_types(logits.dtype, torch.float32)
         return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> GPT:
+        """As of any module; what may have been emptied and is in no checkpoint is computed again."""
+        super()._apply(fn, recurse)
+        _make_tables(self)
+        return self
 
     def ffns(self) -> list[SparseFFN]:
         """The sparse-capable FFN of every block; empty for the SwiGLU and GELU baselines."""
@@ -156,7 +166,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [B, S, D] to the same shape; place t reads places 0 to t."""
         batch, seq, d_model = x.shape
-        heads = self.qkv(x).view(batch, seq, -1, self.d_head).transpose(1, 2)  # [B, N + 2K, S, H]
+        n_heads = self.n_head + 2 * self.n_kv_head
+        heads = self.qkv(x).view(batch, seq, n_heads, self.d_head).transpose(1, 2)  # [B, N + 2K, S, H]
         qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=1)
         q, k = rotate(qk, cos, sin).to(v.dtype).split([self.n_head, self.n_kv_head], dim=1)
         grouped = self.n_kv_head != self.n_head
@@ -164,11 +175,28 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(batch, seq, d_model))
 
 
-def rope_tables(d_head: int, seq_len: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_tables(
+    d_head: int, seq_len: int, theta: float, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
     """cos and sin [seq_len, d_head / 2] of the angles t theta^(-2 i / d_head) (rotary embeddings)."""
-    frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
-    angle = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequency)
+    places = {"dtype": torch.float32, "device": device}
+    frequency = theta ** (-torch.arange(0, d_head, 2, **places) / d_head)
+    angle = torch.outer(torch.arange(seq_len, **places), frequency)
     return angle.cos(), angle.sin()
+
+
+def _make_tables(model: GPT) -> None:
+    """Give a model the rotary tables of its shape, where its embeddings are and in their dtype."""
+    c, weight = model.config, model.embed.weight
+    where = "meta" if weight.is_meta else "cpu"  # the same bits on every device
+    tables = rope_tables(c.d_model // c.n_head, c.seq_len, c.rope_theta, where)
+    model.cos, model.sin = (table.to(weight.device, weight.dtype) for table in tables)
+
+
+def _make_tables_off_meta(model: GPT, _: object) -> None:
+    """`load_state_dict(assign=True)` takes the weights alone off the meta device."""
+    if model.cos.is_meta:
+        _make_tables(model)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

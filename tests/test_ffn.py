@@ -168,7 +168,7 @@ def prune_gradient(c, dy1):
 def compare_with_reference(ffn, x, dy3, scales=(1, 1, 1, 1)):
     ours = gradients(ffn, x, dy3)
     leaves = [t.detach().clone().requires_grad_() for t in (x, ffn.w1, ffn.w2)]
-    static = ffn.static_experts.tolist()
+    static = ffn.fixed_experts().tolist()
     y3 = reference(ffn.config, *leaves, ffn.score, static, scales)
     y3.backward(dy3)
     for name, a, b in zip(("y3", "dx", "dw1", "dw2"), ours, (y3.detach(), *(t.grad for t in leaves))):
@@ -511,7 +511,7 @@ def test_state_dict_round_trip(config):
 
 def test_scale_is_computed_at_the_first_switch_and_frozen():
     ffn = make(replace(SPARSITY_PRESETS["w1"], weight_scale=True), phase="dense")
-    assert ffn.scale.isnan().all()
+    assert ffn.beta(0).isnan()
     ffn.w1.data *= normal(D, FF).abs()
     expected = beta(ffn.w1, 0)
     ffn.phase = "sparse"
@@ -543,7 +543,7 @@ def test_weights_are_not_folded_before_their_scales_are_known():
 
 def test_without_weight_scale_there_is_none():
     ffn = make("w1")
-    assert ffn.scale.isnan().all()
+    assert not ffn.scaled
     assert (ffn.sparse_weight("w1", torch.float64).abs() <= ffn.w1.abs()).all()
 
 
@@ -791,6 +791,18 @@ def test_stats_name_a_router_only_where_there_is_one(name):
     assert ("router_load" in ffn.stats()) == (name == "static16")
     ffn(-1e9 * torch.ones(T, D, dtype=torch.float64).abs())
     assert all(math.isfinite(value) for value in ffn.stats().values())
+
+
+@pytest.mark.parametrize("phase", ["dense", "sparse"])
+@pytest.mark.parametrize("name", ["act24", "static16", "recipe", "block16", "w1"])
+def test_stats_of_no_tokens_are_none(name, phase):
+    ffn = make(name, phase=phase)
+    ffn.collect = True
+    ffn(normal(T, D))
+    some = ffn.stats()
+    assert ffn(normal(0, D)).shape == (0, D)
+    assert ffn.stats().keys() == some.keys()
+    assert all(math.isnan(value) for value in ffn.stats().values())
 
 
 # What cannot be

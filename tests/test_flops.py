@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from replicate import flops, paper
 from replicate.config import ModelConfig
 from replicate.gpt import GPT
-from replicate.presets import SPARSITY_PRESETS
+from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS
 
 models = st.builds(
     lambda layers, heads, groups, width, ff, seq, vocab: ModelConfig(
@@ -59,6 +59,27 @@ def test_the_count_agrees_with_torchs_own_counter():
     counted = counter.get_total_flops() / (batch * config.seq_len)
     # The counter multiplies the masked half of the scores too.
     assert sum(flops.flops_per_token(config, attention="full").values()) == pytest.approx(counted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dense", "act24", "recipe"])
+def test_the_count_of_the_papers_largest_model(name):
+    """On the meta device: 7B parameters without memory. Masked products count in full; the router is more."""
+    config = replace(MODEL_PRESETS["llama7b"], sparsity=SPARSITY_PRESETS[name])
+    with torch.device("meta"):
+        model, ids = GPT(config), torch.zeros(1, config.seq_len, dtype=torch.long)
+    counted = {}
+    for phase in ("dense", "sparse"):
+        model.set_phase(phase)
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            model(ids, ids)[1].backward()
+        counted[phase] = counter.get_total_flops() / config.seq_len
+    total = sum(flops.flops_per_token(config, attention="full").values())
+    routed = config.sparsity.activation == "venom"
+    router = 2 * config.n_layer * config.d_model * config.sparsity.n_clusters if routed else 0
+    assert counted == {"dense": total, "sparse": total + router}
 
 
 def test_swiglu_has_three_matrices():

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from replicate.config import ModelConfig, SparsityConfig
 from replicate.gpt import GPT, Attention, param_count, rope_tables, rotate
@@ -166,3 +167,70 @@ def test_baselines_have_no_sparse_ffn():
     assert model.ffns() == []
     model.set_phase("sparse")  # nothing to switch
     assert model(ids(1, 4))[0].shape == (1, 4, 40)
+
+
+# The meta device, and batches of nothing
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2, "tie_embeddings": False}, {"activation": "swiglu"}])
+@pytest.mark.parametrize("way", ["to_empty", "assign", "emptied"])
+def test_a_model_without_memory_gets_the_right_tables(monkeypatch, way, changes):
+    """The rotary tables are in no state: they must be computed wherever they could hold anything."""
+    config = replace(TINY, **changes)
+    model, idx = make(config), ids(2, 16)
+    with torch.device("cpu" if way == "emptied" else "meta"):
+        other = GPT(config)
+    garbage = lambda like, **options: torch.full_like(like, 0.5, **options)  # noqa: E731
+    if way != "assign":
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty_like", garbage)
+            other.to_empty(device="cpu")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other.load_state_dict(state, assign=way == "assign")
+    assert torch.equal(other(idx)[0], model(idx)[0])
+    assert torch.equal(other.double()(idx)[0], model.double()(idx)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_tables_have_the_weights_dtype_and_are_in_no_state(dtype):
+    model = make(dtype=dtype)
+    cos, sin = rope_tables(6, 16, TINY.rope_theta)
+    assert torch.equal(model.cos, cos.to(dtype)) and torch.equal(model.sin, sin.to(dtype))
+    assert not {"cos", "sin"} & model.state_dict().keys()
+    assert torch.equal(model.float().cos, cos)  # not as rounded before
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+@pytest.mark.parametrize("name", ["dense", "act24", "recipe", "static16", "block16", "act24+tile"])
+def test_an_empty_batch_has_no_logits_and_no_loss(name, shape):
+    """As torch's own: an empty result, and NaN where there is no mean."""
+    model = sparse_model(name).train()
+    idx = torch.zeros(shape, dtype=torch.long)
+    logits, loss = model(idx, idx)
+    assert logits.shape == (*shape, 40) and loss.isnan()
+    model(idx)[0].sum().backward()
+    assert all(not p.grad.any() for p in model.parameters())
+
+
+def test_an_empty_batch_continues_to_an_empty_one():
+    assert make().generate(torch.zeros(0, 3, dtype=torch.long), 2).shape == (0, 5)
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_the_average_of_a_sparse_model_computes_sparse(use_buffers):
+    model, idx = sparse_model("recipe"), ids(2, 16)
+    model.set_phase("dense")
+    average = AveragedModel(model, use_buffers=use_buffers, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    model.set_phase("sparse")
+    for _ in range(3):
+        average.update_parameters(model)
+    torch.testing.assert_close(average(idx)[0], model(idx)[0])
+    model.set_phase("dense")
+    assert not torch.allclose(average(idx)[0], model(idx)[0], rtol=1e-3)
+
+
+def test_a_loaded_model_is_in_the_phase_it_was_saved_in():
+    model, idx = sparse_model("recipe"), ids(2, 16)
+    other = make(model.config, seed=5, dtype=torch.float64)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(idx)[0], model(idx)[0])

@@ -231,8 +231,8 @@ MUTATIONS = [
     ),
     Mutation(
         "scale-not-frozen",
-        "replicate/ffn.py",
-        'if phase == "sparse" and self.config.weight_scale and self.scale.isnan().any():',
+        "replicate/layer_state.py",
+        'if phase == "sparse" and self.config.weight_scale and not _on(self.scaled):',
         'if phase == "sparse" and self.config.weight_scale:',
         "tests/test_ffn.py",
         "scale",

@@ -9,7 +9,9 @@ where that is faster; naming `cusparselt` turns that fall-back off. REPLICATE_BA
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -35,6 +37,26 @@ except ImportError:  # macOS, Windows: modules with kernels still import, and ru
     HAVE_TRITON = False
 
 HALF = (torch.float16, torch.bfloat16)
+
+
+class on_its_device:
+    """A Triton kernel that is launched where its first operand is; Triton itself takes the current device."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.fn = getattr(kernel, "fn", kernel)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
+        """What launches the kernel; the first argument is a tensor or a tensor's descriptor."""
+
+        def launch(first: Any, *args: Any, **options: Any) -> Any:
+            device = getattr(first, "base", first).device
+            if device.type != "cuda" or device.index == torch.cuda.current_device():
+                return self.kernel[grid](first, *args, **options)
+            with torch.cuda.device(device):
+                return self.kernel[grid](first, *args, **options)
+
+        return launch
 
 
 def check(ok: bool, message: str) -> None:

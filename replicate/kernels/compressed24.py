@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import HALF, check, tl, triton
+from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
 from replicate.kernels.tile24 import band_rows, metadata_words, nibbles, spread
 from replicate.sparsity import mask24
 
@@ -172,6 +172,7 @@ def unpack24_reference(buffer: Tensor, rows: int, cols: int) -> Tensor:
     return out.scatter_(1, where.view(len(buffer), -1), values)[:rows]
 
 
+@on_its_device
 @triton.jit
 def _unpack24_kernel(values, metadata, out, rows, groups, BANDS: tl.constexpr, GROUPS: tl.constexpr):
     """Words of four elements [rows, groups] from words of two kept values and 64-bit metadata words."""

@@ -112,9 +112,11 @@ def _load_or_tune(shape: Shape, device: torch.device) -> Plan:
     file = _cache_file(device)
     plan = _read(file).get(shape.key)
     if plan is None:
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(f"product {shape.key} is not tuned; run it once before capturing a CUDA graph")
         with torch.cuda.device(device), torch.no_grad():
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"product {shape.key} is not tuned; run it once before capturing a CUDA graph"
+                )
             plan = tune(shape, device)
         _save(file, {**_read(file), shape.key: plan})  # read again: others may have written meanwhile
     return plan

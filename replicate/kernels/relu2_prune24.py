@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import INTERPRETED, check, tl, triton
+from replicate.kernels.backend import INTERPRETED, check, on_its_device, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
     as_words,
@@ -50,6 +50,7 @@ def relu2_prune24_reference(y1: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(mask, y2, torch.zeros_like(y2)), mask
 
 
+@on_its_device
 @triton.jit
 def _relu2_prune24_kernel(
     y1,

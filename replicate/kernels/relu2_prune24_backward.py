@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import HALF, check, tl, triton
+from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
     as_words,
@@ -44,6 +44,7 @@ def relu2_prune24_backward_reference(dy2: Tensor, y2: Tensor, mask: Tensor) -> T
     return torch.where(mask, dy1, torch.zeros_like(dy1))
 
 
+@on_its_device
 @triton.jit
 def _relu2_prune24_backward_kernel(
     dy2,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import tl, triton
+from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.venom_common import check_operands, cluster_width, empty_experts, store_top_k
 
 
@@ -21,6 +21,7 @@ def route_active_reference(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
     return energy.argsort(dim=1, descending=True, stable=True)[:, :top_k].int()
 
 
+@on_its_device
 @triton.jit
 def _energy_kernel(
     y1, energy, n_tokens, d_ff, width, n_clusters, TOKENS: tl.constexpr, COLS: tl.constexpr
@@ -39,6 +40,7 @@ def _energy_kernel(
     tl.store(energy + token * n_clusters + cluster, tl.sum(total, axis=1), mask=token < n_tokens)
 
 
+@on_its_device
 @triton.jit
 def _top_k_kernel(
     energy, experts, n_tokens, n_clusters,

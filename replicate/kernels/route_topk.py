@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.venom_common import check_operands, dot_precision, empty_experts, store_top_k
 
 
@@ -20,6 +20,7 @@ def route_topk_reference(x: Tensor, means: Tensor, top_k: int) -> Tensor:
     return scores.argsort(dim=1, descending=True, stable=True)[:, :top_k].int()
 
 
+@on_its_device
 @triton.jit
 def _route_topk_kernel(
     x, means, experts, n_tokens, d_model, n_clusters,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import HALF, check, tl, triton
+from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
 from replicate.kernels.compressed24 import (
     Compressed24,
     as_words,
@@ -56,6 +56,7 @@ def soft_threshold_prune24_reference(
     return out.to(dtype or w.dtype), mask
 
 
+@on_its_device
 @triton.jit
 def _soft_threshold_prune24_kernel(
     w,

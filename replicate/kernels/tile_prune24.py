@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import HALF, check, tl, triton
+from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
 from replicate.kernels.compressed24 import (
     TILE,
     Compressed24,
@@ -56,6 +56,7 @@ def tile_prune24_reference(x: Tensor, dtype: torch.dtype | None = None) -> tuple
     return torch.where(mask, x, torch.zeros_like(x)).to(dtype or x.dtype), mask
 
 
+@on_its_device
 @triton.jit
 def _tile_prune24_kernel(
     words,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.venom_common import cuda_or_interpreted
 
 CHUNK = 256  # choices counted by one program
@@ -80,6 +80,7 @@ def _load_experts(experts, i, n_choices, n_clusters):
     return tl.where((expert >= 0) & (expert < n_clusters), expert, -1).to(tl.int32)
 
 
+@on_its_device
 @triton.jit
 def _count_kernel(experts, counts, n_choices, n_clusters, CHUNK: tl.constexpr, EXPERTS: tl.constexpr):
     """counts[chunk, e] = number of choices of expert e among the chunk's."""
@@ -90,6 +91,7 @@ def _count_kernel(experts, counts, n_choices, n_clusters, CHUNK: tl.constexpr, E
     tl.store(counts + tl.program_id(0) * EXPERTS + e, tl.sum(hit, axis=0))
 
 
+@on_its_device
 @triton.jit
 def _scan_kernel(chunk_counts, counts, n_chunks, EXPERTS: tl.constexpr, STEP: tl.constexpr):
     """Of one expert: chunk_counts become the sums over earlier chunks, counts is the sum over all."""
@@ -103,6 +105,7 @@ def _scan_kernel(chunk_counts, counts, n_chunks, EXPERTS: tl.constexpr, STEP: tl
     tl.store(counts + e, before)
 
 
+@on_its_device
 @triton.jit
 def _place_kernel(
     experts, chunk_counts, tokens, starts, counts, block_expert, n_blocks, inverse,

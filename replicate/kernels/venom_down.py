@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from replicate.kernels.backend import tl, triton
+from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import (
     Tile,
@@ -39,6 +39,7 @@ def venom_down_reference(y: Tensor, w: Tensor, lists: BlockLists, transposed: bo
     return out
 
 
+@on_its_device
 @triton.jit
 def _venom_down_kernel(
     y, w, out, block_expert, n_blocks, d_model, width,
@@ -70,6 +71,7 @@ def _venom_down_kernel(
         out.store([block * BLOCK, col + N // 2], right.to(out.dtype))
 
 
+@on_its_device
 @triton.jit
 def _gather_sum_kernel(
     parts, inverse, out, n_tokens, d_model, TOP_K: tl.constexpr, TOKENS: tl.constexpr, N: tl.constexpr

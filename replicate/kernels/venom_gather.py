@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.venom_common import Tile, check_operands, descriptor, dot_precision, fit_tile
 
 
@@ -64,6 +64,7 @@ def venom_gather_matmul_reference(values: Tensor, columns: Tensor, w: Tensor, v:
     return venom_decompress(values, columns, v, len(w)) @ w
 
 
+@on_its_device
 @triton.jit
 def _venom_gather_kernel(
     values, columns, w, out, d_model, n_kept,

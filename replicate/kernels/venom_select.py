@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from replicate.kernels.backend import tl, triton
+from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import check_operands, cluster_width, two_of_four
 from replicate.sparsity import prune24
@@ -29,6 +29,7 @@ def venom_select_reference(full: Tensor, lists: BlockLists, y2: Tensor | None = 
     return prune24(out) if y2 is None else out
 
 
+@on_its_device
 @triton.jit
 def _venom_select_kernel(
     full, y2, out, tokens, block_expert, d_ff, width,

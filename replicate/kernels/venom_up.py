@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import tl, triton
+from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import (
     Tile,
@@ -72,6 +72,7 @@ def _finish_halves(
     _finish(right, y2, out, token, row, col + N // 2, N // 2, BACKWARD, INNER)
 
 
+@on_its_device
 @triton.jit
 def _venom_up_kernel(
     x, tokens, block_expert, n_blocks, w, y2, out, d_model, width,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.backend import tl, triton
+from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.token_lists import BlockLists
 from replicate.kernels.venom_common import (
     Tile,
@@ -34,6 +34,7 @@ def venom_wgrad_reference(g: Tensor, y: Tensor, lists: BlockLists, transposed: b
     return grad.T.contiguous() if transposed else grad
 
 
+@on_its_device
 @triton.jit
 def _venom_wgrad_kernel(
     g, y, tokens, starts, counts, out, d_model, width, stride_d, stride_f,
