@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,7 +15,7 @@ from replicate.presets import PRESET_OF, TRAIN_PRESETS
 from replicate.progress import work
 
 ASK_FROM = 15 * 60  # seconds
-CONSENT = "REPLICATE_LONG"  # set to 1 where long work is wanted
+CONSENT = "REPLICATE_LONG"  # set to 1 where long work is wanted, as `notebooks.KERNEL_ENV` does
 # Share of a bare product's speed that training reaches: medians of recorded runs, sparse arms included.
 REACHED = {"cpu": 0.4, "cuda": 0.2}
 
@@ -53,10 +54,11 @@ def ask_first(
     expected = seconds(configs, workers)
     if expected <= ASK_FROM or consent or os.environ.get(CONSENT, "") not in ("", "0"):
         return expected
-    arms = list(dict.fromkeys(names[key].rsplit(", seed ", 1)[0] for key in configs))
+    arms = list(dict.fromkeys(re.sub(r",? seed \d+$", "", names[key]) for key in configs))
     shown = ", ".join(arms[:4]) + (f" and {len(arms) - 4} more arms" if len(arms) > 4 else "")
+    missing = "1 run is" if len(configs) == 1 else f"{len(configs)} runs are"
     raise LongWork(
-        f"{len(configs)} runs are missing ({shown}), and to train them takes about {span(expected)} here. "
+        f"{missing} missing ({shown}); training takes about {span(expected)} here. "
         f"To do so set the environment variable {CONSENT}=1 (in a notebook: %env {CONSENT}=1) and run this "
         f"again, or run `python -m replicate study run --profile {_scale(configs)}`; what is finished is "
         "kept. Else choose a smaller scale: smoke takes minutes, laptop under an hour"
@@ -68,7 +70,7 @@ def span(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, seconds / 60):.0f} minutes"
+    return f"{seconds / 60:.0f} minutes"
 
 
 def _scale(configs: Mapping[str, TrainConfig]) -> str:

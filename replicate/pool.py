@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from replicate import checkpoint, evaluate, locks, paths, records
+from replicate import evaluate, locks, paths, records
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash, from_dict, to_dict
 from replicate.data import TokenData
@@ -55,8 +55,8 @@ def train_all(
         configs: first come, first served.
         workers: processes; by default one a core, on GPUs a few that share each.
         question: put to each finished model, see `ask`; `completion` in the answer is its reply.
-        models: hashes of configurations whose finished model is kept, in `run_dir`. Other checkpoints are
-            removed once the answer was taken.
+        models: hashes of configurations whose finished model is kept, in `run_dir`. Of others there may be
+            a checkpoint, to be removed once the answer is safe.
         admit: asked before a run starts, from several threads; where it says no, the run is skipped.
         until: when `time.monotonic()` passes this, the runs at work are ended and nothing more is yielded.
         watch: called twice a second with what is at work: hash -> Share.
@@ -86,8 +86,6 @@ def train_all(
             if answer is None:
                 return
             yield answer
-            if "results" in answer[1] and config_hash(answer[0]) not in models:
-                checkpoint.clear(run_dir(answer[0]))
     finally:
         waiting.clear()
         for hand in hands:

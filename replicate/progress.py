@@ -14,14 +14,13 @@ from replicate import flops, schedule
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash
 from replicate.kernels import backend
-
-MARK = {"replicate": "progress"}  # metadata of an output that shows progress: neither stored nor compared
+from replicate.notebooks import PROGRESS
 
 
 class Display:
     """Where progress is shown: the notebook's cell if this is one, else a stream, by default stderr.
 
-    A notebook shows the last line and the state below it, in one output marked by MARK; a terminal every
+    A notebook shows the last line and the state below it, in one output marked by PROGRESS; a terminal every
     line, and the state as a line that renews itself; a log file lines, a state among them now and then.
 
     Args:
@@ -68,7 +67,7 @@ class Display:
         from IPython.display import display, update_display
 
         show = update_display if self._published else display
-        show({"text/plain": text}, raw=True, metadata=MARK, display_id=self.cell)
+        show({"text/plain": text}, raw=True, metadata=PROGRESS, display_id=self.cell)
         self._published = True
 
 

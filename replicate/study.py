@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from replicate import data, locks, pool, records
+from replicate import checkpoint, data, locks, pool, records
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash
 from replicate.estimate import LongWork, ask_first
@@ -146,6 +146,8 @@ def finish(
                 stack.callback(lock.close)
             there = {} if fresh else look_up({key: pending[key] for key in claims}, store)
             mine = [pending[key] for key in claims if key not in there]
+            for config in mine if fresh else ():
+                checkpoint.clear(run_dir(config))
             options = {"question": question, "models": models, "admit": admit, "until": until}
             watch = shown.watch if mine else None
             answers = stack.enter_context(closing(pool.train_all(mine, workers, watch=watch, **options)))
@@ -156,6 +158,8 @@ def finish(
                     record, said = _stored(store, config, answer, keep, question)
                     text = _summary(record, answer) if record else f"FAILED, {said}"
                     shown.finished(key, text, answer.get("share"))
+                    if record and key not in models:
+                        checkpoint.clear(run_dir(config))
                     yield key, record, said
                 claims[key].close()
         if pending and not claims:
@@ -239,10 +243,11 @@ def trained(config: TrainConfig, *, progress: bool = True) -> Trainer:
     """
     threads, key = torch.get_num_threads(), config_hash(config)
     with locks.one_of([pool.claim(config)], waits=lambda: Display(progress).line(locks.WAITS)):
+        if config.steps not in checkpoint.steps(run_dir(config)):
+            ask_first({key: config}, {key: describe(config)}, 1)
         trainer = Trainer(config, run_dir=run_dir(config), resume="exactly", progress=progress)
         if trainer.step == config.steps:
             return trainer
-        ask_first({key: config}, {key: describe(config)}, 1)
         try:
             torch.set_num_threads(1 if trainer.device.type == "cpu" else threads)
             trainer.run()

@@ -328,10 +328,7 @@ class Trainer:
 
     def _resume(self, how: bool | str) -> None:
         found = checkpoint.latest(self.run_dir)
-        if found and how == "exactly" and not self._identity().items() <= found[2].items():
-            checkpoint.clear(self.run_dir)
-            return
-        if found is None:
+        if found is None or (how == "exactly" and not self._identity().items() <= found[2].items()):
             return
         self.step, tensors, state = found
         check_same_run(state, self._identity(), self.run_dir)

@@ -164,8 +164,13 @@ def test_leftovers_of_killed_writers_go_once_old(folder):
 
 
 def test_clear_removes_every_checkpoint(folder):
+    (folder / "mine.txt").touch()
     checkpoint.clear(folder)
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    (folder / "mine.txt").unlink()
+    checkpoint.clear(folder)
+    checkpoint.clear(folder)
+    assert not folder.exists()
 
 
 def test_pack_and_unpack_restore_model_and_optimiser():

@@ -231,7 +231,6 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
 @pytest.mark.parametrize(
     ("steps", "options", "expected"),
     [
-        (None, [], "interrupted; nothing was kept, for want of a --run-dir"),
         ([], [], "interrupted; nothing was kept, no step was finished"),
         ([8], [], "interrupted; step 8 is kept; run the same command again to go on"),
         ([8], ["--restart"], "step 8 is kept; run the same command again without --restart to go on"),
@@ -239,14 +238,15 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
 )
 def test_an_interrupted_training_says_what_is_kept(capsys, monkeypatch, tmp_path, steps, options, expected):
     def stop(config, run_dir, resume):
-        for step in steps or ():
+        for step in steps:
             checkpoint.save(run_dir, step, {}, {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("replicate.train"), "train", stop)
-    where = [] if steps is None else ["--run-dir", str(tmp_path)]
-    code, _, err = run(capsys, "train", *where, *options)
-    assert code == 130 and expected in err and err.count("\n") == 1
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    for where in ([], ["--run-dir", str(tmp_path / "here")]):
+        code, _, err = run(capsys, "train", *where, *options)
+        assert code == 130 and expected in err and err.count("\n") == 1
 
 
 def test_other_interruptions_promise_nothing(capsys, monkeypatch):

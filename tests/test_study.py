@@ -63,8 +63,9 @@ def test_a_failing_arm_is_named_and_costs_only_itself(store, capfd):
         study.run([RUN, broken, other, RUN], workers=2, store=store, label="three")
     assert list(e.value.failures) == [f"dense seed 1 ({config_hash(broken)})"]
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("three 1/3 dense seed ")
+    assert len(lines) == 4
+    assert lines[0].startswith("three 3 runs to train, 2 at a time, about 0:0")
+    assert lines[1].startswith("three 1/3 dense seed ")
     assert sum("FAILED" in line for line in lines) == 1
     found = study.run([other, RUN, other], store=store)  # nothing left to train
     assert [(record.seed, origin) for record, origin in found] == [
@@ -100,8 +101,10 @@ def test_records_name_the_device_that_the_run_asked_for(store, monkeypatch):
 
 
 def test_fresh_trains_again(store, monkeypatch):
-    def here(configs, workers):
-        return [(config, {"results": train(config, progress=False), "seconds": 1.0}) for config in configs]
+    def here(configs, workers, **options):
+        yield from [
+            (config, {"results": train(config, progress=False), "seconds": 1.0}) for config in configs
+        ]
 
     monkeypatch.setattr(pool, "train_all", here)
     store.put(
@@ -127,13 +130,13 @@ def test_a_killed_worker_costs_one_arm(store):
 
 
 def _killing(hands, original):
-    def kill_first(answers, until=None):
+    def kill_first(answers, *options):
         if hands:
             hand = hands.pop()
             while hand.process is None:
                 time.sleep(0.01)
             hand.process.kill()
-        return original(answers)
+        return original(answers, *options)
 
     return kill_first
 
@@ -154,7 +157,7 @@ from replicate import study
 from replicate.config_text import from_dict
 from replicate.records import RecordStore
 store = RecordStore(sys.argv[2], sys.argv[3])
-study.run([from_dict(config) for config in json.loads(sys.argv[1])], workers=1, store=store)
+study.run([from_dict(config) for config in json.loads(sys.argv[1])], workers=1, store=store, consent=True)
 """
 
 
@@ -163,6 +166,7 @@ def test_an_interrupted_study_keeps_what_is_done_and_leaves_no_process(store):
     configs = json.dumps([to_dict(RUN), to_dict(LONG)])
     command = [sys.executable, "-c", STUDY, configs, str(store.root), str(store.recorded)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=paths.ROOT) as process:
+        assert "2 runs to train, 1 at a time" in process.stderr.readline()
         assert "1/2 dense seed 1: loss" in process.stderr.readline()
         worker = _child_of(process.pid)
         process.send_signal(signal.SIGINT)

@@ -18,7 +18,8 @@ from replicate.bench import PlainLoop, train_bench
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.config_text import to_dict
 from replicate.data import TokenData
-from replicate.runtime import Progress, clock, pick_device, stats_rows
+from replicate.progress import Progress, clock
+from replicate.runtime import pick_device, stats_rows
 from replicate.train import NonFiniteLoss, Trainer, train
 
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=16)
