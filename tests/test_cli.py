@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -75,6 +76,35 @@ def test_train_resumes_from_its_folder(capsys, tmp_path):
     again = run(capsys, *arguments)[1].split(",")[0]
     restarted = run(capsys, *arguments, "--restart")[1].split(",")[0]
     assert first == again == restarted
+
+
+OFTEN = """
+import sys
+from replicate import checkpoint, cli
+checkpoint.FIRST = 0.2
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_training_goes_on_with_the_same_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    command = ["train", "--set", *TINY, "steps=3000", "stats_every=0", "device=cpu", "--json"]
+    here = [sys.executable, "-c", OFTEN, *command, str(tmp_path / "killed.json")]
+    with subprocess.Popen(here, stderr=subprocess.DEVNULL, cwd=paths.ROOT) as process:
+        while not list(tmp_path.glob("runs/train/*/step-*.json")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    done = subprocess.run(
+        [*here[:-1], str(tmp_path / "a.json")], capture_output=True, text=True, cwd=paths.ROOT, check=True
+    )
+    assert "continues after step" in done.stderr and "the model is kept in " in done.stdout
+    subprocess.run(
+        [*here[:-1], str(tmp_path / "b.json"), "--restart"], capture_output=True, cwd=paths.ROOT, check=True
+    )
+    resumed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert resumed["steps"]["loss"] == whole["steps"]["loss"]
+    assert len(resumed["steps"]["tokens_per_s"]) == 3000 and resumed["valid_loss"] == whole["valid_loss"]
 
 
 @pytest.mark.parametrize(
