@@ -15,10 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from replicate import evaluate, measure, plans, pool, study
+from replicate import estimate, evaluate, measure, plans, pool, study
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash, with_changes
-from replicate.progress import names_of
+from replicate.progress import clock, names_of
 from replicate.records import Record, RecordStore
 
 MARGIN = 1.1  # a run is started if this times its expected duration is left
@@ -99,6 +99,21 @@ def run(
                 durations.learn(arms[key], record, configs[key].device)
     left = [label for label in map(labels.get, configs) if label not in {*trained, *failed, *found}]
     return Outcome(trained, failed, left)
+
+
+def outlook(profile: str, seed: int) -> str:
+    """One line: what of the study with three seeds is not stored, and how long it would take here."""
+    runs = plans.queue(profile, range(seed, seed + 3))
+    configs = {config_hash(config): config for _, config in runs}
+    found = study.look_up(configs, RecordStore())
+    missing = {key: config for key, config in configs.items() if key not in found}
+    if not missing:
+        return f"{profile}: all {len(configs)} runs of the study are stored"
+    expected = estimate.seconds(missing, pool.count_workers(list(missing.values())))
+    return (
+        f"{profile}: {len(missing)} of {len(configs)} runs of the study are not stored; what notebooks need "
+        f"of them is trained, which takes at most about {clock(expected)} here"
+    )
 
 
 def status(runs: Runs, store: RecordStore) -> str:

@@ -167,6 +167,10 @@ def notebooks(args: argparse.Namespace) -> int:
     if args.action == "refresh":
         print("refreshed:", *books.refresh(args.only))
         return 0
+    if args.profile != "smoke":
+        from replicate.campaign import outlook
+
+        print(outlook(args.profile, args.seed), flush=True)
     try:
         outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
     except KeyboardInterrupt:

@@ -260,3 +260,14 @@ def test_the_command_runs_and_shows_the_study(capsys, monkeypatch, tmp_path):
     assert "dense, seed 1" in out and "validation 2.5000  cached" in out
     assert cli.main(["study", "status", *arguments, "--seeds", "98", "99"]) == 0  # seeds nobody has run
     assert "0 recorded, 0 cached, 4 missing: 393.2M tokens" in capsys.readouterr().out
+
+
+def test_a_larger_scale_says_first_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("replicate.estimate._rate", lambda *shape: 50e9)
+    monkeypatch.setattr("replicate.runner.run", lambda *_, **__: pytest.fail("asked first"))
+    with pytest.raises(pytest.fail.Exception, match="asked first"):
+        cli.main(["notebooks", "run", "--profile", "gpu", "--seed", "777"])
+    said = capsys.readouterr().out
+    count = len(plans.queue("gpu", range(777, 780)))
+    assert said.startswith(f"gpu: {count} of {count} runs of the study are not stored; ")
+    assert "at most about" in said and said.count("\n") == 1
