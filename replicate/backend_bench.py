@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from replicate import pool, records
+from replicate import checkpoint, pool, records
 from replicate.config import TrainConfig
 from replicate.config_text import to_dict
 from replicate.presets import train_preset
@@ -54,6 +54,7 @@ def run(workers: int | None = None, plan: dict[tuple[str, int, str], TrainConfig
         key = wanted[_name(config), config.seed, config.backend]
         if "error" in answer:
             raise RuntimeError(f"{key}: {answer['error']}")
+        checkpoint.clear(pool.run_dir(config))
         losses[key] = answer["results"]["steps"]["loss"]
     return judge([compare(arm, losses) for arm in dict.fromkeys(key[0] for key in plan)])
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from replicate import evaluate, measure, plans, pool, study
+from replicate import estimate, evaluate, measure, plans, pool, study
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash, with_changes
+from replicate.progress import clock, names_of
 from replicate.records import Record, RecordStore
-from replicate.runtime import clock
 
 MARGIN = 1.1  # a run is started if this times its expected duration is left
 
@@ -31,6 +32,11 @@ class Durations:
 
     earlier: dict[str, float] = field(default_factory=dict)
     now: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, arm: str, record: Record, device: str) -> None:
+        """Note the duration of a stored run if it is from a device such as `device` is here."""
+        if record.seconds and record.device == measure.device_name(device):
+            self.earlier[arm] = record.seconds
 
     def expect(self, arm: str) -> float:
         """Seconds a run of this arm will take; for an arm not yet seen the longest seen, at first 0."""
@@ -57,7 +63,7 @@ def run(
     keep: bool = False,
     fresh: bool = False,
     question: dict[str, int] | None = None,
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    progress: bool = True,
 ) -> Outcome:
     """Train those of `runs` that are missing, in their order, and store each as soon as it is finished.
 
@@ -67,46 +73,47 @@ def run(
         minutes: no run starts that would not finish in these (reckoned from finished runs of the same
             arm, else from the longest known), and what runs on is ended. A run with checkpoint_every > 0
             starts nevertheless, since it can be continued.
-        workers: processes; by default one a core, on GPUs a few that share each.
-        keep: store among the shipped records.
-        fresh: train even what is stored.
-        question: put to each finished model and recorded, see `evaluate.question`.
-        say: takes the progress lines.
+        workers, keep, fresh, question, progress: as for `study.finish`.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
-    labels = {config_hash(config): f"{name}, seed {config.seed}" for name, config in runs}
-    names = {config_hash(config): name for name, config in runs}
-    configs = {config_hash(config): config for _, config in runs}
-    found = {} if fresh else study.look_up(configs, store)
-    durations = Durations(earlier=_earlier(runs, found))
-    waiting = [config for key, config in configs.items() if key not in found]
+    arms = {config_hash(config): name for name, config in runs}
+    configs, labels = {config_hash(config): config for _, config in runs}, names_of(runs)
+    durations, trained, failed, found = Durations(), [], {}, set()
 
     def admit(config: TrainConfig) -> bool:
         if until is None or config.checkpoint_every:
             return until is None or time.monotonic() < until
-        return time.monotonic() + MARGIN * durations.expect(names[config_hash(config)]) < until
+        return time.monotonic() + MARGIN * durations.expect(arms[config_hash(config)]) < until
 
-    trained, failed, begun = [], {}, time.monotonic()
-    say(f"{len(found)} of {len(configs)} runs are stored; {len(waiting)} to train")
-    for config, answer in pool.train_all(waiting, workers, question=question, admit=admit, until=until):
-        label = labels[config_hash(config)]
-        if "skipped" in answer:
-            continue
-        error = answer.get("error")
-        if error is None:
-            try:
-                record = study.put_answer(store, config, answer, keep=keep, question=question)
-            except ValueError as refused:
-                error = str(refused)
-        if error is not None:
-            failed[label] = error
-            say(f"{label}: FAILED, {error}")
-            continue
-        durations.now[names[config_hash(config)]] = record.seconds
-        trained.append(label)
-        say(f"{len(trained)}/{len(waiting)} {label}: {_summary(record, answer)}, {clock(_since(begun))}")
-    left = [labels[config_hash(c)] for c in waiting if labels[config_hash(c)] not in {*trained, *failed}]
+    options = {"workers": workers, "keep": keep, "fresh": fresh, "question": question, "progress": progress}
+    options |= {"names": labels, "admit": admit, "until": until, "consent": True}
+    with closing(study.finish(configs, store, **options)) as ended:
+        for key, record, said in ended:
+            if record is None:
+                failed[labels[key]] = said
+            elif said == "fresh":
+                trained.append(labels[key])
+                durations.now[arms[key]] = record.seconds
+            else:
+                found.add(labels[key])
+                durations.learn(arms[key], record, configs[key].device)
+    left = [label for label in map(labels.get, configs) if label not in {*trained, *failed, *found}]
     return Outcome(trained, failed, left)
+
+
+def outlook(profile: str, seed: int) -> str:
+    """One line: what of the study with three seeds is not stored, and how long it would take here."""
+    runs = plans.queue(profile, range(seed, seed + 3))
+    configs = {config_hash(config): config for _, config in runs}
+    found = study.look_up(configs, RecordStore())
+    missing = {key: config for key, config in configs.items() if key not in found}
+    if not missing:
+        return f"{profile}: all {len(configs)} runs of the study are stored"
+    expected = estimate.seconds(missing, pool.count_workers(list(missing.values())))
+    return (
+        f"{profile}: {len(missing)} of {len(configs)} runs of the study are not stored; what notebooks need "
+        f"of them is trained, which takes at most about {clock(expected)} here"
+    )
 
 
 def status(runs: Runs, store: RecordStore) -> str:
@@ -135,29 +142,6 @@ def status(runs: Runs, store: RecordStore) -> str:
     if len(texts) > 1:
         lines.append(f"careful: their texts differ ({', '.join(sorted(texts))})")
     return "\n".join(lines)
-
-
-def _earlier(runs: Runs, found: dict[str, tuple[Record, str]]) -> dict[str, float]:
-    """Arm name -> seconds of its stored runs on a device such as it asks for here."""
-    seconds = {}
-    for name, config in runs:
-        record, _ = found.get(config_hash(config), (None, ""))
-        if record and record.seconds and record.device == measure.device_name(config.device):
-            seconds[name] = record.seconds
-    return seconds
-
-
-def _summary(record: Record, answer: dict) -> str:
-    results = record.results
-    parts = [f"loss {results['final_loss']:.4f}", f"held-out {results['valid_loss']:.4f}"]
-    if "completion" in answer:
-        parts.append(f"accuracy {answer['completion']['accuracy']:.3f}")
-    speed = results["tokens_per_s"]
-    return ", ".join([*parts, f"{speed / 1000:,.0f}k tokens/s, {record.seconds:.0f} s"])
-
-
-def _since(begun: float) -> float:
-    return time.monotonic() - begun
 
 
 def main(argv: Sequence[str] | None = None) -> int:

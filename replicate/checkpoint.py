@@ -24,11 +24,33 @@ from torch import Tensor, nn
 from replicate.files import write_atomic
 
 FORMAT = 1
+FIRST = 15.0  # seconds of training before the first checkpoint and at least between two
+SHARE = 0.02  # of the training time, which saving may take
+BYTES_PER_S = 1e8  # that saving is taken to reach before it was timed
 _NAME = re.compile(r"step-(\d+)\.json")
 
 
 class CheckpointRefused(ValueError):
     """A checkpoint that is truncated, altered or incomplete. The message names the file."""
+
+
+class Pace:
+    """When a run saves next, so that saving takes at most SHARE of its time.
+
+    Args:
+        size: bytes of a checkpoint, from which the first one's cost is guessed.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.saved(size / BYTES_PER_S)
+
+    def saved(self, seconds: float) -> None:
+        """Saving has just taken so long."""
+        self._next = time.perf_counter() + max(FIRST, seconds / SHARE)
+
+    def due(self) -> bool:
+        """True once it is time to save."""
+        return time.perf_counter() >= self._next
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
@@ -110,9 +132,11 @@ def steps(folder: Path) -> list[int]:
 
 
 def clear(folder: Path) -> None:
-    """Remove every checkpoint in `folder`."""
+    """Remove every checkpoint in `folder`, and the folder itself if nothing else is in it."""
     for step in steps(folder):
         _remove(Path(folder), step)
+    with contextlib.suppress(OSError):
+        Path(folder).rmdir()
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -86,13 +86,20 @@ def rewrite(module: str, description: str, update: Callable[[], Path], argv: Seq
 
 def train(args: argparse.Namespace) -> int:
     """Train one model and print its losses."""
+    import torch
+
+    from replicate import locks, pool
     from replicate.runtime import NonFiniteLoss
     from replicate.train import train as run
 
     config = _config(args)
     _check_outputs(args)
+    ours = args.run_dir is None  # a folder that others know as well
+    args.run_dir = args.run_dir or pool.run_dir(config, torch.get_num_threads())
+    claim = [f"run-{args.run_dir.name}"]
     try:
-        result = run(config, run_dir=args.run_dir, resume=not args.restart)
+        with locks.one_of(claim, lambda: ours, lambda: print(locks.WAITS, file=sys.stderr)):
+            result = run(config, run_dir=args.run_dir, resume=not args.restart)
     except NonFiniteLoss as error:
         print(f"replicate: {error}", file=sys.stderr)
         return 1
@@ -104,6 +111,7 @@ def train(args: argparse.Namespace) -> int:
         f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
         f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
     )
+    print(f"the model is kept in {args.run_dir}; --restart trains it anew")
     if args.json:
         _write_json(args.json, result)
     return 0
@@ -159,6 +167,10 @@ def notebooks(args: argparse.Namespace) -> int:
     if args.action == "refresh":
         print("refreshed:", *books.refresh(args.only))
         return 0
+    if args.profile != "smoke":
+        from replicate.campaign import outlook
+
+        print(outlook(args.profile, args.seed), flush=True)
     try:
         outcomes = runner.run(args.profile, args.seed, args.only, args.keep_going, fresh=args.fresh)
     except KeyboardInterrupt:
@@ -238,8 +250,6 @@ def _kept_of(args: argparse.Namespace) -> str:
     """What an interrupted `train` leaves behind."""
     from replicate import checkpoint
 
-    if args.run_dir is None:
-        return "nothing was kept, for want of a --run-dir"
     steps = checkpoint.steps(args.run_dir)
     if not steps:
         return "nothing was kept, no step was finished"
@@ -282,8 +292,10 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
         one.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
         if command is train:
-            one.add_argument("--run-dir", type=Path, help="folder of checkpoints; default: none kept")
-            one.add_argument("--restart", action="store_true", help="do not resume from --run-dir")
+            one.add_argument(
+                "--run-dir", type=Path, help="folder of checkpoints; default: one under runs/train"
+            )
+            one.add_argument("--restart", action="store_true", help="start over, do not continue")
     commands.add_parser("study", help="Train the study's arms in portions: run, status, probe.")
     table = add(claims)
     table.add_argument("--profile", help="only verdicts from this scale")

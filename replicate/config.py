@@ -261,7 +261,7 @@ class TrainConfig:
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
     log_every: int = 10
-    checkpoint_every: int = 0  # 0: none
+    checkpoint_every: int = 0  # 0: by time, see `checkpoint.Pace`
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -17,8 +17,10 @@ from replicate import paths
 from replicate.files import write_atomic
 
 _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
-# Keep kernels quiet and in this environment, whatever else the user has installed.
-KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+# Keep kernels quiet and in this environment, whatever else the user has installed. Who runs notebooks by a
+# command has chosen the scale, and is not asked again before long work.
+KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "REPLICATE_LONG": "1"}
+PROGRESS = {"replicate": "progress"}  # metadata of outputs that show progress: neither stored nor compared
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def check_parameters(book: Notebook, given: dict[str, Any]) -> None:
 def refresh(only: Iterable[str] | None = None, folder: Path | None = None) -> list[str]:
     """Execute notebooks at their default parameters and store the outputs in them; returns the names.
 
-    Outputs are kept without what changes from run to run: timings, stderr, versions in metadata.
+    Outputs are kept without what changes from run to run: timings, progress, stderr, versions in metadata.
     Raises ValueError if an output names a folder of this machine.
     """
     import nbclient
@@ -144,7 +146,7 @@ def clean(content: Any) -> Any:
         outputs: list[Any] = []
         for output in cell["outputs"]:
             stream = output["output_type"] == "stream"
-            if stream and output["name"] == "stderr":
+            if (stream and output["name"] == "stderr") or output.get("metadata") == PROGRESS:
                 continue
             if stream and outputs and outputs[-1]["output_type"] == "stream":
                 outputs[-1]["text"] += output["text"]

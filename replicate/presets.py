@@ -79,6 +79,14 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         dense_warmup=1000, sparse_share=10 / 48, stats_every=1000,
     ),
 }  # fmt: skip
+PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m", "gpu40m": "study40m"}  # ascending
+
+
+def preset_of(profile: str) -> str:
+    """The training preset of a scale of PRESET_OF, or the one of that name; ValueError names the scales."""
+    if profile not in PRESET_OF and profile not in TRAIN_PRESETS:
+        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PRESET_OF)}")
+    return PRESET_OF.get(profile, profile)
 
 
 def train_preset(name: str, sparsity: str | SparsityConfig = "dense", **changes: Any) -> TrainConfig:

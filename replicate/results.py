@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,8 @@ from replicate import checkpoint, measure, plans, pool, study
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash, from_dict
 from replicate.figures import about
+from replicate.presets import PRESET_OF, preset_of
+from replicate.progress import names_of
 from replicate.records import Record, RecordStore
 
 Run = tuple[Record, str]
@@ -23,7 +24,7 @@ Run = tuple[Record, str]
 def frame(runs: Iterable[Run]) -> pd.DataFrame:
     """One row a run: arm, seed, losses in nats, natural and kept sparsity of the last statistics, origin.
 
-    `arm` is the name without the seed, as progress lines show it; `record` is the record itself.
+    `arm` is the name without the seed, as `study.describe` gives it; `record` is the record itself.
     """
     rows = []
     for record, origin in runs:
@@ -58,15 +59,12 @@ def run_plan(
         label: of the study, at the start of its progress lines.
         models: arms whose finished models are kept, for `study.trained` or `completions`.
     """
-    kept = set(models)
-    configs = [
-        replace(config, checkpoint_every=config.steps) if name in kept else config
-        for name, arm in plan.items()
-        for config in arm
-    ]
-    runs = study.run(configs, label=label)
-    names = [name for name, configs in plan.items() for _ in configs]
-    return frame(runs).assign(arm=names)
+    runs = [(name, config) for name, arm in plan.items() for config in arm]
+    kept = {config_hash(config) for name, config in runs if name in set(models)}
+    configs = [config for _, config in runs]
+    return frame(study.run(configs, names=names_of(runs), models=kept, label=label)).assign(
+        arm=[name for name, _ in runs]
+    )
 
 
 def larger(
@@ -102,7 +100,8 @@ def all_larger(
     min_seeds: int | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Scale -> frame of every scale above `profile` that counts, ascending; arguments as for `larger`."""
-    store, scales = store or RecordStore(), list(study.PRESET_OF)
+    preset_of(profile)
+    store, scales = store or RecordStore(), list(PRESET_OF)
     larger = {}
     for scale in scales[scales.index(profile) + 1 :]:
         arms = plan(scale)
@@ -279,9 +278,7 @@ def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame
     missing = [i for i, origin in enumerate(runs["origin"]) if found[i] is None and origin != "recorded"]
     configs = {i: from_dict(runs["record"].iloc[i].config) for i in missing}
     lost = [c for c in configs.values() if c.steps not in checkpoint.steps(pool.run_dir(c))]
-    for _, answer in pool.train_all([replace(c, checkpoint_every=c.steps) for c in lost]):
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
+    study.run(lost, store=store, fresh=True, models={config_hash(config) for config in lost})
     for i, config in configs.items():
         found[i] = _ask(store, asked[i], config, question)
     return runs.assign(accuracy=[answer and answer[0].results["accuracy"] for answer in found])

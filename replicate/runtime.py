@@ -1,4 +1,4 @@
-"""What surrounds a training loop: device, precision, reproducibility, optimiser, failures, progress lines."""
+"""What surrounds a training loop: device, precision, reproducibility, optimiser, failures, interrupts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import nn
 
-from replicate import paths, schedule
+from replicate import paths
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash, to_dict
 from replicate.files import write_atomic
-from replicate.kernels import backend
 
 STATS_TOKENS = 4096
 
@@ -169,88 +167,16 @@ def interrupts_between_steps(wanted: bool) -> Iterator[Callable[[], bool]]:
         raise KeyboardInterrupt
 
 
-class Progress:
-    """Progress on stderr: one line that renews itself in a terminal, a line now and then in a log file.
-
-    Args:
-        enabled: False prints nothing.
-        config: of the run.
-        stream: where to print, by default stderr.
-        every: seconds between lines in a log file.
-    """
-
-    def __init__(
-        self, enabled: bool, config: TrainConfig, stream: TextIO | None = None, every: float = 15.0
-    ) -> None:
-        self.enabled, self.config, self.every = enabled, config, every
-        self.stream = stream or sys.stderr
-        self.live = bool(enabled and self.stream.isatty())
-        self._last, self._width, self._phase = time.monotonic(), 0, "dense"
-
-    def start(self, parameters: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Say what is about to run."""
-        if not self.enabled:
-            return
-        c, plan = self.config, schedule.phase_plan(self.config)
-        sparse = schedule.sparse_steps(c)
-        parts = [f"{parameters:,} parameters", f"{c.steps} steps of {c.tokens_per_step:,} tokens"]
-        if sparse:
-            first = next(start for phase, start, _ in plan if phase == "sparse")
-            parts.append(f"{sparse} sparse, the first is step {first} ({c.order})")
-        parts.append(f"{device} {str(dtype).removeprefix('torch.')}")
-        if device.type == "cuda":
-            parts.append(backend.report(device))
-        if step:
-            parts.append(f"continues after step {step}")
-        self._line("train: " + "; ".join(parts))
-
-    def phase(self, step: int, phase: str) -> None:
-        """Note a change of phase; interleaved runs change too often to say so each time in a log file."""
-        self._phase = phase
-        if self.config.order != "interleaved" and step:
-            self._line(f"step {step}: {phase} steps begin")
-
-    def update(self, done: int, loss: float, tokens_per_s: float) -> None:
-        """Report the state after `done` steps, if it is time to."""
-        now = time.monotonic()
-        if not self.enabled or (not self.live and now - self._last < self.every):
-            return
-        self._last = now
-        steps, rate = self.config.steps, tokens_per_s / self.config.tokens_per_step
-        text = (
-            f"step {done:>{len(str(steps))}}/{steps} {self._phase:6} loss {loss:.4f} "
-            f"lr {schedule.learning_rate(max(0, done - 1), self.config):.2e} "
-            f"{tokens_per_s / 1000:,.1f}k tokens/s, {clock((steps - done) / rate)} left"
-        )
-        self._show(text)
-
-    def finish(self, done: int, loss: float | None, valid: float | None, seconds: float) -> None:
-        """Report the end."""
-        words = [f"step {done}/{self.config.steps}"]
-        words += [f"loss {loss:.4f}"] if loss is not None else []
-        words += [f"held-out loss {valid:.4f}"] if valid is not None else []
-        self._line(", ".join(words) + f", {clock(seconds)}")
-
-    def _show(self, text: str) -> None:
-        if not self.live:
-            return self._line(text)
-        self.stream.write("\r" + text.ljust(self._width))
-        self.stream.flush()
-        self._width = len(text)
-        return None
-
-    def _line(self, text: str) -> None:
-        if self.enabled:
-            self.stream.write(("\r" if self._width else "") + text.ljust(self._width).rstrip("\n") + "\n")
-            self.stream.flush()
-            self._width = 0
+def quiet_interrupts() -> None:
+    """Make an interrupted cell say in one line how to go on; does nothing outside IPython."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.set_custom_exc((KeyboardInterrupt,), _interrupted)
 
 
-def clock(seconds: float) -> str:
-    """A duration as people write it: 0:07, 12:30, 3:05:00."""
-    minutes, seconds = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _interrupted(*_: Any, **__: Any) -> list[str]:
+    print("Interrupted. Run the cell again: it continues where it stopped.")
+    return []
 
 
 def _finite_or_text(value: Any) -> Any:

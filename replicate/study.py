@@ -6,23 +6,24 @@ continues where it stopped.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
 
-from replicate import data, pool, records
+from replicate import checkpoint, data, locks, pool, records
 from replicate.config import TrainConfig
 from replicate.config_text import config_hash
+from replicate.estimate import LongWork, ask_first
 from replicate.pool import run_dir
-from replicate.presets import SPARSITY_PRESETS, train_preset
+from replicate.presets import PRESET_OF, SPARSITY_PRESETS, preset_of, train_preset
+from replicate.progress import Display, StudyProgress
 from replicate.records import Record, RecordStore
-from replicate.runtime import clock
 from replicate.train import Trainer
 
-PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m", "gpu40m": "study40m"}  # ascending
+__all__ = ["PRESET_OF", "LongWork"]
 LONG = 1000  # steps from which on a run's record is `compact`
 
 
@@ -49,7 +50,7 @@ def arms(
         sparsity: names of sparsity presets. seeds: of the runs.
         changes: fields to change in each, as in `train_preset`: steps=50.
     """
-    preset, names = PRESET_OF.get(profile, profile), list(sparsity)
+    preset, names = preset_of(profile), list(sparsity)
     return [train_preset(preset, name, **{**changes, "seed": seed}) for seed in seeds for name in names]
 
 
@@ -67,10 +68,9 @@ def run(
     workers: int | None = None,
     store: RecordStore | None = None,
     *,
-    fresh: bool = False,
-    keep: bool = False,
-    label: str = "",
-    progress: bool = True,
+    names: Mapping[str, str] | None = None,
+    consent: bool = False,
+    **options: Any,
 ) -> list[tuple[Record, str]]:
     """The records of `configs` in their order, each with its origin: "recorded", "cached" or "fresh".
 
@@ -78,34 +78,113 @@ def run(
         configs: equal ones are trained once.
         workers: processes at a time; by default one a core, on a GPU a few that share it.
         store: where to look and to put; by default the project's.
-        fresh: train even what is stored.
-        keep: write what is trained to data/recorded, to be shipped with the project.
-        label: of the study, at the start of its progress lines.
-        progress: print a line on stderr as each arm finishes.
+        names: hash -> what a run is called in progress lines, by default as `describe` does.
+        consent: train also what takes long here, see `estimate.ask_first`.
+        options: further ones of `finish`.
 
     Raises:
+        LongWork: before anything is trained.
         StudyFailed: naming the arms that failed, once all others are done and stored.
     """
-    store = store or RecordStore()
     by_hash = {config_hash(config): config for config in configs}
-    done = {} if fresh else look_up(by_hash, store)
-    missing = [config for key, config in by_hash.items() if key not in done]
-    failures: dict[str, str] = {}
-    say = _announcer(label, len(missing)) if progress else lambda *finished: None
-    for config, answer in pool.train_all(missing, workers):
-        try:
-            if "error" in answer:
-                raise RuntimeError(answer["error"])
-            record = put_answer(store, config, answer, keep=keep)
-            results = record.results
-            done[config_hash(config)] = (record, "fresh")
-            say(f"{describe(config)}: loss {results['final_loss']:.4f}, held-out {results['valid_loss']:.4f}")
-        except (RuntimeError, ValueError) as error:
-            failures[f"{describe(config)} ({config_hash(config)})"] = str(error)
-            say(f"{describe(config)}: FAILED, {error}")
+    names = {key: describe(config) for key, config in by_hash.items()} | dict(names or {})
+    done, failures = {}, {}
+    settings = {"names": names, "workers": workers, "consent": consent, **options}
+    with closing(finish(by_hash, store or RecordStore(), **settings)) as ended:
+        for key, record, said in ended:
+            if record:
+                done[key] = record, said
+            else:
+                failures[f"{names[key]} ({key})"] = said
     if failures:
         raise StudyFailed(failures, done)
     return [done[config_hash(config)] for config in configs]
+
+
+def finish(
+    configs: Mapping[str, TrainConfig],
+    store: RecordStore,
+    *,
+    names: Mapping[str, str],
+    workers: int | None = None,
+    fresh: bool = False,
+    keep: bool = False,
+    models: Collection[str] = (),
+    question: dict[str, int] | None = None,
+    admit: Callable[[TrainConfig], bool] | None = None,
+    until: float | None = None,
+    consent: bool = False,
+    label: str = "",
+    progress: bool = True,
+) -> Iterator[tuple[str, Record | None, str]]:
+    """Look runs up, train the missing ones side by side and store each: yields (hash, record, origin).
+
+    A run that failed is yielded as (hash, None, error). What another process is at is waited for; should
+    that fail or end, it is trained here.
+
+    Args:
+        configs: hash -> configuration. names: hash -> what its run is called.
+        fresh: train even what is stored. keep: write to data/recorded, to be shipped with the project.
+        models, question, admit, until: as for `pool.train_all`; skipped runs are not yielded.
+        consent: see `estimate.ask_first`. label: of the study, before its progress lines.
+        progress: show it.
+    """
+    pending, shown = dict(configs), None
+    while pending and (until is None or time.monotonic() < until):
+        for key, (record, origin) in ({} if fresh else look_up(pending, store)).items():
+            del pending[key]
+            if shown:
+                shown.finished(key, "another process has trained it")
+            yield key, record, origin
+        if pending and not shown:
+            count = pool.count_workers(list(pending.values()), workers)
+            expected = ask_first(pending, names, count, consent)
+            shown = StudyProgress(progress, label, pending, names, count, expected)
+        with ExitStack() as stack:
+            claims = {k: lock for k, config in pending.items() if (lock := locks.take(pool.claim(config)))}
+            for lock in claims.values():
+                stack.callback(lock.close)
+            there = {} if fresh else look_up({key: pending[key] for key in claims}, store)
+            mine = [pending[key] for key in claims if key not in there]
+            for config in mine if fresh else ():
+                checkpoint.clear(run_dir(config))
+            options = {"question": question, "models": models, "admit": admit, "until": until}
+            watch = shown.watch if mine else None
+            answers = stack.enter_context(closing(pool.train_all(mine, workers, watch=watch, **options)))
+            for config, answer in answers:
+                key = config_hash(config)
+                del pending[key]
+                if "skipped" not in answer:
+                    record, said = _stored(store, config, answer, keep, question)
+                    text = _summary(record, answer) if record else f"FAILED, {said}"
+                    shown.finished(key, text, answer.get("share"))
+                    if record and key not in models:
+                        checkpoint.clear(run_dir(config))
+                    yield key, record, said
+                claims[key].close()
+        if pending and not claims:
+            shown.wait(pending)
+            time.sleep(1)
+
+
+def _stored(
+    store: RecordStore, config: TrainConfig, answer: dict[str, Any], keep: bool, question: dict | None
+) -> tuple[Record | None, str]:
+    """The record of an answer, once stored, and "fresh"; or None and what went wrong."""
+    if "error" in answer:
+        return None, answer["error"]
+    try:
+        return put_answer(store, config, answer, keep=keep, question=question), "fresh"
+    except ValueError as refused:
+        return None, str(refused)
+
+
+def _summary(record: Record, answer: dict[str, Any]) -> str:
+    results = record.results
+    parts = [f"loss {results['final_loss']:.4f}", f"held-out {results['valid_loss']:.4f}"]
+    if "completion" in answer:
+        parts.append(f"accuracy {answer['completion']['accuracy']:.3f}")
+    return ", ".join([*parts, f"{results['tokens_per_s'] / 1000:,.0f}k tokens/s"])
 
 
 def put_answer(
@@ -160,16 +239,20 @@ def trained(config: TrainConfig, *, progress: bool = True) -> Trainer:
     """The trainer of a finished run, with model and data: from its checkpoint, else trained now.
 
     Its losses are those of `run`, one thread included; use it where a notebook needs the model itself.
+    Waits for another process that trains the same. Raises LongWork as `run` does.
     """
-    threads = torch.get_num_threads()
-    trainer = Trainer(config, run_dir=run_dir(config), progress=progress)
-    if trainer.step == config.steps:
-        return trainer
-    try:
-        torch.set_num_threads(1 if trainer.device.type == "cpu" else threads)
-        trainer.run()
-    finally:
-        torch.set_num_threads(threads)
+    threads, key = torch.get_num_threads(), config_hash(config)
+    with locks.one_of([pool.claim(config)], waits=lambda: Display(progress).line(locks.WAITS)):
+        if config.steps not in checkpoint.steps(run_dir(config)):
+            ask_first({key: config}, {key: describe(config)}, 1)
+        trainer = Trainer(config, run_dir=run_dir(config), resume="exactly", progress=progress)
+        if trainer.step == config.steps:
+            return trainer
+        try:
+            torch.set_num_threads(1 if trainer.device.type == "cpu" else threads)
+            trainer.run()
+        finally:
+            torch.set_num_threads(threads)
     return trainer
 
 
@@ -194,15 +277,3 @@ def look_up(by_hash: dict[str, TrainConfig], store: RecordStore) -> dict[str, tu
         if record:
             found[key] = record
     return found
-
-
-def _announcer(label: str, total: int) -> Callable[[str], None]:
-    """Prints a numbered line an arm, with an estimate of the time left."""
-    begun, count = time.monotonic(), iter(range(1, total + 1))
-
-    def say(text: str) -> None:
-        n, elapsed = next(count), time.monotonic() - begun
-        left = f", about {clock(elapsed / n * (total - n))} left" if n < total else ""
-        print(f"{label}{' ' if label else ''}{n}/{total} {text}, {clock(elapsed)}{left}", file=sys.stderr)
-
-    return say

@@ -25,9 +25,9 @@ from replicate.config_text import config_hash, to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.kernels import backend as engines
+from replicate.progress import Progress
 from replicate.runtime import (
     NonFiniteLoss,
-    Progress,
     check_same_run,
     draw_seed,
     interrupts_between_steps,
@@ -65,9 +65,12 @@ class Trainer:
 
     Args:
         config: what to train and how.
-        run_dir: folder for checkpoints, every `checkpoint_every` steps, at the end and on Ctrl-C; None: none.
-        resume: continue from the newest intact checkpoint in run_dir; False starts over.
-        progress: progress lines on stderr.
+        run_dir: folder for checkpoints: every `checkpoint_every` steps (0: as `checkpoint.Pace` allows),
+            at the end and on Ctrl-C; None: none.
+        resume: continue from the newest intact checkpoint in run_dir; "exactly": only if the losses will be
+            those of a run never stopped, else start over; False starts over.
+        keep: False does without the checkpoint at the end.
+        progress: show progress, see `progress.Display`.
         callback: called as callback(step, trainer) after each optimiser step.
         data: tokens to train on instead of config.corpus's.
 
@@ -81,12 +84,13 @@ class Trainer:
         config: TrainConfig,
         *,
         run_dir: Path | str | None = None,
-        resume: bool = True,
+        resume: bool | str = True,
+        keep: bool = True,
         progress: bool = True,
         callback: Callable[[int, Trainer], None] | None = None,
         data: TokenData | None = None,
     ):
-        self.config, self.callback = config, callback
+        self.config, self.callback, self.keep = config, callback, keep
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         engines.requested(config.backend)
@@ -114,7 +118,7 @@ class Trainer:
         self._since = time.perf_counter()
         self.run_dir = Path(run_dir) if run_dir is not None else None
         if self.run_dir is not None:
-            self._resume() if resume else checkpoint.clear(self.run_dir)
+            self._resume(resume) if resume else checkpoint.clear(self.run_dir)
 
     def run(self, stop_after: int | None = None) -> None:
         """Train to the end, or until `stop_after` steps are done (counted from the run's start).
@@ -130,6 +134,7 @@ class Trainer:
         self.progress.start(self.parameters, self.step, self.device, self.dtype)
         with interrupts_between_steps(self.run_dir is not None) as interrupted, reproducible(self.device):
             self._since = time.perf_counter()
+            self._pace = checkpoint.Pace(12 * self.parameters)  # weights and AdamW's two moments
             while self.step < last:
                 self._train_step()
                 step = self.step
@@ -137,7 +142,8 @@ class Trainer:
                     self._flush()
                 if config.eval_every and step % config.eval_every == 0 and step < config.steps:
                     self._evaluate()
-                if config.checkpoint_every and step % config.checkpoint_every == 0 and step < last:
+                every = config.checkpoint_every
+                if step < last and (step % every == 0 if every else self._pace.due()):
                     self._save()
                 if self.callback:
                     self.callback(step, self)
@@ -146,7 +152,7 @@ class Trainer:
             self._flush()
             if self.step == config.steps and (not self.valid_losses or self.valid_losses[-1][0] < self.step):
                 self._evaluate()
-            if begun:
+            if begun and (self.keep or self.step < config.steps):
                 self._save()
             result = (self.losses or [None])[-1], (self.valid_losses or [[0, None]])[-1][1]
             self.progress.finish(self.step, *result, self.seconds)
@@ -313,14 +319,16 @@ class Trainer:
         if self.run_dir is None:
             return
         self._flush()
+        begun = time.perf_counter()
         record = {name: getattr(self, name) for name in _RECORD}
         state = {"config": to_dict(self.config), "record": record, **self._identity()}
         checkpoint.save(self.run_dir, self.step, checkpoint.pack(self.model, self.optimizer), state)
         self._since = time.perf_counter()
+        self._pace.saved(self._since - begun)
 
-    def _resume(self) -> None:
+    def _resume(self, how: bool | str) -> None:
         found = checkpoint.latest(self.run_dir)
-        if found is None:
+        if found is None or (how == "exactly" and not self._identity().items() <= found[2].items()):
             return
         self.step, tensors, state = found
         check_same_run(state, self._identity(), self.run_dir)

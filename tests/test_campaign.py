@@ -42,15 +42,15 @@ def named(name, *configs):
     return [(name, config) for config in configs]
 
 
-def test_a_portion_trains_what_is_missing_and_asks_the_model(store, monkeypatch):
+def test_a_portion_trains_what_is_missing_and_asks_the_model(store, capsys):
     runs = named("dense", *seeds_of(RUN, 1, 2)) + named("w1", W1)
-    lines = []
     question = evaluate.question(20, context=6, length=4)
-    first = campaign.run(runs[:2], store, workers=1, question=question, keep=True, say=lines.append)
+    first = campaign.run(runs[:2], store, workers=1, question=question, keep=True)
     assert first.trained == ["dense, seed 1", "dense, seed 2"]
-    assert lines[0] == "0 of 2 runs are stored; 2 to train"
-    assert "accuracy" in lines[1]
-    again = campaign.run(runs, store, workers=1, question=question, say=lines.append)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("2 runs to train, 1 at a time, about 0:0")
+    assert lines[1].startswith("1/2 dense, seed 1: loss ") and "accuracy" in lines[1]
+    again = campaign.run(runs, store, workers=1, question=question)
     assert (again.trained, again.failed, again.left) == (["w1, seed 1"], {}, [])
     asked = {"train": config_hash(RUN), **question}
     reply, origin = store.find("completion", asked)
@@ -85,7 +85,7 @@ def test_the_recorded_answers_are_those_the_notebooks_look_up(store, monkeypatch
 def here(answers):
     """A stand-in for `pool.train_all` that takes `answers`'s seconds for each run."""
 
-    def train_all(configs, workers, *, question, admit, until):
+    def train_all(configs, workers, *, admit, **options):
         for config in configs:
             if not admit(config):
                 yield config, {"skipped": True}
@@ -103,11 +103,11 @@ def test_no_run_starts_that_would_not_finish(store, monkeypatch):
     runs = named("quick", quick[0]) + named("slow", *slow)
     runs += named("unknown", replace(RUN, seed=9)) + named("quick", quick[1])
     monkeypatch.setattr(pool, "train_all", here(seconds))
-    outcome = campaign.run(runs, store, minutes=0.9 / 60, say=lambda text: None)
+    outcome = campaign.run(runs, store, minutes=0.9 / 60, progress=False)
     assert outcome.trained == ["quick, seed 1", "slow, seed 1", "quick, seed 2"]
     assert outcome.left == ["slow, seed 2", "slow, seed 3", "unknown, seed 9"]  # as long as the longest
     resumable = [(name, replace(config, checkpoint_every=1)) for name, config in runs]
-    outcome = campaign.run(resumable[2:4], store, minutes=0.1 / 60, say=lambda text: None)
+    outcome = campaign.run(resumable[2:4], store, minutes=0.1 / 60, progress=False)
     assert outcome.trained == [
         "slow, seed 2"
     ]  # starts, since it can be continued; there is no time for another
@@ -117,14 +117,12 @@ def test_earlier_records_tell_how_long_a_run_takes(store, monkeypatch):
     monkeypatch.setattr(
         "replicate.measure.device_name", lambda kind="auto": "a CPU" if kind == "cpu" else "NVIDIA H200"
     )
-    records = {
-        config_hash(c): (make_record("train", c, {}, seconds=s), "recorded")
-        for c, s in ((RUN, 40.0), (W1, 90.0))
-    }
-    runs = named("dense", RUN) + named("w1", W1)
-    on_cpu = [(name, replace(config, device="cpu")) for name, config in runs]
-    assert campaign._earlier(on_cpu, records) == {}
-    durations = campaign.Durations(campaign._earlier(runs, records))
+    durations = campaign.Durations()
+    for name, config, seconds in (("dense", RUN, 40.0), ("w1", W1, 90.0)):
+        record = make_record("train", config, {}, seconds=seconds)
+        durations.learn(name, record, "cpu")
+        assert durations.expect(name) == max([0, *durations.earlier.values()])
+        durations.learn(name, record, "auto")
     assert [durations.expect(name) for name in ("dense", "w1", "w2")] == [40.0, 90.0, 90.0]
     durations.now["dense"] = 50.0
     assert [durations.expect(name) for name in ("dense", "w1", "w2")] == [50.0, 90.0, 50.0]
@@ -135,7 +133,7 @@ def test_the_portion_ends_on_time_and_can_be_continued(store):
     long = replace(RUN, steps=10**6, stats_every=0, checkpoint_every=5)
     begun = time.monotonic()
     outcome = campaign.run(
-        named("long", *seeds_of(long, 1, 2)), store, minutes=12 / 60, workers=1, say=lambda text: None
+        named("long", *seeds_of(long, 1, 2)), store, minutes=12 / 60, workers=1, progress=False
     )
     assert time.monotonic() - begun < 25
     assert outcome.left == ["long, seed 1", "long, seed 2"]
@@ -146,9 +144,7 @@ def test_the_portion_ends_on_time_and_can_be_continued(store):
 
 def test_a_failed_run_costs_only_itself(store, capsys):
     broken = replace(RUN, corpus="stdlib")
-    outcome = campaign.run(
-        named("broken", broken) + named("dense", RUN), store, workers=1, say=lambda text: None
-    )
+    outcome = campaign.run(named("broken", broken) + named("dense", RUN), store, workers=1, progress=False)
     assert outcome.trained == ["dense, seed 1"]
     assert "vocab_size is 32" in outcome.failed["broken, seed 1"]
 
@@ -164,7 +160,7 @@ def test_a_result_that_cannot_be_stored_costs_only_its_run(store, monkeypatch):
             yield config, answer
 
     monkeypatch.setattr(pool, "train_all", train_all)
-    outcome = campaign.run(runs, store, say=lambda text: None)
+    outcome = campaign.run(runs, store, progress=False)
     assert (outcome.trained, outcome.left) == (["dense, seed 2"], [])
     assert "final_loss is nan" in outcome.failed["dense, seed 1"]
 
@@ -264,3 +260,14 @@ def test_the_command_runs_and_shows_the_study(capsys, monkeypatch, tmp_path):
     assert "dense, seed 1" in out and "validation 2.5000  cached" in out
     assert cli.main(["study", "status", *arguments, "--seeds", "98", "99"]) == 0  # seeds nobody has run
     assert "0 recorded, 0 cached, 4 missing: 393.2M tokens" in capsys.readouterr().out
+
+
+def test_a_larger_scale_says_first_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("replicate.estimate._rate", lambda *shape: 50e9)
+    monkeypatch.setattr("replicate.runner.run", lambda *_, **__: pytest.fail("asked first"))
+    with pytest.raises(pytest.fail.Exception, match="asked first"):
+        cli.main(["notebooks", "run", "--profile", "gpu", "--seed", "777"])
+    said = capsys.readouterr().out
+    count = len(plans.queue("gpu", range(777, 780)))
+    assert said.startswith(f"gpu: {count} of {count} runs of the study are not stored; ")
+    assert "at most about" in said and said.count("\n") == 1

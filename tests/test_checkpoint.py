@@ -1,3 +1,4 @@
+import itertools
 import os
 import time
 
@@ -164,8 +165,13 @@ def test_leftovers_of_killed_writers_go_once_old(folder):
 
 
 def test_clear_removes_every_checkpoint(folder):
+    (folder / "mine.txt").touch()
     checkpoint.clear(folder)
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    (folder / "mine.txt").unlink()
+    checkpoint.clear(folder)
+    checkpoint.clear(folder)
+    assert not folder.exists()
 
 
 def test_pack_and_unpack_restore_model_and_optimiser():
@@ -183,3 +189,21 @@ def test_pack_and_unpack_restore_model_and_optimiser():
         assert torch.equal(a, b)
         for name, value in optimizer.state[a].items():
             assert torch.equal(value, fresh.state[b][name])
+
+
+@pytest.mark.parametrize(("megabytes", "cost"), [(0.5, 0.01), (40, 0.5), (1000, 12), (1, 40)])
+def test_saving_takes_a_fiftieth_of_a_run_s_time(monkeypatch, megabytes, cost):
+    """Ten hours of steps of a second on a clock of its own; the guess from the size is far off at last."""
+    now, saves = [0.0], []
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
+    pace = checkpoint.Pace(int(1e6 * megabytes))
+    for second in range(36000):
+        now[0] += 1
+        if pace.due():
+            now[0] += cost
+            pace.saved(cost)
+            saves.append(second)
+    assert checkpoint.FIRST - 1 <= saves[0] <= max(60, 60 * cost)
+    assert len(saves) * cost <= 0.02 * 36000 + cost
+    assert len(saves) * max(cost, 0.02 * checkpoint.FIRST) > 0.017 * 36000  # and no seldomer than need be
+    assert min(b - a for a, b in itertools.pairwise(saves)) >= checkpoint.FIRST - 1

@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -75,6 +76,35 @@ def test_train_resumes_from_its_folder(capsys, tmp_path):
     again = run(capsys, *arguments)[1].split(",")[0]
     restarted = run(capsys, *arguments, "--restart")[1].split(",")[0]
     assert first == again == restarted
+
+
+OFTEN = """
+import sys
+from replicate import checkpoint, cli
+checkpoint.FIRST = 0.2
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_training_goes_on_with_the_same_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    command = ["train", "--set", *TINY, "steps=3000", "stats_every=0", "device=cpu", "--json"]
+    here = [sys.executable, "-c", OFTEN, *command, str(tmp_path / "killed.json")]
+    with subprocess.Popen(here, stderr=subprocess.DEVNULL, cwd=paths.ROOT) as process:
+        while not list(tmp_path.glob("runs/train/*/step-*.json")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    done = subprocess.run(
+        [*here[:-1], str(tmp_path / "a.json")], capture_output=True, text=True, cwd=paths.ROOT, check=True
+    )
+    assert "continues after step" in done.stderr and "the model is kept in " in done.stdout
+    subprocess.run(
+        [*here[:-1], str(tmp_path / "b.json"), "--restart"], capture_output=True, cwd=paths.ROOT, check=True
+    )
+    resumed, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert resumed["steps"]["loss"] == whole["steps"]["loss"]
+    assert len(resumed["steps"]["tokens_per_s"]) == 3000 and resumed["valid_loss"] == whole["valid_loss"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +261,6 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
 @pytest.mark.parametrize(
     ("steps", "options", "expected"),
     [
-        (None, [], "interrupted; nothing was kept, for want of a --run-dir"),
         ([], [], "interrupted; nothing was kept, no step was finished"),
         ([8], [], "interrupted; step 8 is kept; run the same command again to go on"),
         ([8], ["--restart"], "step 8 is kept; run the same command again without --restart to go on"),
@@ -239,14 +268,15 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
 )
 def test_an_interrupted_training_says_what_is_kept(capsys, monkeypatch, tmp_path, steps, options, expected):
     def stop(config, run_dir, resume):
-        for step in steps or ():
+        for step in steps:
             checkpoint.save(run_dir, step, {}, {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("replicate.train"), "train", stop)
-    where = [] if steps is None else ["--run-dir", str(tmp_path)]
-    code, _, err = run(capsys, "train", *where, *options)
-    assert code == 130 and expected in err and err.count("\n") == 1
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    for where in ([], ["--run-dir", str(tmp_path / "here")]):
+        code, _, err = run(capsys, "train", *where, *options)
+        assert code == 130 and expected in err and err.count("\n") == 1
 
 
 def test_other_interruptions_promise_nothing(capsys, monkeypatch):

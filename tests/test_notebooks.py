@@ -2,7 +2,7 @@
 
 Each is executed once by papermill at smoke; what it trains is cached, so that nbval then compares every
 stored output with a re-execution in seconds, each under one thread, since two that share cores wait for each
-other at every product. Numbers that may differ between machines are masked (nbval_sanitize.cfg), the others
+other at every product. Numbers that may differ between machines are masked (nbval_by_tokens.py), the others
 must be the same.
 """
 
@@ -122,10 +122,9 @@ def comparisons(environment, executed):
 def compare(path, environment):
     """nbval in a process of its own; (exit status, output)."""
     options = ["-c", str(HERE / "nbval.ini")]  # not the project's pytest settings
-    for plugin in ("nbval.plugin", "nbval_stdout_only", "no:cacheprovider"):
+    for plugin in ("nbval.plugin", "nbval_by_tokens", "no:cacheprovider"):
         options += ["-p", plugin]
     options += ["--color=no", "-q", "-rf", "--nbval", "--nbval-current-env"]
-    options += ["--nbval-sanitize-with", str(HERE / "nbval_sanitize.cfg")]
     env = {**os.environ, **notebooks.KERNEL_ENV, **environment, "PYTHONUTF8": "1"}
     env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), env.get("PYTHONPATH")]))

@@ -5,6 +5,7 @@ import pytest
 
 from replicate import checkpoint, evaluate, pool, records, results, study
 from replicate.config import ModelConfig, TrainConfig
+from replicate.config_text import config_hash
 from replicate.presets import SPARSITY_PRESETS
 
 RUN = TrainConfig(
@@ -113,7 +114,10 @@ def test_the_time_to_a_loss_lies_between_evaluations():
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(pool, "train_all", lambda configs, *_: [(c, pool._train_one(c)) for c in configs])
+    def train_all(configs, workers, *, models, **_):
+        yield from ((c, pool._train_one(c, keep=config_hash(c) in models)) for c in configs)
+
+    monkeypatch.setattr(pool, "train_all", train_all)
 
 
 def test_a_plan_keeps_the_models_that_are_asked_for(in_process):

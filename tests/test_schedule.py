@@ -69,7 +69,7 @@ def test_learning_rate_climbs_then_follows_a_cosine_to_its_share():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 50), st.integers(0, 50), st.floats(0, 1))
+@given(st.integers(1, 50), st.integers(0, 50), st.floats(0, 1, allow_subnormal=False))
 def test_learning_rate_stays_in_bounds(steps, warmup, share):
     cfg = TrainConfig(steps=steps, lr_warmup=min(warmup, steps), min_lr_share=share)
     for step in range(steps):

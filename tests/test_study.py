@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from replicate import downloads, paths, pool, study
+from replicate import checkpoint, downloads, locks, paths, pool, study
 from replicate.config import ModelConfig, TrainConfig
 from replicate.config_text import config_hash, to_dict
 from replicate.data import load_corpus
+from replicate.progress import StudyProgress
 from replicate.records import RecordStore, make_record
 from replicate.train import train
 
@@ -63,8 +64,9 @@ def test_a_failing_arm_is_named_and_costs_only_itself(store, capfd):
         study.run([RUN, broken, other, RUN], workers=2, store=store, label="three")
     assert list(e.value.failures) == [f"dense seed 1 ({config_hash(broken)})"]
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("three 1/3 dense seed ")
+    assert len(lines) == 4
+    assert lines[0].startswith("three 3 runs to train, 2 at a time, about 0:0")
+    assert lines[1].startswith("three 1/3 dense seed ")
     assert sum("FAILED" in line for line in lines) == 1
     found = study.run([other, RUN, other], store=store)  # nothing left to train
     assert [(record.seed, origin) for record, origin in found] == [
@@ -100,8 +102,10 @@ def test_records_name_the_device_that_the_run_asked_for(store, monkeypatch):
 
 
 def test_fresh_trains_again(store, monkeypatch):
-    def here(configs, workers):
-        return [(config, {"results": train(config, progress=False), "seconds": 1.0}) for config in configs]
+    def here(configs, workers, **options):
+        yield from [
+            (config, {"results": train(config, progress=False), "seconds": 1.0}) for config in configs
+        ]
 
     monkeypatch.setattr(pool, "train_all", here)
     store.put(
@@ -126,14 +130,117 @@ def test_a_killed_worker_costs_one_arm(store):
     assert len(found[RUN.steps]["results"]["steps"]["loss"]) == 8
 
 
+OFTEN = "from replicate import checkpoint; checkpoint.FIRST = 0.1; "
+
+
+def test_an_arm_whose_worker_was_killed_goes_on(store, monkeypatch):
+    """SIGKILL in the middle; run again, it continues, and its record is that of a run never stopped."""
+    monkeypatch.setattr(pool, "WORKER", OFTEN + pool.WORKER)
+    config = replace(RUN, steps=1200, stats_every=100)
+    hands, start, folder = [], pool._Hand.start, pool.run_dir(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._Hand, "start", lambda hand: (hands.append(hand), start(hand)))
+
+        def kill(at_work):
+            if checkpoint.steps(folder):
+                hands[0].process.kill()
+
+        ((_, answer),) = pool.train_all([config], watch=kill)
+    assert "its process ended (status" in answer["error"]
+    began = checkpoint.steps(folder)[-1]
+    assert 0 < began < config.steps
+    seen, watch = [], StudyProgress.finished
+    monkeypatch.setattr(
+        StudyProgress,
+        "finished",
+        lambda self, key, text, run: (seen.append(run), watch(self, key, text, run)),
+    )
+    ((record, origin),) = study.run([config], store=store)
+    assert origin == "fresh" and seen[0][0] == pytest.approx(began / config.steps)
+    whole = study.compact(pool._train_one(config)["results"])
+    assert record.results["steps"]["loss"] == whole["steps"]["loss"]
+    assert (
+        record.results["stats"] == whole["stats"] and record.results["valid_losses"] == whole["valid_losses"]
+    )
+    assert len(record.results["steps"]["tokens_per_s"]) == config.steps
+    assert record.seconds > record.results["seconds"] > 0
+    assert not folder.exists()  # nobody asked for the model
+
+
+TWIN = """
+import json, sys
+from replicate import pool, study
+from replicate.config_text import from_dict
+from replicate.progress import StudyProgress
+from replicate.records import RecordStore
+configs = [from_dict(config) for config in json.loads(sys.argv[1])]
+found = study.run(configs, workers=1, store=RecordStore(sys.argv[2], sys.argv[3]), consent=True)
+print(*(origin for _, origin in found))
+"""
+
+
+def twin(store, *configs):
+    """Another process that runs these."""
+    arguments = [json.dumps([to_dict(config) for config in configs]), str(store.root), str(store.recorded)]
+    command = [sys.executable, "-c", TWIN, *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=paths.ROOT
+    )
+
+
+def at_work(config):
+    """Wait until somebody trains it."""
+    end = time.monotonic() + 60
+    while (lock := locks.take(pool.claim(config))) and time.monotonic() < end:
+        lock.close()
+        time.sleep(0.02)
+    assert lock is None
+
+
+def test_two_processes_train_each_arm_once(store):
+    configs = [replace(RUN, steps=600, stats_every=0, seed=seed) for seed in (1, 2)]
+    with twin(store, *configs) as one:
+        at_work(configs[0])
+        with twin(store, *configs) as two:
+            said = [process.communicate(timeout=120) for process in (one, two)]
+    assert [out for out, _ in said] == ["fresh fresh\n", "cached cached\n"]
+    assert "waits for another process, which trains dense seed 1; dense seed 2" in said[1][1]
+
+
+def test_a_dead_owner_s_arm_is_trained_by_who_waits(store):
+    config = replace(RUN, steps=800, stats_every=0)
+    with twin(store, config) as one:
+        at_work(config)
+        with twin(store, config) as two:
+            while "waits for another process" not in two.stderr.readline():
+                assert two.poll() is None
+            one.kill()
+            assert two.communicate(timeout=120)[0] == "fresh\n"
+
+
+def test_two_processes_share_the_cores(monkeypatch):
+    """While somebody has the only core, nothing starts; then it does."""
+    monkeypatch.setattr(pool, "_cores", lambda: 1)
+    core = locks.take("worker-0")
+    answers = []
+
+    def watch(at_work):
+        answers.append(dict(at_work))
+        if len(answers) == 3:
+            core.close()
+
+    ((_, answer),) = pool.train_all([RUN], watch=watch)
+    assert answers[:3] == [{}, {}, {}] and "results" in answer
+
+
 def _killing(hands, original):
-    def kill_first(answers, until=None):
+    def kill_first(answers, *options):
         if hands:
             hand = hands.pop()
             while hand.process is None:
                 time.sleep(0.01)
             hand.process.kill()
-        return original(answers)
+        return original(answers, *options)
 
     return kill_first
 
@@ -152,9 +259,10 @@ import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from replicate import study
 from replicate.config_text import from_dict
+from replicate.progress import StudyProgress
 from replicate.records import RecordStore
 store = RecordStore(sys.argv[2], sys.argv[3])
-study.run([from_dict(config) for config in json.loads(sys.argv[1])], workers=1, store=store)
+study.run([from_dict(config) for config in json.loads(sys.argv[1])], workers=1, store=store, consent=True)
 """
 
 
@@ -163,6 +271,7 @@ def test_an_interrupted_study_keeps_what_is_done_and_leaves_no_process(store):
     configs = json.dumps([to_dict(RUN), to_dict(LONG)])
     command = [sys.executable, "-c", STUDY, configs, str(store.root), str(store.recorded)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=paths.ROOT) as process:
+        assert "2 runs to train, 1 at a time" in process.stderr.readline()
         assert "1/2 dense seed 1: loss" in process.stderr.readline()
         worker = _child_of(process.pid)
         process.send_signal(signal.SIGINT)

@@ -18,7 +18,8 @@ from replicate.bench import PlainLoop, train_bench
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.config_text import to_dict
 from replicate.data import TokenData
-from replicate.runtime import Progress, clock, pick_device, stats_rows
+from replicate.progress import Progress, clock
+from replicate.runtime import pick_device, stats_rows
 from replicate.train import NonFiniteLoss, Trainer, train
 
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=16)
@@ -216,6 +217,34 @@ def test_an_altered_checkpoint_is_refused_and_the_previous_one_used(kind, data, 
     assert again.step == 20
     again.run()
     assert again.losses == whole.losses
+
+
+def test_checkpoints_come_by_time_and_seldom_where_saving_is_slow(data, tmp_path, monkeypatch):
+    saved, save = [], checkpoint.save
+
+    def slow(folder, step, *rest):
+        saved.append(step)
+        time.sleep(0.1)
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    run(RUN, data, run_dir=tmp_path / "short", keep=False)
+    assert saved == [] and not (tmp_path / "short").exists()  # it takes no time, and nobody wants the model
+    monkeypatch.setattr(checkpoint, "FIRST", 0.0)
+    monkeypatch.setattr(checkpoint, "BYTES_PER_S", math.inf)
+    run(RUN, data, run_dir=tmp_path)
+    assert saved == [1, RUN.steps]  # the next would be due 5 s later
+
+
+def test_only_the_same_run_is_continued_exactly(data, tmp_path):
+    Trainer(RUN, run_dir=tmp_path, data=data, progress=False).run(5)
+    assert Trainer(RUN, run_dir=tmp_path, data=data, progress=False, resume="exactly").step == 5
+    path = tmp_path / "step-00000005.json"
+    step, tensors, state = checkpoint.load(path)
+    checkpoint.save(tmp_path, step, tensors, state | {"corpus_sha256": "another"})
+    assert Trainer(RUN, run_dir=tmp_path, data=data, progress=False, resume="exactly").step == 0
+    with pytest.raises(ValueError, match="another corpus_sha256"):
+        Trainer(RUN, run_dir=tmp_path, data=data, progress=False)
 
 
 @pytest.fixture
