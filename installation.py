@@ -210,10 +210,10 @@ def explain(text, log):
 
 def disk_sentence():
     """The sentence for a full disk."""
-    folder = VENV if VENV.exists() else ROOT
+    where = VENV if VENV.exists() else ROOT
     return (
         f"The disk is full: installing needs about {NEEDED_GB:.0f} GB, torch for CUDA {CUDA_GB:.0f}; "
-        f"{shutil.disk_usage(str(folder)).free / 1e9:.1f} GB are free at {folder}; free some space and run "
+        f"{shutil.disk_usage(str(where)).free / 1e9:.1f} GB are free at {where}; free some space and run "
         "again, what is done is kept."
     )
 
@@ -231,10 +231,17 @@ def explain_os(error):
 
 
 def log_file():
-    """Path of pip's log, in the folder of logs and caches that replicate.paths has too."""
-    folder = Path(os.environ.get("REPLICATE_RUNS") or ROOT / "runs")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "install.log"
+    """Path of pip's log."""
+    return folder("REPLICATE_RUNS", "runs") / "install.log"
+
+
+def folder(variable, name):
+    """The folder that replicate.paths writes to, made if missing; OSError if it cannot be written."""
+    path = Path(os.environ.get(variable) or ROOT / name)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(str(path), os.W_OK):
+        raise PermissionError(errno.EACCES, "cannot be written", str(path))
+    return path
 
 
 def duration(seconds):

@@ -48,6 +48,7 @@ def run_notebooks(options):
         if not any(name.zfill(2) == number or name == stem for number, stem, _ in known):
             have = ", ".join(number for number, _, _ in known) or "none"
             raise Stop(f"There is no notebook {name!r}; there are {have} (see --list).")
+    installation.folder("REPLICATE_FIGURES", "figures")  # a place that cannot be written stops here
     python = installation.ready(["notebooks"])
     command = [str(python), "-m", "replicate", "notebooks", "run", "--profile", options.profile]
     command += ["--seed", str(options.seed)]
