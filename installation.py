@@ -222,9 +222,9 @@ def explain_os(error):
     """The sentence for a disk that is full or cannot be written; else the error's own."""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or getattr(error, "winerror", 0) == 112:
         return disk_sentence()
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.filename and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return (
-            f"{error.filename} cannot be written: set folders that can as REPLICATE_VENV, REPLICATE_RUNS and "
+            f"{error.filename} cannot be written: set other folders as REPLICATE_VENV, REPLICATE_RUNS and "
             "REPLICATE_FIGURES (in place of .venv, runs and figures) and run again."
         )
     return str(error)

@@ -439,7 +439,11 @@ def test_tests_pass_arguments_to_pytest(monkeypatch):
         (Stop("One clear sentence."), 1, "One clear sentence."),
         (KeyboardInterrupt(), 130, "run the same command again"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x cannot be written: set"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "/x cannot be written: set other folders",
+        ),
         (
             OSError(errno.EROFS, "Read-only file system", "/x"),
             1,
