@@ -6,15 +6,17 @@
     python3 reproduce.py --only 03 08        these notebooks only
     python3 reproduce.py --list              what there is to run
     python3 reproduce.py test                lint, unit tests, notebooks
+    python3 reproduce.py install             only what each of these does first
 
-The first run makes .venv and installs the package with the exact versions of constraints.txt; an
-environment that already has them (conda, an active venv) is used as it is. Run again after an
-interruption: what is done stays done.
+The first run makes .venv and installs exact versions, checked by hash (requirements.txt); an environment
+that has the package already (conda, an active venv) is used as it is. Run again after an interruption:
+what is done stays done. In the environment: REPLICATE_TORCH=cpu or cuda chooses torch's build on Linux
+(else by whether there is an NVIDIA GPU), REPLICATE_VENV, REPLICATE_RUNS and REPLICATE_FIGURES name other
+folders for .venv, runs/ and figures/.
 """
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import re
@@ -24,6 +26,8 @@ import time
 
 import installation
 from installation import ROOT, Stop, duration
+
+OF_RUN = ("--profile", "--only", "--seed", "--keep-going", "--fresh", "--list")
 
 
 def notebooks():
@@ -37,18 +41,14 @@ def notebooks():
     return found
 
 
-def check_only(only):
-    """Raise Stop if --only names a notebook there is not."""
+def run_notebooks(options):
+    """Every notebook of the profile, then the claim table; the exit status."""
     known = notebooks()
-    for name in only or []:
+    for name in options.only or []:
         if not any(name.zfill(2) == number or name == stem for number, stem, _ in known):
             have = ", ".join(number for number, _, _ in known) or "none"
             raise Stop(f"There is no notebook {name!r}; there are {have} (see --list).")
-
-
-def run_notebooks(options):
-    """Every notebook of the profile, then the claim table; the exit status."""
-    check_only(options.only)
+    installation.folder("REPLICATE_FIGURES", "figures")  # a place that cannot be written stops here
     python = installation.ready(["notebooks"])
     command = [str(python), "-m", "replicate", "notebooks", "run", "--profile", options.profile]
     command += ["--seed", str(options.seed)]
@@ -60,7 +60,7 @@ def run_notebooks(options):
 
 def run_tests(arguments):
     """Lint, unit tests on all cores, notebooks; or pytest with `arguments`; the exit status."""
-    python = str(installation.ready(["notebooks", "test"]))
+    python = str(installation.ready(installation.EXTRAS))
     pytest = [python, "-m", "pytest"]
     if arguments:
         return call(pytest + arguments)
@@ -98,25 +98,21 @@ def call(command):
 
 def parse(arguments):
     """The command line's options, and what is left of it for pytest."""
-    parser = argparse.ArgumentParser(
-        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", nargs="?", choices=("run", "test"), default="run")
+    parser = argparse.ArgumentParser("reproduce.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("command", nargs="?", choices=("run", "test", "install"), default="run")
     parser.add_argument("--profile", choices=("smoke", "laptop", "gpu"), default="smoke")
     parser.add_argument("--only", nargs="+", metavar="NN", help="numbers of notebooks, like 03 08")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep-going", action="store_true", help="go on after a notebook that fails")
     parser.add_argument("--fresh", action="store_true", help="run notebooks again that are done already")
     parser.add_argument("--list", action="store_true", help="list the notebooks and stop")
-    of_run = ("profile", "only", "seed", "keep_going", "fresh", "list")
-    options, rest = parser.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(of_run)))
+    options, rest = parser.parse_known_args(arguments)
+    for word in arguments if options.command != "run" else ():
+        if word.split("=")[0] in OF_RUN:
+            parser.error(f"{word.split('=')[0]} belongs to run; test takes pytest's options, install none")
     if rest and options.command != "test":
         parser.error(f"unknown argument {rest[0]}")
-    for name in of_run:
-        if getattr(options, name) is None:
-            setattr(options, name, parser.get_default(name))
-        elif options.command == "test":
-            parser.error(f"--{name.replace('_', '-')} belongs to run; test takes pytest's options")
     return options, rest
 
 
@@ -125,9 +121,12 @@ def main(arguments=None):
     start = time.monotonic()
     try:
         installation.check_python(sys.version_info)
-        options, rest = parse(arguments)
+        options, rest = parse(sys.argv[1:] if arguments is None else arguments)
         if options.list:
             print("\n".join(title for _, _, title in notebooks()))
+            return 0
+        if options.command == "install":
+            print(f"Ready: {installation.ready(installation.EXTRAS)}")
             return 0
         code = run_tests(rest) if options.command == "test" else run_notebooks(options)
         print(f"{'Ended with errors' if code else 'Done'} after {duration(time.monotonic() - start)}.")
@@ -138,9 +137,7 @@ def main(arguments=None):
         print("reproduce.py: interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-        full = full or getattr(error, "winerror", None) == 112
-        print(f"reproduce.py: {installation.disk_sentence() if full else error}", file=sys.stderr)
+        print(f"reproduce.py: {installation.explain_os(error)}", file=sys.stderr)
     return 1
 
 

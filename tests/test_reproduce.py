@@ -8,53 +8,52 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import installation
 import reproduce
-from installation import PipFailed, Stop
+from installation import Stop
 
 ROOT = Path(reproduce.__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout in a temporary folder; pip and venv are fakes that note their calls."""
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in installation.INPUTS:
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
-    fake = SimpleNamespace(root=tmp_path, venv=tmp_path / ".venv", pip=[], made=0, fail=[], works=False)
+    fake = SimpleNamespace(
+        root=tmp_path, venv=tmp_path / ".venv", pip=0, made=0, fail=[], works=False, says=""
+    )
 
-    def venv():
+    def venv(command, **kwargs):
+        assert command[1:3] == ["-m", "venv"]
         fake.made += 1
-        fake.works = True
-        fake.venv.mkdir(exist_ok=True)
-        (fake.venv / "pyvenv.cfg").touch()
+        fake.works = not fake.says
+        return subprocess.CompletedProcess(command, 1 if fake.says else 0, "", fake.says)
 
-    def prepare():
-        if not fake.works:
-            venv()
-
-    def pip(extras):
-        assert installation.read_stamp() == {}, "a stamp during the installation would outlive a crash"
-        fake.pip.append(list(extras))
+    def pip(index):
+        assert (fake.venv / installation.STAMP).read_text() == "", "a stamp now would outlive a crash"
+        fake.pip += 1
         if fake.fail:
             raise fake.fail.pop(0)
-
-    def remove():
-        fake.works = False
 
     monkeypatch.setattr(installation, "ROOT", tmp_path)
     monkeypatch.setattr(installation, "VENV", fake.venv)
     monkeypatch.setattr(installation, "has_packages", lambda extras: False)
     monkeypatch.setattr(installation, "starts", lambda python: fake.works)
-    monkeypatch.setattr(installation, "prepare_venv", prepare)
-    monkeypatch.setattr(installation, "remove_venv", remove)
+    monkeypatch.setattr(installation, "torch_index", list)
     monkeypatch.setattr(installation, "pip_install", pip)
+    monkeypatch.setattr(installation.subprocess, "run", venv)
     return fake
 
 
@@ -65,22 +64,33 @@ def sentence(problem) -> str:
 
 
 @pytest.mark.parametrize(
-    ("version", "word"), [((3, 10, 4), "too old"), ((2, 7), "too old"), ((3, 14), "too new")]
+    ("version", "word"), [((3, 10, 4), "too old"), ((2, 7), "too old"), ((3, 15), "too new")]
 )
 def test_wrong_python_is_named_with_a_way_out(monkeypatch, version, word):
-    monkeypatch.setattr(installation, "_runs", lambda name: name == "python3.12")
+    monkeypatch.setattr(installation, "runs", lambda name: name == "python3.12")
     with pytest.raises(Stop) as stop:
         installation.check_python((*version, "final"))
     text = sentence(stop)
     assert word in text and f"{version[0]}.{version[1]}" in text and "python3.12 reproduce.py" in text
-    monkeypatch.setattr(installation, "_runs", lambda name: False)
-    with pytest.raises(Stop, match=r"3\.11, 3\.12 or 3\.13"):
+    monkeypatch.setattr(installation, "runs", lambda name: False)
+    with pytest.raises(Stop, match=r"3\.11, 3\.12, 3\.13 or 3\.14"):
         installation.check_python(version)
 
 
-@pytest.mark.parametrize("version", [(3, 11, 0), (3, 12, 9), (3, 13)])
-def test_supported_pythons_pass(version):
-    installation.check_python(version)
+@pytest.mark.parametrize("minor", range(9, 18))
+def test_supported_pythons_are_those_of_pyproject(monkeypatch, minor):
+    monkeypatch.setattr(installation, "runs", lambda name: False)
+    supported = SpecifierSet(PROJECT["requires-python"]).contains(f"3.{minor}")
+    assert supported == (11 <= minor <= 14)
+    try:
+        installation.check_python((3, minor, 0))
+    except Stop:
+        assert not supported
+    else:
+        assert supported
+    conda = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert f"python {PROJECT['requires-python']}" in conda
+    assert "Python 3.11 to 3.14" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["reproduce.py", "installation.py"])
@@ -102,61 +112,56 @@ def test_installed_interpreter_is_used_as_it_is(checkout, monkeypatch):
 def test_first_run_installs_and_the_second_does_not(checkout, capsys):
     python = installation.ready(["notebooks"])
     assert python.is_relative_to(checkout.venv)
-    assert checkout.pip == [["notebooks"]] and checkout.made == 1
+    assert checkout.pip == 1 and checkout.made == 1
     assert "Installing" in capsys.readouterr().out
-    installation.ready(["notebooks"])
-    assert len(checkout.pip) == 1 and not capsys.readouterr().out
+    assert installation.ready(installation.EXTRAS) == python
+    assert checkout.pip == 1 and not capsys.readouterr().out
 
 
-def test_test_extras_are_added_to_what_is_there(checkout):
-    installation.ready(["notebooks"])
-    installation.ready(["notebooks", "test"])
-    installation.ready(["notebooks"])
-    assert checkout.pip == [["notebooks"], ["notebooks", "test"]]
-
-
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize("name", installation.INPUTS)
 def test_changed_requirements_install_again(checkout, name):
     installation.ready(["notebooks"])
+    (checkout.venv / "leftover").touch()
     (checkout.root / name).write_text("# other\n", encoding="utf-8")
     installation.ready(["notebooks"])
-    assert len(checkout.pip) == 2
+    assert checkout.pip == 2 and not (checkout.venv / "leftover").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"inputs": 3}'])
+@pytest.mark.parametrize("content", ["", '{"inputs": 3}'])
 def test_unreadable_stamp_counts_as_none(checkout, content):
     installation.ready(["notebooks"])
     (checkout.venv / installation.STAMP).write_text(content, encoding="utf-8")
     installation.ready(["notebooks"])
-    assert len(checkout.pip) == 2
+    assert checkout.pip == 2
 
 
-def test_interrupted_installation_is_finished(checkout):
-    checkout.fail = [KeyboardInterrupt()]
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), Stop("pip failed")])
+def test_interrupted_installation_is_made_anew(checkout, problem):
+    checkout.fail = [problem]
+    with pytest.raises(type(problem)):
         installation.ready(["notebooks"])
-    assert not (checkout.venv / installation.STAMP).exists()
-    site = checkout.venv / "lib" / "python3.11" / "site-packages"
-    whole, half = site / "whole-1.dist-info", site / "half-1.dist-info"
-    for folder in (whole, half):
-        folder.mkdir(parents=True)
-        (folder / "METADATA").touch()
-    (whole / "RECORD").touch()
+    (checkout.venv / "half").touch()
     installation.ready(["notebooks"])
-    assert whole.exists() and not half.exists()
-    assert installation.read_stamp()["extras"] == ["notebooks"]
+    assert checkout.made == 2 and not (checkout.venv / "half").exists()
+    installation.ready(["notebooks"])
+    assert checkout.pip == 2
 
 
-def test_damaged_venv_is_rebuilt_once(checkout):
+def test_broken_venv_is_replaced(checkout):
     installation.ready(["notebooks"])
-    (checkout.venv / installation.STAMP).unlink()
-    checkout.fail = [PipFailed("no RECORD file.")]
+    checkout.works = False
     installation.ready(["notebooks"])
-    assert checkout.made == 2 and len(checkout.pip) == 3
-    (checkout.venv / installation.STAMP).unlink()
-    checkout.fail = [PipFailed("one."), PipFailed("two.")]
-    with pytest.raises(Stop, match="two"):
-        installation.ready(["notebooks"])
+    assert checkout.made == 2 and checkout.works
+
+
+def test_active_environment_of_the_user_gets_the_packages_and_stays_the_users(checkout, monkeypatch):
+    """REPLICATE_VENV may name an active conda environment: no stamp, so it is never deleted later."""
+    checkout.venv.mkdir()
+    called = []
+    monkeypatch.setattr(installation, "inside", lambda: True)
+    monkeypatch.setattr(installation, "pip_install", called.append)
+    assert installation.ready(["notebooks"]) == Path(sys.executable)
+    assert called == [[]] and not checkout.made and not list(checkout.venv.iterdir())
 
 
 def test_full_disk_is_seen_before_installing(checkout, monkeypatch):
@@ -164,7 +169,44 @@ def test_full_disk_is_seen_before_installing(checkout, monkeypatch):
     with pytest.raises(Stop) as stop:
         installation.ready(["notebooks"])
     assert "disk is full" in sentence(stop) and "0.5 GB" in sentence(stop)
-    assert not checkout.made
+    assert not checkout.made and not checkout.pip
+
+
+def test_foreign_folder_is_left_alone(checkout):
+    checkout.venv.mkdir()
+    (checkout.venv / "thesis.txt").touch()
+    with pytest.raises(Stop, match="in the way"):
+        installation.ready(["notebooks"])
+    assert (checkout.venv / "thesis.txt").exists() and not checkout.pip
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("Error: Command '... -m ensurepip --upgrade' returned non-zero exit status 1.", "python3-venv"),
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("first\nsomething else", "something else"),
+        (" ", "does not start"),
+    ],
+)
+def test_venv_that_cannot_be_made_is_explained_and_made_later(checkout, says, expected):
+    checkout.says = says
+    with pytest.raises(Stop) as stop:
+        installation.ready(["notebooks"])
+    assert expected in sentence(stop)
+    checkout.says = ""
+    assert installation.ready(["notebooks"]).is_relative_to(checkout.venv)
+
+
+def test_venv_in_use_is_explained(checkout, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Access is denied", path)
+
+    installation.ready(["notebooks"])
+    checkout.works = False
+    monkeypatch.setattr(installation.shutil, "rmtree", refuse)
+    with pytest.raises(Stop, match="in use"):
+        installation.ready(["notebooks"])
 
 
 PIP_SAYS = {
@@ -179,150 +221,149 @@ PIP_SAYS = {
 
 @pytest.mark.parametrize("expected", PIP_SAYS)
 def test_pips_failures_become_one_sentence(tmp_path, expected):
-    problem = installation.explain(PIP_SAYS[expected], tmp_path / "install.log")
-    assert expected in sentence(problem)
-    assert isinstance(problem, PipFailed) == (expected in ("Cannot uninstall x", "gave no reason"))
+    assert expected in sentence(installation.explain(PIP_SAYS[expected], tmp_path / "install.log"))
 
 
-def test_pip_runs_with_constraints_and_leaves_a_log(tmp_path, monkeypatch):
+def test_pip_checks_hashes_then_adds_torch_and_leaves_a_log(tmp_path, monkeypatch):
     monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path))
     seen = []
 
     def fake(command, cwd, stdout, stderr):
-        seen.append(command)
+        seen.append(" ".join(command))
         stdout.write(b"Collecting\nERROR: Max retries exceeded\n")
-        return len(seen) - 1  # succeeds, then fails
+        stdout.flush()
+        return len(seen) // 3  # the third call fails
 
     monkeypatch.setattr(installation.subprocess, "call", fake)
-    installation.pip_install(["notebooks", "test"])
-    assert seen[0][-4:] == ["-c", "constraints.txt", "-e", ".[notebooks,test]"]
+    installation.pip_install(["--extra-index-url", "U"])
+    assert "--require-hashes --no-deps -r requirements.txt" in seen[0] and "U" not in seen[0]
+    assert "-c constraints.txt -e .[notebooks,test] --extra-index-url U" in seen[1]
+    assert "require-hashes" not in seen[1]
     with pytest.raises(Stop, match="No network"):
-        installation.pip_install(["notebooks"])
-    assert (tmp_path / "install.log").read_text().count("Collecting") == 2
+        installation.pip_install([])
+    assert len(seen) == 3 and (tmp_path / "install.log").read_text().count("Collecting") == 3
 
 
-def fake_venv(monkeypatch, tmp_path, returncode=0, stderr=""):
-    """`python -m venv` that makes a folder with a program in it, or fails with `stderr`."""
-    monkeypatch.setattr(installation, "VENV", tmp_path / ".venv")
-    monkeypatch.setattr(installation, "starts", lambda python: python.exists())
-
-    def run(command, **kwargs):
-        assert command[1:3] == ["-m", "venv"]
-        if returncode == 0:
-            python = installation.venv_python()
-            python.parent.mkdir(parents=True)
-            python.touch()
-        return subprocess.CompletedProcess(command, returncode, "", stderr)
-
-    monkeypatch.setattr(installation.subprocess, "run", run)
-
-
-def test_broken_venv_is_replaced(tmp_path, monkeypatch, capsys):
-    fake_venv(monkeypatch, tmp_path)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "pyvenv.cfg").touch()
-    (tmp_path / ".venv" / "leftover").touch()
-    installation.prepare_venv()
-    assert installation.venv_python().exists() and not (tmp_path / ".venv" / "leftover").exists()
-    assert "anew" in capsys.readouterr().out
-
-
-def test_foreign_folder_is_left_alone(tmp_path, monkeypatch):
-    fake_venv(monkeypatch, tmp_path)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / "thesis.txt").touch()
-    with pytest.raises(Stop, match="no virtual environment"):
-        installation.prepare_venv()
-    assert (tmp_path / ".venv" / "thesis.txt").exists()
+CPU = ["--extra-index-url", installation.CPU_INDEX]
 
 
 @pytest.mark.parametrize(
-    ("stderr", "expected"),
+    ("choice", "platform", "gpu", "answers", "expected"),
     [
-        ("Error: Command '... -m ensurepip --upgrade' returned non-zero exit status 1.", "python3-venv"),
-        ("OSError: [Errno 28] No space left on device", "disk is full"),
-        ("first\nsomething else", "something else"),
-        ("", "does not start"),
+        ("", "linux", False, True, CPU),
+        ("auto", "linux", False, False, "does not answer"),
+        ("auto", "linux", True, True, []),
+        ("auto", "darwin", False, True, []),
+        ("cpu", "linux", True, True, CPU),
+        ("cpu", "linux", True, False, Stop),
+        ("cpu", "win32", False, True, []),
+        ("cuda", "linux", False, True, []),
+        ("tpu", "linux", False, True, Stop),
     ],
 )
-def test_venv_that_cannot_be_made_is_explained(tmp_path, monkeypatch, stderr, expected):
-    fake_venv(monkeypatch, tmp_path, 1, stderr)
-    with pytest.raises(Stop) as stop:
-        installation.prepare_venv()
-    assert expected in sentence(stop)
+def test_torch_comes_for_the_cpu_where_there_is_no_gpu(
+    tmp_path, monkeypatch, capsys, choice, platform, gpu, answers, expected
+):
+    def ask(url, timeout):
+        if not answers:
+            raise OSError("Name or service not known")
+        return open(os.devnull)  # noqa: PTH123
 
-
-def test_venv_in_use_is_explained(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(errno.EACCES, "Access is denied", path)
-
-    monkeypatch.setattr(installation.shutil, "rmtree", refuse)
-    with pytest.raises(Stop, match="in use"):
-        installation.remove_venv()
+    monkeypatch.setenv("REPLICATE_TORCH", choice)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(installation, "GPU_SIGNS", [str(tmp_path)] if gpu else [])
+    monkeypatch.setattr(installation.shutil, "which", lambda name: None)
+    monkeypatch.setattr(installation.urllib.request, "urlopen", ask)
+    if expected is Stop:
+        with pytest.raises(Stop, match="REPLICATE_TORCH"):
+            installation.torch_index()
+    elif isinstance(expected, str):
+        assert installation.torch_index() == []
+        out = capsys.readouterr().out
+        assert expected in out and out.count("\n") == 1
+    else:
+        assert installation.torch_index() == expected
+        assert not capsys.readouterr().out
 
 
 def test_starts_asks_the_interpreter(tmp_path):
     assert installation.starts(sys.executable)
     assert not installation.starts(tmp_path / "python")
-    assert installation._runs(sys.executable) and not installation._runs("python-that-is-not-there")
+    assert installation.runs(sys.executable) and not installation.runs("python-that-is-not-there")
 
 
 def test_has_packages_wants_this_checkout_and_every_package(tmp_path, monkeypatch):
-    info = tmp_path / "replicate-0.1.0.dist-info"
-    info.mkdir()
+    def require(*lines):
+        (tmp_path / "pyproject.toml").write_text(f"[project]\ndependencies = {list(lines)}\n")
+
+    info = tmp_path / "lib" / "replicate-0.1.0.dist-info"
+    info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: replicate\nVersion: 0.1.0\n")
-    monkeypatch.setattr(sys, "path", [str(ROOT), str(tmp_path), *sys.path])
-    monkeypatch.setattr(installation, "required_names", lambda extras: ["replicate"])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(info.parent), *sys.path])
+    monkeypatch.setattr(installation, "ROOT", tmp_path)
+    require("replicate>=0.1", "no-such-package; sys_platform == 'linux'")
+    monkeypatch.setattr(sys, "platform", "win32")
     assert not installation.has_packages([])  # from an index, not from here
-    (info / "direct_url.json").write_text(json.dumps({"url": tmp_path.as_uri()}))
+    (info / "direct_url.json").write_text(json.dumps({"url": info.as_uri()}))
     assert not installation.has_packages([])  # another checkout
-    (info / "direct_url.json").write_text(json.dumps({"url": ROOT.as_uri(), "dir_info": {"editable": True}}))
+    (info / "direct_url.json").write_text(json.dumps({"url": tmp_path.as_uri(), "dir_info": {}}))
     assert installation.has_packages([])
-    monkeypatch.setattr(installation, "required_names", lambda extras: ["replicate", "no-such-package"])
+    monkeypatch.setattr(sys, "platform", "linux")
     assert not installation.has_packages([])
 
 
-def test_required_names_follow_the_system(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert {"torch", "papermill", "nbval", "triton"} <= set(
-        installation.required_names(["notebooks", "test"])
-    )
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert "triton" not in installation.required_names(["test"])
-
-
-def test_constraints_pin_every_requirement():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+def test_pins_cover_every_requirement_and_have_hashes():
+    """All but torch's builds: see constraints.txt."""
+    locked = (ROOT / "requirements.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    free = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     versions = {}
-    for pin in pins:
-        (specifier,) = pin.specifier
-        assert specifier.operator == "==" and pin.url is None, pin
-        versions[pin.name] = specifier.version
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    for line in project["dependencies"] + extras["notebooks"] + extras["test"]:
+    for line in (locked + free).splitlines():
+        if line and not line.startswith("#"):
+            text, *hashes = line.split("--hash=")
+            pin = Requirement(text)
+            (specifier,) = pin.specifier
+            assert specifier.operator == "==" and pin.url is None and pin.name not in versions, pin
+            assert not pin.name.startswith(("nvidia-", "cuda-")), f"{pin.name}: add to no-emit-package"
+            assert bool(hashes) == (pin.name not in ("torch", "triton")), pin
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text.strip()) for text in hashes), pin
+            versions[pin.name] = specifier.version
+    for line in PROJECT["dependencies"] + OPTIONAL["notebooks"] + OPTIONAL["test"] + ["setuptools>=77"]:
         wanted = Requirement(line)
         assert versions[wanted.name] in wanted.specifier, f"{wanted} is pinned to {versions[wanted.name]}"
 
 
+WITHOUT_IMPORT = {
+    "tabulate": ("replicate/figures.py", ".to_markdown("),  # pandas imports it
+    "jupyterlab": ("README.md", "jupyter lab"),
+    "ipykernel": ("notebooks/00_start_here.ipynb", "(ipykernel)"),
+    "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
+    "pytest-xdist": ("reproduce.py", '"-n"'),
+    "ruff": ("reproduce.py", '"ruff"'),
+}
+
+
+def test_every_dependency_is_used():
+    text = [path.read_text(encoding="utf-8") for path in ROOT.glob("replicate/**/*.py")]
+    text += [path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py")]
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", "\n".join(text), re.MULTILINE))
+    for line in PROJECT["dependencies"] + sum(OPTIONAL.values(), []):  # noqa: RUF017
+        name = Requirement(line).name
+        file, sign = WITHOUT_IMPORT.get(name, (None, None))
+        used = (
+            name.replace("-", "_") in imported if file is None else sign in (ROOT / file).read_text("utf-8")
+        )
+        assert used, f"nothing imports or runs {name}"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "125 min 00 s")],
 )
 def test_duration(seconds, text):
     assert installation.duration(seconds) == text
-
-
-def test_stage_prints_one_line(capsys):
-    with installation.stage("Doing"):
-        pass
-    assert re.fullmatch(r"Doing \.\.\. 0 s\n", capsys.readouterr().out)
-    with pytest.raises(Stop), installation.stage("Doing"):
-        raise Stop("why")
-    assert "stopped" in capsys.readouterr().out
 
 
 # reproduce.py
@@ -332,9 +373,10 @@ def test_stage_prints_one_line(capsys):
     "arguments",
     [["--only", "03"], ["--seed", "1"], ["--profile", "smoke"], ["--fresh"], ["--keep-going"], ["--list"]],
 )
-def test_tests_take_no_options_of_a_run(capsys, arguments):
+@pytest.mark.parametrize("command", ["test", "install"])
+def test_only_a_run_takes_its_options(capsys, command, arguments):
     with pytest.raises(SystemExit) as stop:
-        reproduce.parse(["test", *arguments])
+        reproduce.parse([command, *arguments])
     assert stop.value.code == 2
     assert f"{arguments[0]} belongs to run; test takes pytest's options" in capsys.readouterr().err
     assert reproduce.parse(["test", "-x", "tests"])[1] == ["-x", "tests"]
@@ -367,6 +409,22 @@ def test_tests_run_to_the_end_with_notebooks_last(monkeypatch, capsys):
     assert "FAILED: Lint" in out and "== Unit tests: passed" in out
 
 
+def test_install_runs_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(installation, "ready", lambda extras: Path("python") / "-".join(extras))
+    monkeypatch.setattr(reproduce, "call", lambda command: pytest.fail("ran"))
+    assert reproduce.main(["install"]) == 0
+    assert str(Path("python") / "notebooks-test") in capsys.readouterr().out
+
+
+def test_read_only_checkout_is_told_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(installation, "ready", lambda extras: pytest.fail("installed"))
+    monkeypatch.setattr(installation.os, "access", lambda path, mode: False)
+    monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path / "drawn"))
+    assert reproduce.main([]) == 1
+    err = capsys.readouterr().err
+    assert "drawn cannot be written" in err and "REPLICATE_VENV" in err and err.count("\n") == 1
+
+
 def test_tests_pass_arguments_to_pytest(monkeypatch):
     calls = []
     monkeypatch.setattr(installation, "ready", lambda extras: Path("python"))
@@ -381,7 +439,17 @@ def test_tests_pass_arguments_to_pytest(monkeypatch):
         (Stop("One clear sentence."), 1, "One clear sentence."),
         (KeyboardInterrupt(), 130, "run the same command again"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "/x cannot be written: set other folders",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x"),
+            1,
+            "REPLICATE_VENV, REPLICATE_RUNS and REPLICATE_F",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), 1, "No such file"),
     ],
 )
 def test_every_end_is_one_line(monkeypatch, capsys, problem, status, expected):
