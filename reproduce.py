@@ -123,11 +123,13 @@ def parse(arguments):
 def main(arguments=None):
     """Run the command line; the exit status."""
     start = time.monotonic()
+    if hasattr(sys.stdout, "reconfigure"):  # a closed one is None
+        sys.stdout.reconfigure(errors="replace")  # titles have signs that not every encoding has
     try:
         installation.check_python(sys.version_info)
         options, rest = parse(arguments)
         if options.list:
-            print("\n".join(title for _, _, title in notebooks()))
+            print("\n".join(title for _, _, title in notebooks()), flush=True)
             return 0
         code = run_tests(rest) if options.command == "test" else run_notebooks(options)
         print(f"{'Ended with errors' if code else 'Done'} after {duration(time.monotonic() - start)}.")
@@ -137,6 +139,11 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("reproduce.py: interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Python writes what is left at its end
+        return 141
     except OSError as error:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
         full = full or getattr(error, "winerror", None) == 112

@@ -34,6 +34,7 @@ from replicate.files import write_atomic
 SHOWING = frozenset(
     {"__init__", "__main__", "audit", "backend_bench", "bench", "campaign", "claims", "cli", "diagrams"}
     | {
+        "console",
         "downloads",
         "ffn_bench",
         "ffn_cases",
