@@ -119,11 +119,13 @@ def parse(arguments):
 def main(arguments=None):
     """Run the command line; the exit status."""
     start = time.monotonic()
+    if hasattr(sys.stdout, "reconfigure"):  # a closed one is None
+        sys.stdout.reconfigure(errors="replace")  # titles have signs that not every encoding has
     try:
         installation.check_python(sys.version_info)
         options, rest = parse(sys.argv[1:] if arguments is None else arguments)
         if options.list:
-            print("\n".join(title for _, _, title in notebooks()))
+            print("\n".join(title for _, _, title in notebooks()), flush=True)
             return 0
         if options.command == "install":
             print(f"Ready: {installation.ready(installation.EXTRAS)}")
@@ -136,6 +138,11 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("reproduce.py: interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # Python writes what is left at its end
+        return 141
     except OSError as error:
         print(f"reproduce.py: {installation.explain_os(error)}", file=sys.stderr)
     return 1

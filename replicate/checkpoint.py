@@ -77,7 +77,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     write_atomic(folder / f"{stem}.safetensors", blob)
     path = folder / f"{stem}.json"
     write_atomic(path, json.dumps(head).encode())
-    _sweep(folder)
+    _sweep(folder, now=path.stat().st_mtime)
     found = steps(folder)
     kept = [other for other in found if other <= step][-keep:]
     for other in found:
@@ -162,11 +162,14 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
     optimizer.load_state_dict(optimizer_state)
 
 
-def _sweep(folder: Path, age: float = 3600) -> None:
-    """Remove what killed writers left; young parts may belong to one still writing."""
+def _sweep(folder: Path, now: float, age: float = 3600) -> None:
+    """Remove what killed writers left; young parts may belong to one still writing.
+
+    `now` is the time a file just written there bears: a file server's clock may differ from ours.
+    """
     for part in folder.glob("*.part"):
         with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > age:
+            if now - part.stat().st_mtime > age:
                 part.unlink()
 
 

@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -17,10 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replicate import paths
+from replicate.console import ended, say
+from replicate.files import in_place, write_atomic
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from replicate.config import TrainConfig
+    from replicate.train import Trainer
 
 
 # Commands with a command line of their own.
@@ -49,23 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(command)
 
 
-def ended(command: Callable[[], int]) -> int:
-    """The exit status of `command`; what it raises for bad input, files and Ctrl-C becomes one line."""
-    try:
-        return command()
-    except ValueError as error:
-        print(f"replicate: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        full = error.errno == errno.ENOSPC or getattr(error, "winerror", None) == 112
-        what = "the disk is full; free some space and run again, what is done is kept" if full else error
-        print(f"replicate: {what}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(f"replicate: interrupted{f'; {stop}' if stop.args else ''}", file=sys.stderr)
-        return 130
-
-
 def rewrite(module: str, description: str, update: Callable[[], Path], argv: Sequence[str] | None) -> int:
     """The command line `python -m replicate.<module>`: no options, `update()` writes a page and is named."""
     parser = argparse.ArgumentParser(prog=f"python -m replicate.{module}", description=description)
@@ -89,8 +78,7 @@ def train(args: argparse.Namespace) -> int:
     import torch
 
     from replicate import locks, pool
-    from replicate.runtime import NonFiniteLoss
-    from replicate.train import train as run
+    from replicate.train import NonFiniteLoss, Trainer
 
     config = _config(args)
     _check_outputs(args)
@@ -98,23 +86,29 @@ def train(args: argparse.Namespace) -> int:
     args.run_dir = args.run_dir or pool.run_dir(config, torch.get_num_threads())
     claim = [f"run-{args.run_dir.name}"]
     try:
-        with locks.one_of(claim, lambda: ours, lambda: print(locks.WAITS, file=sys.stderr)):
-            result = run(config, run_dir=args.run_dir, resume=not args.restart)
+        with locks.one_of(claim, lambda: ours, lambda: say(locks.WAITS)):
+            trainer = Trainer(config, run_dir=args.run_dir, resume=not args.restart)
+            _run(trainer, args)
     except NonFiniteLoss as error:
-        print(f"replicate: {error}", file=sys.stderr)
+        say(str(error))
         return 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept_of(args)) from None
+    result = trainer.result()
     valid = result["valid_loss"]
-    print(
+    text = (
         f"train loss {result['final_loss']:.4f} (last {min(config.final_window, config.steps)} steps), "
         f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
         f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
     )
-    print(f"the model is kept in {args.run_dir}; --restart trains it anew")
-    if args.json:
-        _write_json(args.json, result)
-    return 0
+    try:
+        _deliver(args, result, text)
+    finally:
+        if trainer.unsaved:
+            say(f"the last checkpoint could not be written ({trainer.unsaved.strerror}); {_kept_of(args)}")
+        else:
+            print(f"the model is kept in {args.run_dir}; --restart trains it anew")
+    return 1 if trainer.unsaved else 0
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -129,13 +123,12 @@ def bench(args: argparse.Namespace) -> int:
     config = _config(args)
     _check_outputs(args)
     result = train_bench(config, repeats=args.repeats, steps=args.turn)
-    print(
+    text = (
         f"{result['trainer_tokens_per_s']:,.0f} tokens/s, plain loop "
         f"{result['plain_tokens_per_s']:,.0f} tokens/s: ratio {result['ratio']:.3f} "
         f"({result['low']:.3f} to {result['high']:.3f} over {result['repeats']} turns) on {result['device']}"
     )
-    if args.json:
-        _write_json(args.json, result)
+    _deliver(args, result, text)
     return 0
 
 
@@ -145,11 +138,12 @@ def claims(args: argparse.Namespace) -> int:
 
     table = paper.claim_table(args.profile)
     shown = table[table["verdict"] != paper.NOT_RUN] if args.judged else table
+    written = [path.name for path in paper.write_claims(table)] if args.write else []
     print(paper.claims_markdown(shown) if args.markdown else claim_text(shown))
     if not args.markdown:
         print(f"\n{paper.verdict_counts(table)}")
-    if args.write:
-        print("written to figures:", *(path.name for path in paper.write_claims(table)))
+    if written:
+        print("written to figures:", *written)
     return 0
 
 
@@ -217,8 +211,10 @@ def check_folder(option: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        why = error.strerror or error
-        raise ValueError(f"{option} {folder} cannot be written to ({why}); choose another folder") from None
+        hint = "; ".join(filter(None, ["choose another folder", paths.elsewhere(folder)]))
+        raise ValueError(
+            f"{option} {folder} cannot be written to ({error.strerror or error}); {hint}"
+        ) from None
 
 
 def check_file(option: str, path: Path) -> None:
@@ -226,7 +222,11 @@ def check_file(option: str, path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
+        if in_place(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, "no permission")
+            return
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
         why = error.strerror or error
@@ -252,7 +252,7 @@ def _kept_of(args: argparse.Namespace) -> str:
 
     steps = checkpoint.steps(args.run_dir)
     if not steps:
-        return "nothing was kept, no step was finished"
+        return "nothing was kept, no checkpoint was finished"
     return f"step {steps[-1]} is kept; {again('--restart' if args.restart else '')}"
 
 
@@ -263,10 +263,22 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     return train_preset(args.preset, args.sparsity, **changes(args.set))
 
 
-def _write_json(path: Path, result: dict[str, Any]) -> None:
-    from replicate.files import write_atomic
+def _run(trainer: Trainer, args: argparse.Namespace) -> None:
+    """Train to the end; a file that stops it says what is kept."""
+    try:
+        trainer.run()
+    except OSError as error:
+        error.add_note(_kept_of(args))
+        raise
 
-    write_atomic(path, json.dumps(result, indent=1).encode())
+
+def _deliver(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Write the result, if asked, and print `text`: neither is lost if the other cannot be done."""
+    try:
+        if args.json:
+            write_atomic(args.json, f"{json.dumps(result, indent=1)}\n".encode())
+    finally:
+        print(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ ones are dropped. Text is bytes: no encoding or line ending is assumed or change
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import mmap
@@ -37,6 +38,11 @@ SPLITS = ("train", "valid")
 NOT_STDLIB = {"test", "tests", "idlelib", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 STDLIB_BYTES = {"train": 8_000_000, "valid": 500_000}
 HELD_OUT = {"stdlib": 20, "pysrc": 50, "file": 20}  # one file in so many
+MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # before UTF-16, whose mark begins as this does
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+CONVERT = "convert it to UTF-8, in an editor or by `iconv -f {} -t UTF-8 OLD > NEW`"
 CUT = 0.95  # share of a single file that is training text
 
 
@@ -116,7 +122,10 @@ def load_corpus(spec: str, *, cache_dir: Path | None = None, loader: Loader | No
     if name == "file":
         if not option:
             raise ValueError("corpus 'file' needs a path: file:PATH, a text file or a folder")
-        return _file(Path(option).expanduser())
+        try:
+            return _file(Path(option).expanduser())
+        except RuntimeError:
+            raise ValueError(f"no home folder is known for {option!r}; write the path in full") from None
     if name == "shakespeare":
         return _pin(name, _cut_each(_hashed([Document("input.txt", shakespeare(folder))])[0]))
     files = stream(name, option or STREAM_BYTES, folder, loader)
@@ -164,17 +173,21 @@ def _file(path: Path) -> Corpus:
     """A text file, cut 95 : 5 at a line boundary, or a folder of text files.
 
     In a folder, files named train.* and valid.* at its top are the split if both are there. Otherwise
-    one file in 20 is held out; where that leaves a side empty, each file is cut 95 : 5. Hidden files
-    and files that are no text (a NUL byte near the start) are left out.
+    one file in 20 is held out; where that leaves a side empty, each file is cut 95 : 5. Links to folders
+    are followed. Hidden files and files that are no text (a NUL byte near the start) are left out.
+
+    Raises ValueError for text in UTF-16 or UTF-32, and for a single file that is no text.
     """
     name = f"file:{path.resolve().name}"
     if path.is_file():
+        if _is_binary(path):
+            raise ValueError(f"{path} has NUL bytes: no text, or in UTF-16; {CONVERT.format('UTF-16')}")
         return _pin(name, _cut_each(_hashed([Document(path.name, path)])[0]))
     if not path.is_dir():
         raise ValueError(
             f"no file or folder {str(path)!r} here ({Path.cwd()}); write the corpus as file:PATH"
         )
-    found = [d for d in _walk(path, lambda folder: folder[0] != ".") if not d.path.name.startswith(".")]
+    found = [d for d in _walk(path, lambda folder: folder[0] != ".", links=True) if d.path.name[0] != "."]
     documents, skipped = _hashed(found, text_only=True)
     parts = {split: [d for d in documents if d.name.rpartition(".")[0] == split] for split in SPLITS}
     if not all(parts.values()):
@@ -202,12 +215,23 @@ def _stdlib_root() -> Path:
     return root
 
 
-def _walk(root: Path, enter: Callable[[str], bool]) -> Iterator[Document]:
-    """Every file under `root`, sorted by name, from the folders whose name `enter` accepts."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = filter(enter, folders)
-        found += [Path(folder, name) for name in names]
+def _walk(root: Path, enter: Callable[[str], bool], links: bool = False) -> Iterator[Document]:
+    """Every file under `root`, sorted by name, from the folders whose name `enter` accepts.
+
+    With `links`, folders that links lead to are walked after the others, each folder once: no link
+    leads in a circle, and which name a file has does not depend on the file system's order.
+    """
+    found, seen, waiting = [], set(), [root]
+    while waiting:
+        for folder, folders, names in os.walk(waiting.pop(0)):
+            if (real := Path(folder).resolve()) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(filter(enter, folders))
+            found += [Path(folder, name) for name in names]
+            if links:
+                waiting += [path for name in folders if (path := Path(folder, name)).is_symlink()]
     yield from sorted(
         (Document(path.relative_to(root).as_posix(), path) for path in found), key=lambda d: d.name
     )
@@ -241,8 +265,17 @@ def _with_hash(document: Document) -> Document:
 
 
 def _is_binary(path: Path) -> bool:
+    """True for a NUL byte near the start. Raises ValueError for text in UTF-16 or UTF-32, by its mark."""
     with path.open("rb") as file:
-        return b"\0" in file.read(8192)
+        head = file.read(8192)
+    for encoding, marks in MARKS.items():
+        if head.startswith(marks):
+            try:
+                codecs.getincrementaldecoder(encoding)().decode(head)
+            except UnicodeDecodeError:  # no text in spite of its first bytes
+                continue
+            raise ValueError(f"{path} is text in {encoding}; {CONVERT.format(encoding)}")
+    return b"\0" in head
 
 
 def _path_hash(name: str) -> str:

@@ -61,7 +61,7 @@ class TokenData:
             self.vocab_sha256 = self.tokenizer.sha256
         folder = Path(cache_dir or paths.runs_dir() / "corpus")
         self.corpus = load_corpus(spec, cache_dir=folder) if isinstance(spec, str) else spec
-        name = re.sub(r"[^\w.-]+", "-", self.corpus.name)
+        name = re.sub(r"[^\w.-]+", "-", self.corpus.name)[:40]  # the hash tells corpora apart
         self.train, self.valid = self._open(folder / f"{name}-{self.corpus.sha256[:16]}-{vocab_size}.bin")
         self._windows = {}
         self._copies: dict[tuple[str, torch.device], torch.Tensor] = {}

@@ -238,4 +238,6 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from replicate.console import ended
+
+    raise SystemExit(ended(main))

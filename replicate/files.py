@@ -6,21 +6,47 @@ import contextlib
 import errno
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from replicate import paths
+
+# Of the place, not of the content: no space, no permission, a read-only file system.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 TRIES = 5  # of a rename that Windows refuses, while another process has the file open
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step, on the disk when this returns.
 
-    Raises OSError if it cannot be written; a full disk is named.
+    A link stays one, its target is replaced. What is `in_place` is written to, as any program would.
+    Raises OSError if it cannot be written, naming the file, and the variable that moves it elsewhere.
     """
+    if in_place(path):
+        printed = _printed(path)
+        with open(path if printed is None else os.dup(printed), "wb") as file:  # noqa: PTH123 - of a handle
+            file.write(content)
+        return
     with _part_of(path, theirs_will_do=False) as file:
         file.write(content)
+
+
+def in_place(path: Path) -> bool:
+    """True for what must not be replaced by a file: a device, a pipe, or where this process prints to."""
+    return path.exists() and (not path.is_file() or _printed(path) is not None)
+
+
+def _printed(path: Path) -> int | None:
+    """1 or 2 if `path` is the file, pipe or terminal behind this process's stdout or stderr."""
+    for handle, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with contextlib.suppress(OSError):
+            if stream is not None and os.path.samestat(path.stat(), os.fstat(handle)):
+                stream.flush()  # what was printed before stays before
+                return handle
+    return None
 
 
 @contextlib.contextmanager
@@ -36,23 +62,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _part_of(path: Path, theirs_will_do: bool) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    path = path.resolve()  # a link to a file stays a link
+    # Without the file's name, which may be as long as a name can be.
+    part = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         _rename(part, path, theirs_will_do)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in REFUSALS:
             raise
-        raise OSError(
-            errno.ENOSPC,
-            f"no space left to write {path}; free some, or let REPLICATE_RUNS name a larger disk",
-        ) from error
+        parts = [f"{path} cannot be written ({error.strerror})", paths.elsewhere(path)]
+        raise OSError(error.errno, "; ".join(filter(None, parts))) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never made, or its folder was not
+            part.unlink()
     if os.name == "posix":
         _sync_folder(path.parent)
 

@@ -13,18 +13,37 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 RECORDED = DATA / "recorded"
 NOTEBOOKS = ROOT / "notebooks"
+DEFAULTS = {"REPLICATE_RUNS": ROOT / "runs", "REPLICATE_FIGURES": ROOT / "figures"}
 
 
 def runs_dir() -> Path:
     """Folder of caches, checkpoints, executed notebooks and fresh records (made if missing)."""
-    return _made(Path(os.environ.get("REPLICATE_RUNS") or ROOT / "runs"))
+    return _made("REPLICATE_RUNS")
 
 
 def figures_dir() -> Path:
     """Folder of figures and tables (made if missing)."""
-    return _made(Path(os.environ.get("REPLICATE_FIGURES") or ROOT / "figures"))
+    return _made("REPLICATE_FIGURES")
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def elsewhere(path: Path) -> str:
+    """How to have what goes to `path` written to another place; "" if no variable moves it."""
+    path = path.resolve()
+    for variable in DEFAULTS:
+        if path.is_relative_to(_folder(variable).resolve()):
+            return f"the variable {variable} can name another folder"
+    return ""
+
+
+def _folder(variable: str) -> Path:
+    return Path(os.environ.get(variable) or DEFAULTS[variable])
+
+
+def _made(variable: str) -> Path:
+    folder = _folder(variable)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = f"the variable {variable} can name another folder"
+        raise OSError(error.errno, f"{folder} cannot be made ({error.strerror}); {hint}") from error
     return folder.resolve()

@@ -290,9 +290,15 @@ def _spawn(environment: dict[str, str], log: Any) -> subprocess.Popen:
 
 
 def environment(index: int, gpu: bool) -> dict[str, str]:
-    """The parent's environment, with one thread, this package importable, and one GPU of several."""
-    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
+    """The parent's environment, with one thread, this package importable, and one GPU of several.
+
+    With PYTHONSAFEPATH a file in the current folder, `queue.py` say, is not taken for a module, neither by
+    a worker nor by the processes that it starts.
+    """
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join(filter(None, [str(paths.ROOT), *given]))  # an empty entry is the current folder
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {**os.environ, **threads, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     if gpu:
         count = torch.cuda.device_count()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))

@@ -34,6 +34,7 @@ from replicate.files import write_atomic
 SHOWING = frozenset(
     {"__init__", "__main__", "audit", "backend_bench", "bench", "campaign", "chapter", "claims", "cli"}
     | {
+        "console",
         "diagrams",
         "downloads",
         "ffn_bench",

@@ -181,4 +181,6 @@ def _release(device: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from replicate.console import ended
+
+    raise SystemExit(ended(main))

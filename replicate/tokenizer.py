@@ -12,9 +12,9 @@ import hashlib
 import heapq
 import re
 import time
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,14 +109,8 @@ def train(documents: Iterable[bytes], vocab_size: int) -> list[bytes]:
     """
     if vocab_size < 256:
         raise ValueError(f"vocab_size is {vocab_size}; bytes alone need 256")
-    freq = count_words(documents)
-    split = {word: [word[i : i + 1] for i in range(len(word))] for word in freq}
-    counts: dict[bytes, int] = defaultdict(int)  # of the string two neighbours would merge into
-    where: dict[bytes, set[bytes]] = defaultdict(set)  # words that have, or once had, such neighbours
-    for word, parts in split.items():
-        for pair in _pairs(parts):
-            counts[pair] += freq[word]
-            where[pair].add(word)
+    words = _Words(count_words(documents))
+    counts = words.counts
     heap = [(-count, pair) for pair, count in counts.items()]
     heapq.heapify(heap)
     ranks = {bytes([i]): i for i in range(256)}
@@ -129,20 +123,7 @@ def train(documents: Iterable[bytes], vocab_size: int) -> list[bytes]:
         if token in ranks or counts[token] != -count:  # an entry that later merges outdated
             continue
         ranks[token] = len(ranks)
-        touched = set()
-        for word in where.pop(token):
-            before, after = split[word], _merge(split[word], ranks)
-            if len(after) == len(before):
-                continue
-            for pair in _pairs(before):
-                counts[pair] -= freq[word]
-                touched.add(pair)
-            for pair in _pairs(after):
-                counts[pair] += freq[word]
-                where[pair].add(word)
-                touched.add(pair)
-            split[word] = after
-        for pair in touched:
+        for pair in words.merge(token, ranks):
             if counts[pair] > 0:
                 heapq.heappush(heap, (-counts[pair], pair))
     return list(ranks)
@@ -165,20 +146,66 @@ def save(tokens: Sequence[bytes], path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _merge(parts: list[bytes], ranks: dict[bytes, int]) -> list[bytes]:
-    """Merge the lowest-ranked neighbours, leftmost first, until none has a rank: tiktoken's rule."""
-    parts = list(parts)
-    while True:
-        best, at = min(
-            ((ranks[pair], i) for i, pair in enumerate(_pairs(parts)) if pair in ranks), default=(-1, -1)
-        )
-        if best < 0:
-            return parts
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+class _Words:
+    """All words as one chain of tokens, so that a merge costs what it changes, however long the word.
 
+    Attributes:
+        counts: how often two neighbours would merge into a string.
+    """
 
-def _pairs(parts: list[bytes]) -> list[bytes]:
-    return [a + b for a, b in pairwise(parts)]
+    def __init__(self, freq: Mapping[bytes, int]) -> None:
+        self.tokens: list[bytes] = [b""]  # an empty one before, between and after the words
+        self.freq = array("q", [0])  # of each token's word
+        for word, count in freq.items():
+            self.tokens += [word[i : i + 1] for i in range(len(word))] + [b""]
+            self.freq.extend([count] * len(word) + [0])
+        self.left = array("q", range(-1, len(self.tokens) - 1))
+        self.right = array("q", range(1, len(self.tokens) + 1))
+        self.counts: dict[bytes, int] = defaultdict(int)
+        self.places: dict[bytes, array] = defaultdict(lambda: array("q"))  # of the first of two, now or once
+        for at in range(1, len(self.tokens) - 1):
+            self._count(at, 1)
+
+    def merge(self, token: bytes, ranks: Mapping[bytes, int]) -> set[bytes]:
+        """Re-encode the words in which two neighbours make `token`; the strings whose count changed.
+
+        In each the lowest-ranked neighbours merge first, leftmost first, until none has a rank: tiktoken's
+        rule. The words do not touch, so one heap serves them all.
+        """
+        heap = [(ranks[token], at) for at in self.places.pop(token)]
+        heapq.heapify(heap)
+        touched: set[bytes] = set()
+        while heap:
+            rank, at = heapq.heappop(heap)
+            if ranks.get(self._pair(at)) != rank:  # one of the two has merged already
+                continue
+            before, gone = self.left[at], self.right[at]
+            around = (before, at, gone)
+            touched.update(self._count(place, -1) for place in around)
+            self.tokens[at] += self.tokens[gone]
+            self.tokens[gone] = b""
+            self.right[at] = self.right[gone]
+            self.left[self.right[gone]] = at
+            for place in (before, at):
+                pair = self._count(place, 1)
+                touched.add(pair)
+                if pair in ranks:
+                    heapq.heappush(heap, (ranks[pair], place))
+        return touched
+
+    def _pair(self, at: int) -> bytes:
+        """What the token at a place and the next would merge into; b"" for none."""
+        first, second = self.tokens[at], self.tokens[self.right[at]]
+        return first + second if first and second else b""
+
+    def _count(self, at: int, sign: int) -> bytes:
+        """Add the pair at a place to the counts, or take it away; returns it."""
+        pair = self._pair(at)
+        if pair:
+            self.counts[pair] += sign * self.freq[at]
+            if sign > 0:
+                self.places[pair].append(at)
+        return pair
 
 
 def _spans(data: bytes | str) -> Iterator[tuple[str, bytes]]:
@@ -238,4 +265,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from replicate.console import ended
+
+    raise SystemExit(ended(main))

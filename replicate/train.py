@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -57,6 +58,8 @@ def train(
     """Train a GPT and return its record (JSON types); see `Trainer` for arguments and `result` for keys."""
     trainer = Trainer(config, run_dir=run_dir, resume=resume, progress=progress, callback=callback)
     trainer.run(stop_after)
+    if trainer.unsaved:
+        warnings.warn(f"the last checkpoint could not be written: {trainer.unsaved}", stacklevel=2)
     return trainer.result()
 
 
@@ -113,6 +116,7 @@ class Trainer:
         self.valid_losses: list[tuple[int, float]] = []
         self.valid_seconds: list[float] = []
         self.seconds = 0.0
+        self.unsaved: OSError | None = None  # why there is no checkpoint of the last step
         self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back
         self._bad = torch.zeros((), device=self.device)  # 1 once a loss or gradient is not finite
         self._since = time.perf_counter()
@@ -322,7 +326,12 @@ class Trainer:
         begun = time.perf_counter()
         record = {name: getattr(self, name) for name in _RECORD}
         state = {"config": to_dict(self.config), "record": record, **self._identity()}
-        checkpoint.save(self.run_dir, self.step, checkpoint.pack(self.model, self.optimizer), state)
+        try:
+            checkpoint.save(self.run_dir, self.step, checkpoint.pack(self.model, self.optimizer), state)
+        except OSError as error:
+            if self.step < self.config.steps:
+                raise
+            self.unsaved = error  # the results are complete without it
         self._since = time.perf_counter()
         self._pace.saved(self._since - begun)
 

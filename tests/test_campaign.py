@@ -1,5 +1,6 @@
 """The study in portions: order, budget, what is stored, and the table of what is missing."""
 
+import os
 import time
 from dataclasses import replace
 
@@ -32,6 +33,15 @@ def runs_dir(tmp_path, monkeypatch):
 @pytest.fixture
 def store(tmp_path):
     return RecordStore(tmp_path / "records", tmp_path / "recorded")
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    """A file there may be named as one of Python's modules, and an empty entry of PYTHONPATH means it too."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ.get("PYTHONPATH", ""))
+    (tmp_path / "queue.py").write_text("raise SystemExit('poisoned')")
+    monkeypatch.chdir(tmp_path)
+    ((_, answer),) = pool.train_all([RUN], 1)
+    assert answer.get("error") is None and answer["results"]["tokens"] == RUN.steps * RUN.tokens_per_step
 
 
 def seeds_of(config, *seeds):

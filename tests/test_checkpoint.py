@@ -164,6 +164,15 @@ def test_leftovers_of_killed_writers_go_once_old(folder):
     assert young.exists()
 
 
+def test_a_file_server_s_clock_decides_what_is_old(folder, monkeypatch):
+    live = folder / "a.1.part"
+    live.touch()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)  # here it is two hours later than there
+    checkpoint.save(folder, 40, tensors(), STATE)
+    assert live.exists()
+
+
 def test_clear_removes_every_checkpoint(folder):
     (folder / "mine.txt").touch()
     checkpoint.clear(folder)

@@ -3,9 +3,12 @@
 import errno
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -52,7 +55,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(
     def started(*args, **options):
         raise AssertionError("started")
 
-    monkeypatch.setattr(importlib.import_module("replicate.train"), "train", started)
+    monkeypatch.setattr("replicate.train.Trainer", started)
     monkeypatch.setattr("replicate.bench.train_bench", started)
     monkeypatch.setattr("replicate.campaign.run", started)
     (tmp_path / "file").touch()
@@ -62,12 +65,81 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(
 
 
 def test_the_losses_are_printed_though_the_file_cannot_be_written(capsys, monkeypatch, tmp_path):
-    def full(path, result):
+    def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cli, "_write_json", full)
+    monkeypatch.setattr(cli, "write_atomic", full)
     status, out, err = run(capsys, "train", "--set", *TINY, "--json", str(tmp_path / "x.json"))
     assert status == 1 and out.startswith("train loss ") and "the disk is full" in err
+
+
+def fill_the_disk(monkeypatch, at):
+    """Checkpoints from step `at` on find a full disk."""
+    save = checkpoint.save
+
+    def full(folder, step, *args, **options):
+        if step >= at:
+            raise OSError(errno.ENOSPC, f"{folder / str(step)} cannot be written (No space left on device)")
+        return save(folder, step, *args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+
+
+def test_a_last_checkpoint_that_cannot_be_written_costs_no_result(capsys, monkeypatch, tmp_path):
+    fill_the_disk(monkeypatch, at=3)
+    file = tmp_path / "result.json"
+    where = ["--run-dir", str(tmp_path / "run"), "--json", str(file)]
+    status, out, err = run(capsys, "train", "--set", *TINY, "checkpoint_every=2", *where)
+    assert status == 1 and out.startswith("train loss ")
+    assert json.loads(file.read_text())["valid_loss"] is not None
+    last = err.splitlines()[-1]
+    assert (
+        last.startswith("replicate: the last checkpoint could not be written (") and "No space left" in last
+    )
+    assert last.endswith("; step 2 is kept; run the same command again to go on")
+
+
+@pytest.mark.parametrize(
+    ("at", "kept"), [(2, "; nothing was kept, no checkpoint was finished"), (4, "; step 2 is kept; run the")]
+)
+def test_a_full_disk_on_the_way_promises_only_what_is_kept(capsys, monkeypatch, tmp_path, at, kept):
+    fill_the_disk(monkeypatch, at)
+    options = ["--set", *TINY, "steps=6", "checkpoint_every=2", "--run-dir", str(tmp_path / "run")]
+    status, out, err = run(capsys, "train", *options)
+    last = err.splitlines()[-1]
+    assert status == 1 and out == "" and last.startswith("replicate: the disk is full (") and kept in last
+
+
+def test_a_result_is_written_though_nobody_reads_what_is_printed(monkeypatch, tmp_path):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    file = tmp_path / "result.json"
+    assert cli.main(["train", "--set", *TINY, "--json", str(file)]) == 141
+    assert json.loads(file.read_text())["tokens"] == 96
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such devices and links there")
+def test_json_goes_through_links_and_to_devices(capfd, tmp_path):
+    file, link, pipe = tmp_path / "result.json", tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(file)
+    assert cli.main(["train", "--set", *TINY, "--json", str(link)]) == 0
+    assert link.is_symlink() and json.loads(file.read_text())["tokens"] == 96
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        text = pool.submit(pipe.read_text)
+        assert cli.main(["train", "--set", *TINY, "--json", str(pipe)]) == 0
+        assert pipe.is_fifo() and json.loads(text.result(60))["tokens"] == 96
+    capfd.readouterr()
+    assert cli.main(["train", "--set", *TINY, "--json", "/dev/stdout"]) == 0
+    out = capfd.readouterr().out
+    assert json.loads(out[: out.rindex("}") + 1])["tokens"] == 96 and "train loss" in out
+    assert Path("/dev/stdout").is_symlink()
 
 
 def test_train_resumes_from_its_folder(capsys, tmp_path):
@@ -261,7 +333,7 @@ def test_other_ends_are_one_line(capsys, monkeypatch, problem, status, expected)
 @pytest.mark.parametrize(
     ("steps", "options", "expected"),
     [
-        ([], [], "interrupted; nothing was kept, no step was finished"),
+        ([], [], "interrupted; nothing was kept, no checkpoint was finished"),
         ([8], [], "interrupted; step 8 is kept; run the same command again to go on"),
         ([8], ["--restart"], "step 8 is kept; run the same command again without --restart to go on"),
     ],
@@ -272,7 +344,7 @@ def test_an_interrupted_training_says_what_is_kept(capsys, monkeypatch, tmp_path
             checkpoint.save(run_dir, step, {}, {})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("replicate.train"), "train", stop)
+    monkeypatch.setattr("replicate.train.Trainer", stop)
     monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
     for where in ([], ["--run-dir", str(tmp_path / "here")]):
         code, _, err = run(capsys, "train", *where, *options)

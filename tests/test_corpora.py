@@ -169,6 +169,53 @@ def test_a_folder_leaves_out_hidden_and_binary_files(tmp_path):
     assert {*names(corpus, "train"), *names(corpus, "valid")} == {*many(100)}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_to_folders_are_followed_once_and_in_no_circle(tmp_path):
+    real = tree(tmp_path / "real", {**many(100), "deep/g.py": b"g\n"})
+    root = tree(tmp_path / "root", {"own.py": b"own\n"})
+    (root / "one").symlink_to(real)
+    (root / "two").symlink_to(real)
+    (real / "back").symlink_to(root)
+    (real / "deep" / "up").symlink_to(real / "deep")
+    corpus = load_corpus(f"file:{root}")
+    found = [*names(corpus, "train"), *names(corpus, "valid")]
+    assert sorted(found) == sorted(["own.py", "one/deep/g.py", *many(100, "one/")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_another_encoding_is_refused(tmp_path, encoding):
+    text = "\ufeff" if encoding.endswith("e") else ""
+    data = f"{text}漢字かな交じり文\n".encode(encoding) * 9
+    file = tree(tmp_path, {**many(100), "notes.txt": data}) / "notes.txt"
+    known = encoding[:6].upper()
+    for spec in (file, tmp_path):
+        with pytest.raises(
+            ValueError, match=rf"notes.txt is text in {known}; convert it .*iconv -f {known} "
+        ):
+            load_corpus(f"file:{spec}")
+
+
+def test_a_file_with_nul_bytes_is_refused_and_a_binary_one_in_a_folder_is_left_out(tmp_path):
+    root = tree(
+        tmp_path,
+        {**many(100), "x.bin": b"\xff\xfe\x00\xd8\x00\xd8", "y.txt": "no mark\n".encode("utf-16-le")},
+    )
+    for name in ("x.bin", "y.txt"):
+        with pytest.raises(
+            ValueError, match=f"{name} has NUL bytes: no text, or in UTF-16; convert it to UTF-8"
+        ):
+            load_corpus(f"file:{root / name}")
+    corpus = load_corpus(f"file:{root}")
+    assert {*names(corpus, "train"), *names(corpus, "valid")} == {*many(100)}
+
+
+def test_a_home_that_is_not_known_is_a_sentence():
+    with pytest.raises(
+        ValueError, match="no home folder is known for '~nobody-here/x'; write the path in full"
+    ):
+        load_corpus("file:~nobody-here/x")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -46,6 +46,13 @@ def test_tokens_decode_to_the_corpus(tokens):
         tokens.train[0] = 1
 
 
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    file = tmp_path / ("漢" * 80 + ".txt")
+    file.write_bytes(LINES)
+    cached = TokenData(f"file:{file}", 300, 16, cache_dir=tmp_path / "cache")
+    assert cached.corpus.name == f"file:{file.name}" and len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_targets_are_one_token_ahead(tokens):
     inputs, targets = tokens.batch("train", 0, 4, seed=1)
     assert inputs.shape == targets.shape == (4, 16)

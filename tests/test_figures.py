@@ -3,7 +3,6 @@
 import math
 import re
 from itertools import combinations
-from pathlib import Path
 
 import matplotlib as mpl
 
@@ -15,12 +14,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from nbval_by_tokens import masked
 
 from replicate import figures, plots
 from replicate.presets import SPARSITY_PRESETS
-
 
 
 @pytest.fixture

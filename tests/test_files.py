@@ -2,11 +2,13 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from replicate import checkpoint, files, records
+from replicate import checkpoint, files, paths, records
 from replicate.kernels import plan24
 
 
@@ -62,13 +64,73 @@ def test_another_process_s_file_stands_where_the_content_is_the_same(tmp_path, r
     assert file.read_bytes() == b"theirs" and [f.name for f in tmp_path.iterdir()] == ["file"]
 
 
-def test_replacing_is_all_or_nothing(tmp_path):
+def test_replacing_is_all_or_nothing(tmp_path, monkeypatch):
     file = tmp_path / "deep" / "file"
     with files.replacing(file) as out:
         out.write(b"old")
     with pytest.raises(KeyError), files.replacing(file) as out:
         out.write(b"new")
         raise KeyError
-    with pytest.raises(OSError, match=r"no space left to write .*REPLICATE_RUNS"), files.replacing(file):
-        raise OSError(errno.ENOSPC, "full")
+    for code, variable in ((errno.ENOSPC, "REPLICATE_RUNS"), (errno.EROFS, "REPLICATE_FIGURES")):
+        monkeypatch.setenv(variable, str(tmp_path))
+        with (
+            pytest.raises(
+                OSError, match=rf"file cannot be written \(full\); the variable {variable} can name"
+            ),
+            files.replacing(file),
+        ):
+            raise OSError(code, "full")
+        monkeypatch.setenv(variable, str(tmp_path / "other"))
+    with pytest.raises(OSError, match=r"file cannot be written \(full\)$"), files.replacing(file):
+        raise OSError(errno.EACCES, "full")
     assert file.read_bytes() == b"old" and [f.name for f in file.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such devices there, and links need a privilege")
+def test_links_stay_links_and_devices_stay_devices(tmp_path):
+    file, link = tmp_path / "folder" / "file", tmp_path / "link"
+    link.symlink_to(file)
+    for content in (b"new", b"newer"):  # the target is made, then replaced
+        files.write_atomic(link, content)
+        assert link.is_symlink() and file.read_bytes() == content
+    with files.replacing(link) as out:
+        out.write(b"newest")
+    assert link.is_symlink() and file.read_bytes() == b"newest"
+    assert [f.name for f in file.parent.iterdir()] == ["file"] and len(list(tmp_path.iterdir())) == 2
+    null = tmp_path / "null"
+    null.symlink_to(os.devnull)
+    files.write_atomic(null, b"new")
+    assert null.is_symlink() and Path(os.devnull).is_char_device()
+
+
+def test_where_the_process_prints_is_written_to_and_not_replaced(tmp_path):
+    file = tmp_path / "file"
+    code = f"""from pathlib import Path
+from replicate.files import write_atomic
+print("before")
+write_atomic(Path({str(file)!r}), b"content\\n")
+print("after")"""
+    with file.open("w") as out:
+        subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, stdout=out, check=True)
+    assert file.read_text().split() == ["before", "content", "after"]
+
+
+def test_a_name_as_long_as_names_can_be_is_written(tmp_path):
+    file = tmp_path / ("漢" * 80 + ".json")
+    files.write_atomic(file, b"new")
+    assert [f.name for f in tmp_path.iterdir()] == [file.name] and file.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("variable", "where"), [("REPLICATE_RUNS", paths.runs_dir), ("REPLICATE_FIGURES", paths.figures_dir)]
+)
+def test_a_folder_that_cannot_be_made_names_its_variable(tmp_path, monkeypatch, variable, where):
+    def refuse(self, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setenv(variable, str(tmp_path / "none"))
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=rf"none cannot be made \(Read-only .*variable {variable} can name"):
+        where()
+    with pytest.raises(OSError, match=rf"x cannot be written \(Read-only .*variable {variable} can name"):
+        files.write_atomic(tmp_path / "none" / "deep" / "x", b"")

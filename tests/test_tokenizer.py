@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -118,11 +119,14 @@ def test_training_equals_the_plain_algorithm_and_splits_as_the_encoder_does(docu
             tokenizer.train(documents, 262)
     assert tokenizer.train(documents, len(expected)) == expected
     assert tokenizer.train(documents[::-1], len(expected)) == expected
-    ranks = {token: rank for rank, token in enumerate(expected)}
-    encoder = tokenizer.Tokenizer(expected)
-    for word in tokenizer.count_words(documents):
-        parts = tokenizer._merge([bytes([b]) for b in word], ranks)
-        assert encoder.encode(word).tolist() == [ranks[part] for part in parts]
+    words, ranks = tokenizer.count_words(documents), {token: i for i, token in enumerate(expected[:256])}
+    chain, encoder = tokenizer._Words(words), tokenizer.Tokenizer(expected)
+    for token in expected[256:]:
+        ranks[token] = len(ranks)
+        chain.merge(token, ranks)
+    assert [ranks[part] for part in chain.tokens if part] == [
+        i for word in words for i in encoder.encode(word).tolist()
+    ]
 
 
 def plain_training(documents, vocab_size):
@@ -138,6 +142,24 @@ def plain_training(documents, vocab_size):
             break
         tokens.append(min(counts, key=lambda pair: (-counts[pair], pair)))
     return tokens
+
+
+def chinese(n):
+    """A paragraph of n characters without a blank: one word for the trainer."""
+    random = np.random.default_rng(0)
+    return "".join(chr(0x4E00 + int(i)) for i in random.pareto(0.6, n).clip(max=3000)).encode()
+
+
+def test_training_on_one_long_word_equals_the_plain_algorithm():
+    documents = [chinese(700), b"ab" * 300 + b"aab" * 300]
+    assert tokenizer.train(documents, 330) == plain_training(documents, 330)
+
+
+def test_long_words_take_no_time():
+    start = time.perf_counter()
+    assert len(tokenizer.train([chinese(10_000)], 1000)) == 1000
+    assert tokenizer.load(512).encode(b"ab" * 500_000).size == 500_000
+    assert time.perf_counter() - start < 15  # tiktoken before 0.13, or a scan per merge, takes minutes
 
 
 def test_the_shipped_ranks_come_from_the_trainer():

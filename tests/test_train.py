@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import math
@@ -482,6 +483,22 @@ def test_train_returns_the_record_and_calls_back(tmp_path):
     part = train(config, progress=False, stop_after=2, run_dir=tmp_path / "part")
     assert len(part["steps"]["loss"]) == 2
     assert part["valid_loss"] is None
+
+
+def test_only_the_last_checkpoint_can_fail_without_the_result(tmp_path, monkeypatch):
+    def full(folder, step, tensors, state):
+        if step == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    config = replace(RUN, steps=6, dense_warmup=3, checkpoint_every=3)
+    failing = 6
+    with pytest.warns(UserWarning, match=r"the last checkpoint could not be written: .*No space left"):
+        result = train(config, progress=False, run_dir=tmp_path)
+    assert len(result["steps"]["loss"]) == 6 and result["valid_loss"] is not None
+    failing = 3
+    with pytest.raises(OSError, match="No space left"):
+        train(config, progress=False, run_dir=tmp_path, resume=False)
 
 
 def test_progress_in_a_log_file_is_whole_lines(data):

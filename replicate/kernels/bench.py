@@ -292,4 +292,6 @@ def _assert_close(name: str, ours: Tensor, reference: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from replicate.console import ended
+
+    raise SystemExit(ended(main))
