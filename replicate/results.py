@@ -122,24 +122,31 @@ def differences(
 ) -> dict[str, measure.Stats]:
     """arm -> statistics over seeds of (arm - base), paired by seed, for each arm (or `arms`) but the base.
 
+    Only the seeds that both have count; how many these are is the statistics' n.
+
     Args:
         runs: from `frame`. base: the arm to subtract. column: what to compare.
 
     Raises:
-        ValueError: an arm is missing, or has seeds that the base lacks.
+        ValueError: an arm is missing, or has no seed in common with the base.
     """
     values = {name: part.set_index("seed")[column] for name, part in runs.groupby("arm", sort=False)}
     out = {}
     for name in arms or [n for n in values if n != base]:
         if name not in values or base not in values:
             raise ValueError(f"no runs of {name!r} or of {base!r}; there are {', '.join(values)}")
-        if not set(values[name].index) <= set(values[base].index):
-            raise ValueError(
-                f"{name} has seeds {sorted(values[name].index)}, {base} {sorted(values[base].index)}"
-            )
-        seeds = sorted(values[name].index)
+        seeds = _common_seeds({arm: values[arm].index for arm in (name, base)})
         out[name] = measure.paired(values[name].loc[seeds].tolist(), values[base].loc[seeds].tolist())
     return out
+
+
+def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
+    """The seeds that all arms have, ascending. Raises ValueError, naming each arm's, if there is none."""
+    common = set.intersection(*(set(seeds) for seeds in arms.values()))
+    if not common:
+        have = ", ".join(f"{name} has {sorted(seeds)}" for name, seeds in arms.items())
+        raise ValueError(f"no seed in common to pair runs by: {have}")
+    return sorted(common)
 
 
 def recorded(configs: Iterable[TrainConfig], store: RecordStore | None = None) -> list[Run]:
@@ -173,7 +180,7 @@ def open_questions(
 
     Args:
         studies: scale -> runs, as from `recorded_study`. questions: as `plans.OPEN`.
-        column: of the runs, to be subtracted seed by seed; the arm changed may have more seeds.
+        column: of the runs, to be subtracted seed by seed, where both arms ran.
     """
     rows = []
     for question, base, arms in questions:
@@ -249,13 +256,15 @@ def gap_curve(
         runs: from `frame`. window: steps a running mean reaches back.
 
     Returns:
-        (tokens [N], gaps [seeds, N]): the tokens read at the end of each window, the mean gap in it in nats.
+        (tokens [N], gaps [seeds, N]): the tokens read at the end of each window, the mean gap in it in nats,
+        for every seed that both arms have. Raises ValueError if there is none.
     """
     losses = {
         name: {seed: np.asarray(r.results["steps"]["loss"]) for seed, r in zip(part["seed"], part["record"])}
         for name, part in runs[runs["arm"].isin([arm, base])].groupby("arm")
     }
-    gaps = np.stack([loss - losses[base][seed] for seed, loss in losses[arm].items()])
+    seeds = _common_seeds({name: losses[name] for name in (arm, base)})
+    gaps = np.stack([losses[arm][seed] - losses[base][seed] for seed in seeds])
     total = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
     config = from_dict(runs.loc[runs["arm"] == arm, "record"].iloc[0].config)
     tokens = config.tokens_per_step * np.arange(window, gaps.shape[1] + 1)

@@ -40,12 +40,15 @@ def fake(name, seed, losses, origin="fresh", **changes):
     return records.make_record("train", config, result), origin
 
 
-def test_differences_pair_the_seeds_an_arm_has():
+def test_differences_pair_the_seeds_in_common():
     runs = results.frame([*(fake("dense", s, [3.0, s]) for s in (1, 2, 3)), fake("w1", 3, [3.0, 3.5])])
     stats = results.differences(runs, column="final_loss")["w1"]
     assert (stats.n, stats.mean) == (1, 0.5)
-    with pytest.raises(ValueError, match=r"dense has seeds \[1, 2, 3\], w1 \[3\]"):
-        results.differences(runs, base="w1")
+    stats = results.differences(runs, base="w1", column="final_loss")["dense"]
+    assert (stats.n, stats.mean) == (1, -0.5), "dense has seeds that w1 lacks"
+    apart = results.frame([fake("dense", 1, [3.0]), fake("w1", 2, [3.0])])
+    with pytest.raises(ValueError, match=r"no seed in common to pair runs by: w1 has \[2\], dense has \[1\]"):
+        results.differences(apart)
     with pytest.raises(ValueError, match="no runs of 'w2'"):
         results.differences(runs, arms=["w2"])
 
@@ -64,6 +67,10 @@ def test_the_gap_curve_is_a_running_mean_of_paired_differences():
     tokens, gap = results.gap_curve(results.frame(runs), "w1", window=2)
     assert tokens.tolist() == [1024, 1536, 2048]
     assert np.allclose(gap, [[0, 1, 3], [0, 2, 6]])
+    _, one = results.gap_curve(results.frame([*runs, fake("w1", 3, [9.0] * 4)]), "w1", window=2)
+    assert np.allclose(one, gap), "a seed that dense lacks has no pair"
+    with pytest.raises(ValueError, match="no seed in common"):
+        results.gap_curve(results.frame([runs[0], fake("w1", 3, [9.0] * 4)]), "w1")
 
 
 def test_a_larger_study_counts_if_what_is_needed_is_recorded(tmp_path):
@@ -154,10 +161,12 @@ def test_a_change_is_judged_where_both_arms_ran():
         "gpu": [fake("dense", 1, [1.0])],
     }
     studies = {scale: results.frame(runs) for scale, runs in ran.items()}
-    asked = (("a weight", "dense", ("w1", "recipe")), ("another", "w1", ("dense",)))
+    asked = (("a weight", "dense", ("w1", "recipe")), ("another", "w1", ("dense", "w2")))
     rows = results.open_questions(studies, asked[:1])
     assert [row[:3] for row in rows] == [("a weight", "w1", "dense"), ("a weight", "recipe", "dense")]
     (first,), second = rows[0][3].values(), rows[1][3]
     assert list(rows[0][3]) == ["laptop"] and (first.mean, first.n) == (0.5, 1) and second == {}
-    with pytest.raises(ValueError, match="dense has seeds"):
+    with pytest.raises(ValueError, match=r"w2 has \[9\], w1 has \[1\]"):
         results.open_questions(studies, asked[1:])
+    back = results.open_questions(studies, [("another", "w1", ("dense",))])[0][3]["laptop"]
+    assert (back.mean, back.n) == (-0.5, 1), "dense ran with more seeds"
