@@ -310,7 +310,7 @@ def _audit() -> pd.DataFrame:
 
 
 def _mismatch() -> pd.DataFrame:
-    """Notebook 08's gradient sizes, by arm; "≈": rounded, they may differ elsewhere in the last digit."""
+    """Notebook 08's gradient sizes, by arm; "≈": rounded."""
     return pd.read_csv(paths.ROOT / "figures" / "08_gradient_mismatch.csv", index_col="arm", dtype=str)
 
 
