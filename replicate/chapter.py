@@ -1,4 +1,4 @@
-"""What every notebook begins with: its parameters are checked, its figures get their look."""
+"""What every notebook begins with: its parameters are checked, figures and interrupts get their look."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from replicate import figures
 from replicate.runner import check_profile
+from replicate.runtime import quiet_interrupts
 
 
 class BadParameter(ValueError):
@@ -16,7 +17,7 @@ class BadParameter(ValueError):
 
 
 def begin(profile: Any, seed: Any) -> None:
-    """Check a notebook's parameters and set the look of its figures.
+    """Check a notebook's parameters, set the look of its figures, and let an interrupt be one line.
 
     Args:
         profile: "smoke", "laptop" or "gpu". seed: a whole number, 0 or more.
@@ -28,4 +29,5 @@ def begin(profile: Any, seed: Any) -> None:
         raise BadParameter(str(error)) from None
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise BadParameter(f"seed is {seed!r}; choose a whole number from 0 to {2**31 - 1}, like seed = 1")
+    quiet_interrupts()
     figures.theme()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from replicate import router
-from replicate.ffn import INIT_STD, SparseFFN
+from replicate.dense_ffn import INIT_STD
+from replicate.ffn import SparseFFN
 from replicate.presets import SPARSITY_PRESETS
 
 DENSE = "dense"

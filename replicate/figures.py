@@ -216,8 +216,8 @@ def _looks_alike(one: bytes, other: bytes) -> bool:
 
 @lru_cache(maxsize=1)
 def _pinned() -> bool:
-    """True if the libraries that draw have the versions of constraints.txt."""
-    pins = paths.ROOT / "constraints.txt"
+    """True if the libraries that draw have the versions of requirements.txt."""
+    pins = paths.ROOT / "requirements.txt"
     text = pins.read_text(encoding="utf-8") if pins.exists() else ""
     return all(
         importlib.metadata.version(package) in re.findall(rf"^{package}==([^\s;]+)", text, re.MULTILINE)

@@ -161,3 +161,51 @@ def test_a_second_set_of_intervals_lies_below_the_first():
 def test_a_measured_number_ends_where_its_digits_end():
     assert masked("≈0.012, then") == masked("≈6.7e-05, then") != masked("≈0.012 then")
     assert masked("≈1,234.5.") == masked("≈7 ± 0.2.")
+
+
+def test_what_a_run_trained_stands_beside_what_is_tracked(folder):
+    drawn = []
+
+    def draw_studies(studies):
+        drawn.append(list(studies))
+        return draw()
+
+    figures.both(draw_studies, "08_curves", recorded={"gpu": 1, "laptop": 2}, fresh={"smoke": 3})
+    assert drawn == [["gpu", "laptop"], ["smoke"]]
+    figures.both(draw_studies, "08_more", recorded={"gpu": 1}, fresh={})
+    figures.save_table(pd.DataFrame({"a": [1]}), "08_table", fresh=True)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.suffix != ".svg"}
+    assert names == {"08_curves.png", "08_more.png"} | {
+        f"fresh/{name}" for name in ("08_curves.png", "08_table.csv", "08_table.md")
+    }
+
+
+def test_a_picture_that_looks_the_same_is_left_as_it_is(folder, monkeypatch):
+    from PIL import Image
+
+    path = folder / "03_loss.png"
+    figures.save(draw(), "03_loss")
+    picture = np.asarray(Image.open(path)).copy()
+    for shade, stays in ((2, True), (40, False)):  # rounding on another processor; another picture
+        picture[5, 5, 0] = 255 - shade
+        Image.fromarray(picture).save(path)
+        before = path.read_bytes()
+        figures.save(draw(), "03_loss")
+        assert (path.read_bytes() == before) == stays
+    monkeypatch.setattr(figures, "_pinned", lambda: False)  # other versions draw all of it otherwise
+    picture[:] = 0
+    Image.fromarray(picture).save(path)
+    before = path.read_bytes()
+    figures.save(draw(), "03_loss")
+    assert path.read_bytes() == before
+    path.unlink()
+    figures.save(draw(), "03_loss")
+    assert path.exists()
+
+
+def test_the_drawing_libraries_here_are_the_pinned_ones():
+    import importlib.metadata
+
+    text = (figures.paths.ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = f"matplotlib=={importlib.metadata.version('matplotlib')}" in text
+    assert figures._pinned() == pinned

@@ -79,22 +79,22 @@ def test_claims_are_well_formed():
 
 
 def test_check_keeps_the_verdict_and_the_table_shows_it(store):
-    row = paper.check("table5-16", 87.5, profile="smoke", source="fresh", store=store)
+    row = paper.check("table5-16", 87.5, source="here", store=store)
     assert row.verdict.text == HOLDS
-    table = paper.claim_table(store=store)
+    table = paper.claim_table(store=store, shipped=None)
     assert list(table.index) == list(paper.claims())
     assert table.loc["table5-16", "verdict"] == HOLDS
     assert table.loc["table5-16", "ours"] == "87.5 %"
     assert table.loc["table5-32", "verdict"] == paper.NOT_RUN
     assert table.loc["moe", "verdict"] == UNTESTABLE
     stored, _ = store.find("claim", {"claim": "table5-16", "profile": "smoke"})
-    assert stored.results["source"] == "fresh"
+    assert stored.results["source"] == "here"
 
 
 def test_a_broken_claim_is_kept_and_raises(store):
     with pytest.raises(paper.ClaimBroken, match="table5-16"):
-        paper.check("table5-16", 75.0, profile="smoke", source="fresh", store=store)
-    assert paper.claim_table(store=store).loc["table5-16", "verdict"] == FAILS
+        paper.check("table5-16", 75.0, source="here", store=store)
+    assert paper.claim_table(store=store, shipped=None).loc["table5-16", "verdict"] == FAILS
 
 
 def test_a_finding_that_no_longer_stands_raises(store):
@@ -111,23 +111,26 @@ def test_a_claim_we_do_not_stand_by_may_fail(store):
 
 def test_the_largest_scale_wins_then_the_latest(store):
     for profile, ours in (("gpu", 0.03), ("smoke", -0.9), ("laptop", 0.2)):
-        paper.check("table3-w1", ours, spread=0.001, n=3, profile=profile, source="fresh", store=store)
-    assert paper.claim_table(store=store).loc["table3-w1", ["scale", "verdict"]].tolist() == ["gpu", HOLDS]
-    at_smoke = paper.claim_table("smoke", store).loc["table3-w1"]
+        paper.check("table3-w1", ours, spread=0.001, n=3, profile=profile, source="recorded", store=store)
+    assert paper.claim_table(store=store, shipped=None).loc["table3-w1", ["scale", "verdict"]].tolist() == [
+        "gpu",
+        HOLDS,
+    ]
+    at_smoke = paper.claim_table("smoke", store, None).loc["table3-w1"]
     assert (at_smoke["scale"], at_smoke["verdict"]) == ("smoke", UNTESTABLE)
-    assert paper.claim_table("laptop", store).loc["table3-w1", "verdict"] == DIRECTION
-    assert paper.claim_table("laptop", store).loc["order", "verdict"] == paper.NOT_RUN
+    assert paper.claim_table("laptop", store, None).loc["table3-w1", "verdict"] == DIRECTION
+    assert paper.claim_table("laptop", store, None).loc["order", "verdict"] == paper.NOT_RUN
     with pytest.raises(ValueError, match="profile is 'desk'"):
         paper.claim_table("desk", store)
 
 
 def test_a_verdict_on_a_claim_worded_otherwise_since_is_void(store, monkeypatch):
-    paper.check("table5-16", 87.5, profile="smoke", source="fresh", store=store)
+    paper.check("table5-16", 87.5, source="here", store=store)
     changed = {entry["id"]: entry for entry in json.loads(json.dumps(paper.data()["claims"]))}
     changed["table5-16"]["tolerance"] = 1.0
     monkeypatch.setattr(paper, "data", lambda: {"claims": list(changed.values())})
     paper.claims.cache_clear()
-    assert paper.claim_table(store=store).loc["table5-16", "verdict"] == paper.NOT_RUN
+    assert paper.claim_table(store=store, shipped=None).loc["table5-16", "verdict"] == paper.NOT_RUN
     monkeypatch.undo()
     paper.claims.cache_clear()
 
@@ -136,8 +139,8 @@ def test_show_has_the_four_columns_in_full(store):
     rows = [
         paper.check("figure6-speedup", 1.48, spread=0.01, n=5, profile="gpu", source="recorded", store=store),
         paper.check("table3-printed-sum", 0.053, profile="paper", source="arithmetic", store=store),
-        paper.check("figure3", True, profile="smoke", source="fresh", store=store),
-        paper.check("moe", profile="smoke", source="none", store=store),
+        paper.check("figure3", True, source="here", store=store),
+        paper.check("moe", source="here", store=store),
     ]
     frame = paper.show(rows)
     assert {"paper", "ours", "tolerance", "verdict"} <= set(frame.columns)
@@ -147,7 +150,7 @@ def test_show_has_the_four_columns_in_full(store):
     assert frame["numbers"].tolist()[:3] == [
         "recorded, gpu scale",
         "arithmetic",
-        "measured here, smoke scale",
+        "checked here",
     ]
     page = frame._repr_html_()
     assert "..." not in repr(frame)
@@ -156,21 +159,41 @@ def test_show_has_the_four_columns_in_full(store):
     assert "<b" in page
 
 
-def test_a_check_cell_reads_the_same_for_fresh_and_cached_numbers(store):
+def test_what_this_run_trained_is_not_judged(store):
+    for claim, source in (("table5-16", "fresh"), ("table3-w1", "here"), ("order", "cached")):
+        with pytest.raises(ValueError, match=f"{claim}: source is '{source}'.*recorded runs"):
+            paper.check(claim, 0.1, source=source, store=store)
+    assert not store.all("claim")
+
+
+def test_a_rounding_error_is_shown_by_its_limit(store):
     pages = [
-        repr(
-            paper.show([paper.check("relu2-init", 0.50123, profile="smoke", source=source, store=store)]),
-        )
-        for source in ("fresh", "cached")
+        repr(paper.show([paper.check("figure4d-same", error, source="here", store=store)]))
+        for error in (3.01e-07, 1.94e-07)
     ]
-    assert pages[0] == pages[1]
-    assert "≈0.501" in pages[0]
+    assert pages[0] == pages[1] and "below 1e-05" in pages[0]
+    with pytest.raises(paper.ClaimBroken):
+        paper.check("figure4d-same", 2e-5, source="here", store=store)
+
+
+def test_what_was_not_run_here_has_the_shipped_verdict(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path))
+    paper.check("table3-w1", 0.03, spread=0.001, n=3, profile="gpu", source="recorded", store=store)
+    shipped = paper.write_claims(paper.claim_table(store=store, shipped=None))[1]
+    nothing = type(store)(root=tmp_path / "none", recorded=tmp_path / "none")
+    assert paper.claim_table(store=nothing, shipped=shipped).loc["table3-w1", "verdict"] == HOLDS
+    assert paper.claim_table("laptop", nothing, shipped).loc["table3-w1", "verdict"] == paper.NOT_RUN
+    paper.check("table3-w1", 0.2, spread=0.001, n=3, profile="gpu", source="recorded", store=store)
+    assert paper.claim_table(store=store, shipped=shipped).loc["table3-w1", "verdict"] == DIRECTION
+    reworded = shipped.read_text(encoding="utf-8").replace(paper.claim("table3-w1").key, "0" * 16)
+    shipped.write_text(reworded, encoding="utf-8")
+    assert paper.claim_table(store=nothing, shipped=shipped).loc["table3-w1", "verdict"] == paper.NOT_RUN
 
 
 def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_path):
     monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path / "figures"))
-    paper.check("table5-64", 96.875, profile="smoke", source="fresh", store=store)
-    table = paper.claim_table(store=store)
+    paper.check("table5-64", 96.875, source="here", store=store)
+    table = paper.claim_table(store=store, shipped=None)
     written = paper.write_claims(table)
     markdown = written[0].read_text(encoding="utf-8")
     assert markdown.startswith(f"{len(paper.claims())} claims: 1 holds")
