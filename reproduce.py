@@ -6,6 +6,7 @@
     python3 reproduce.py --only 03 08        these notebooks only
     python3 reproduce.py --list              what there is to run
     python3 reproduce.py test                lint, unit tests, notebooks
+    python3 reproduce.py test --everywhere   and the notebooks as on another processor and with another seed
     python3 reproduce.py install             only what each of these does first
 
 The first run makes .venv and installs exact versions, checked by hash (requirements.txt); an environment
@@ -27,6 +28,7 @@ import time
 import installation
 from installation import ROOT, Stop, duration
 
+LONG_ENOUGH = 45 * 60  # seconds after which `test --everywhere` begins no further pass
 OF_RUN = ("--profile", "--only", "--seed", "--keep-going", "--fresh", "--list")
 
 
@@ -58,7 +60,7 @@ def run_notebooks(options):
     return call(command)
 
 
-def run_tests(arguments):
+def run_tests(arguments, everywhere, begun):
     """Lint, unit tests on all cores, notebooks; or pytest with `arguments`; the exit status."""
     python = str(installation.ready(installation.EXTRAS))
     pytest = [python, "-m", "pytest"]
@@ -66,15 +68,23 @@ def run_tests(arguments):
         return call(pytest + arguments)
     last = "tests/test_notebooks.py"
     workers = str(min(os.cpu_count() or 1, 8))
-    stages = (
+    stages = [
         ("Lint", [python, "-m", "ruff", "check", "."]),
         ("Format", [python, "-m", "ruff", "format", "--check", "."]),
         ("Unit tests", [*pytest, "tests", f"--ignore={last}", "-n", workers]),
         ("Notebooks", [*pytest, last]),
-    )
+    ]
+    passes = {
+        "Notebooks, as on a processor without AVX": "--processor=plain",
+        "Notebooks, another seed": "--notebook-seed=drawn",
+    }
+    stages += [(title, [*pytest, last, option]) for title, option in passes.items() if everywhere]
     failed = []
     for title, command in stages:
         start = time.monotonic()
+        if title in passes and start - begun > LONG_ENOUGH:
+            print(f"== {title}: left out, {duration(start - begun)} have gone", flush=True)
+            continue
         print(f"== {title}", flush=True)
         code = call(command)
         failed += [title] if code else []
@@ -107,10 +117,13 @@ def parse(arguments):
     parser.add_argument("--keep-going", action="store_true", help="go on after a notebook that fails")
     parser.add_argument("--fresh", action="store_true", help="run notebooks again that are done already")
     parser.add_argument("--list", action="store_true", help="list the notebooks and stop")
+    parser.add_argument("--everywhere", action="store_true", help="test: see above")
     options, rest = parser.parse_known_args(arguments)
     for word in arguments if options.command != "run" else ():
         if word.split("=")[0] in OF_RUN:
             parser.error(f"{word.split('=')[0]} belongs to run; test takes pytest's options, install none")
+    if options.everywhere and (rest or options.command != "test"):
+        parser.error("--everywhere belongs to test, and takes no options of pytest")
     if rest and options.command != "test":
         parser.error(f"unknown argument {rest[0]}")
     return options, rest
@@ -130,7 +143,11 @@ def main(arguments=None):
         if options.command == "install":
             print(f"Ready: {installation.ready(installation.EXTRAS)}")
             return 0
-        code = run_tests(rest) if options.command == "test" else run_notebooks(options)
+        code = (
+            run_tests(rest, options.everywhere, start)
+            if options.command == "test"
+            else run_notebooks(options)
+        )
         print(f"{'Ended with errors' if code else 'Done'} after {duration(time.monotonic() - start)}.")
         return code
     except Stop as problem:
@@ -139,9 +156,8 @@ def main(arguments=None):
         print("reproduce.py: interrupted; run the same command again to go on.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # Python writes what is left at its end
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # Python writes what is left at its end
         return 141
     except OSError as error:
         print(f"reproduce.py: {installation.explain_os(error)}", file=sys.stderr)

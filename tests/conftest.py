@@ -43,6 +43,12 @@ def ax():
     plt.close(fig)
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("notebooks", "how tests/test_notebooks.py runs the notebooks")
+    group.addoption("--processor", default="own", choices=("own", "avx2", "plain"), help="compute as on this")
+    group.addoption("--notebook-seed", default="1", help="a number, or 'drawn' from the files' content")
+
+
 def pytest_configure():
     """A copy of the package under test must be the one that is imported (see test_mutation.py)."""
     expected = os.environ.get("REPLICATE_EXPECTED_ROOT")

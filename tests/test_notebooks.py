@@ -1,12 +1,14 @@
-"""The committed notebooks: their form, that they run, and that their stored outputs come out again.
+"""The committed notebooks: their form, that they run, and that figures/ and stored outputs come out again.
 
 Each is executed once by papermill at smoke; what it trains is cached, so that nbval then compares every
 stored output with a re-execution in seconds, each under one thread, since two that share cores wait for each
-other at every product. Numbers that may differ between machines are masked (nbval_by_tokens.py), the others
-must be the same.
+other at every product. Measured numbers are masked (nbval_by_tokens.py), all else must be the same, also as
+on another processor (`--processor`). With another seed (`--notebook-seed`) they must run and leave figures/
+as it is; their outputs are then not the stored ones.
 """
 
 import ast
+import hashlib
 import io
 import os
 import re
@@ -18,8 +20,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from processors import PROCESSORS, variables
 
-from replicate import notebooks, runner
+from replicate import figures, notebooks, paper, paths, runner
 
 HERE = Path(__file__).parent
 BOOKS = notebooks.discover()
@@ -95,20 +98,43 @@ def test_no_function_is_defined_twice():
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """Variables that send what notebooks write to a temporary folder."""
+def environment(tmp_path_factory, request):
+    """Variables that send what notebooks write to a temporary folder, and say what to compute as."""
     folder = tmp_path_factory.mktemp("notebooks")
-    return {"REPLICATE_RUNS": str(folder / "runs"), "REPLICATE_FIGURES": str(folder / "figures")}
+    where = {"REPLICATE_RUNS": str(folder / "runs"), "REPLICATE_FIGURES": str(folder / "figures")}
+    return where | variables(request.config.getoption("--processor"))
+
+
+def drawn():
+    """A seed that follows from the content of notebooks and package: new with each change, but repeatable."""
+    digest = hashlib.sha256()
+    files = sorted((paths.ROOT / "replicate").rglob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    texts += [notebooks.source(cell) for book in BOOKS for cell in book.content["cells"]]
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return int.from_bytes(digest.digest()[:4], "big") % 1_000_000
 
 
 @pytest.fixture(scope="session")
-def executed(environment):
+def seed(request):
+    """The notebooks' seed."""
+    asked = request.config.getoption("--notebook-seed")
+    return drawn() if asked == "drawn" else int(asked)
+
+
+@pytest.fixture(scope="session")
+def executed(environment, seed, request):
     """Outcome of each notebook by name."""
+    processor = request.config.getoption("--processor")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nnotebooks with seed {seed}, as on processor: {processor}", flush=True)
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.delenv("OMP_NUM_THREADS", raising=False)
-        outcomes = runner.run(keep_going=True, out=io.StringIO())
+        outcomes = runner.run(seed=seed, keep_going=True, out=io.StringIO())
+        paper.write_claims(paper.claim_table(shipped=None))
     return {outcome.name: outcome for outcome in outcomes}
 
 
@@ -139,8 +165,36 @@ def test_runs_at_smoke(book, executed):
     assert outcome.status == "done", outcome.error
 
 
+def test_figures_come_out_as_they_are_tracked(environment, executed):
+    made, tracked = Path(environment["REPLICATE_FIGURES"]), paths.ROOT / "figures"
+    there, here = (
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".md", ".png")}
+        for folder in (tracked, made)
+    )
+    assert sorted(here) == sorted(there), "tracked figures are those that the notebooks draw from records"
+    texts = [name for name in there if not name.endswith(".png")]
+    assert [name for name in texts if here[name] != there[name]] == [], "they depend on the run"
+    if figures._pinned():
+        pictures = set(there) - set(texts)
+        assert [n for n in sorted(pictures) if not figures._looks_alike(here[n], there[n])] == []
+
+
+def test_processors_are_told_apart(environment):
+    for name in PROCESSORS:
+        code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+        env = {**os.environ, **variables(name)}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        asked = variables(name).get("ATEN_CPU_CAPABILITY")
+        assert asked is None or found.stdout.strip().lower() in (asked, "default"), found
+
+
 @each_book
-def test_stored_outputs_come_out_again(book, comparisons):
+def test_stored_outputs_come_out_again(book, seed, request):
+    if seed != 1:
+        pytest.skip("the stored outputs are those of seed 1")
+    comparisons = request.getfixturevalue("comparisons")
     status, output = comparisons[book.name].result()
     assert status == 0, output[-6000:]
 
