@@ -492,8 +492,22 @@ def test_defaults():
     options, rest = reproduce.parse([])
     assert rest == []
     assert options == argparse.Namespace(
-        command="run", profile="smoke", only=None, seed=1, keep_going=False, fresh=False, list=False
-    )
+        command="run", profile="smoke", only=None, seed=1, keep_going=False, fresh=False, list=False,
+        everywhere=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("spent", "left_out"), [(0, 0), (50 * 60, 2)])
+def test_everywhere_adds_a_processor_and_a_seed_while_there_is_time(monkeypatch, capsys, spent, left_out):
+    seen = []
+    monkeypatch.setattr(reproduce.installation, "ready", lambda extras: "python")
+    monkeypatch.setattr(reproduce, "call", lambda command: seen.append(command[-1]) or 0)
+    begun = reproduce.time.monotonic() - spent
+    assert reproduce.run_tests([], True, begun) == 0
+    assert len(seen) == 6 - left_out and capsys.readouterr().out.count("left out, 50 min") == left_out
+    assert {"--processor=plain", "--notebook-seed=drawn"} <= set(seen) or left_out
+    with pytest.raises(SystemExit):
+        reproduce.parse(["--everywhere"])
 
 
 def test_call_gives_the_exit_status(monkeypatch, tmp_path):
