@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from replicate import paper, paths, plans, readme, results, study
+from replicate import paper, paths, plans, readme, results
 
 TEXT = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 
