@@ -195,6 +195,6 @@ def test_flip_rates_count_changed_masks():
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
 def test_layer_statistics_of_nothing_are_nan(shape):
-    rows = evaluate.layer_stats(GPT(MODEL), torch.zeros(shape, dtype=torch.long))
-    assert len(rows) == MODEL.n_layer and all(math.isnan(row["output_max"]) for row in rows)
+    rows = evaluate.layer_stats(GPT(CONFIG), torch.zeros(shape, dtype=torch.long))
+    assert len(rows) == CONFIG.n_layer and all(math.isnan(row["output_max"]) for row in rows)
     assert all(math.isnan(row["kept_energy"]) and row["w1_max"] > 0 for row in rows)
