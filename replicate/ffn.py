@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import SparsityConfig
-from replicate.dense_ffn import DenseFFN, new_weight, relu2
-from replicate.layer_state import LayerState
+from replicate.dense_ffn import INIT_STD, DenseFFN, new_weight, relu2
+from replicate.layer_state import PHASES, LayerState
 from replicate.router import cluster_neurons, load_stats, ordered_cluster_mask, route
 from replicate.sparsity import (
     mask24,
@@ -33,7 +33,7 @@ from replicate.sparsity import (
     venom_mask,
 )
 
-__all__ = ["DenseFFN", "SparseFFN", "relu2", "token_order"]
+__all__ = ["INIT_STD", "PHASES", "DenseFFN", "SparseFFN", "relu2", "token_order"]
 
 
 def autocast_on(x: Tensor) -> bool:
