@@ -138,7 +138,9 @@ def venv_python():
 def runs(python, code=""):
     """True if the interpreter exists and runs the code (version managers leave names that do not start)."""
     with contextlib.suppress(OSError):
-        return subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run([str(python), "-I", "-c", code], capture_output=True, check=False).returncode == 0
+        )
     return False
 
 
@@ -214,7 +216,7 @@ def disk_sentence():
     return (
         f"The disk is full: installing needs about {NEEDED_GB:.0f} GB, torch for CUDA {CUDA_GB:.0f}; "
         f"{shutil.disk_usage(str(where)).free / 1e9:.1f} GB are free at {where}; free some space and run "
-        "again, what is done is kept."
+        "again."
     )
 
 

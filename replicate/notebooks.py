@@ -20,6 +20,8 @@ _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
 # Keep kernels quiet and in this environment, whatever else the user has installed. Who runs notebooks by a
 # command has chosen the scale, and is not asked again before long work.
 KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "REPLICATE_LONG": "1"}
+# They import the package of this checkout, whichever is installed.
+KERNEL_ENV["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 PROGRESS = {"replicate": "progress"}  # metadata of outputs that show progress: neither stored nor compared
 
 

@@ -174,18 +174,27 @@ from replicate.config_text import from_dict
 from replicate.progress import StudyProgress
 from replicate.records import RecordStore
 configs = [from_dict(config) for config in json.loads(sys.argv[1])]
+print("ready", flush=True)
+sys.stdin.readline()
 found = study.run(configs, workers=1, store=RecordStore(sys.argv[2], sys.argv[3]), consent=True)
 print(*(origin for _, origin in found))
 """
 
 
 def twin(store, *configs):
-    """Another process that runs these."""
+    """Another process that runs these once it is told to by `begin`; it has imported all it needs."""
     arguments = [json.dumps([to_dict(config) for config in configs]), str(store.root), str(store.recorded)]
     command = [sys.executable, "-c", TWIN, *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=paths.ROOT
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, **pipes, text=True, cwd=paths.ROOT)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def begin(process):
+    """Let a twin begin."""
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def at_work(config):
@@ -199,23 +208,25 @@ def at_work(config):
 
 def test_two_processes_train_each_arm_once(store):
     configs = [replace(RUN, steps=600, stats_every=0, seed=seed) for seed in (1, 2)]
-    with twin(store, *configs) as one:
+    with twin(store, *configs) as one, twin(store, *configs) as two:
+        begin(one)
         at_work(configs[0])
-        with twin(store, *configs) as two:
-            said = [process.communicate(timeout=120) for process in (one, two)]
+        begin(two)
+        said = [process.communicate(timeout=120) for process in (one, two)]
     assert [out for out, _ in said] == ["fresh fresh\n", "cached cached\n"]
     assert "waits for another process, which trains dense seed 1; dense seed 2" in said[1][1]
 
 
 def test_a_dead_owner_s_arm_is_trained_by_who_waits(store):
     config = replace(RUN, steps=800, stats_every=0)
-    with twin(store, config) as one:
+    with twin(store, config) as one, twin(store, config) as two:
+        begin(one)
         at_work(config)
-        with twin(store, config) as two:
-            while "waits for another process" not in two.stderr.readline():
-                assert two.poll() is None
-            one.kill()
-            assert two.communicate(timeout=120)[0] == "fresh\n"
+        begin(two)
+        while "waits for another process" not in two.stderr.readline():
+            assert two.poll() is None
+        one.kill()
+        assert two.communicate(timeout=120)[0] == "fresh\n"
 
 
 def test_two_processes_share_the_cores(monkeypatch):
