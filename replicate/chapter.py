@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from replicate import figures
-from replicate.runner import check_profile
+from replicate.runner import check_profile, check_seed
 from replicate.runtime import quiet_interrupts
 
 
@@ -25,9 +25,8 @@ def begin(profile: Any, seed: Any) -> None:
     """
     try:
         check_profile(profile)
+        check_seed(seed)
     except ValueError as error:
         raise BadParameter(str(error)) from None
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise BadParameter(f"seed is {seed!r}; choose a whole number from 0 to {2**31 - 1}, like seed = 1")
     quiet_interrupts()
     figures.theme()

@@ -58,9 +58,10 @@ def run(
         fresh: run also what is done already.
         folder: where the notebooks are. out: where lines go; default stdout.
         parameters: further notebook parameters.
-    Raises ValueError for an unknown profile, notebook or parameter, before anything runs.
+    Raises ValueError for an unknown profile, notebook or parameter and a bad seed, before anything runs.
     """
     check_profile(profile)
+    check_seed(seed)
     books = select(discover(folder), only)
     given = {"profile": profile, "seed": seed, **parameters}
     for book in books:
@@ -90,6 +91,12 @@ def check_profile(profile: str) -> None:
     """Raise ValueError if there is no such scale."""
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise ValueError unless it is a whole number that notebooks can count up from."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed!r}; choose a whole number from 0 to {2**31 - 1}, like seed = 1")
 
 
 def _execute(book: Notebook, given: dict[str, Any], output: Path) -> Outcome:

@@ -72,6 +72,8 @@ def test_bad_requests_are_refused_before_anything_runs(folder, fake):
     write_notebook(folder, "01_a")
     with pytest.raises(ValueError, match="choose one of smoke, laptop, gpu"):
         runner.run("huge", folder=folder)
+    with pytest.raises(ValueError, match="seed is -1; choose a whole number"):
+        runner.run(folder=folder, seed=-1)
     with pytest.raises(ValueError, match="did you mean 'seed'"):
         runner.run(folder=folder, sed=3)
     with pytest.raises(ValueError, match="no notebook"):
