@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from replicate import figures
 from replicate.runner import check_profile, check_seed
@@ -30,3 +35,12 @@ def begin(profile: Any, seed: Any) -> None:
         raise BadParameter(str(error)) from None
     quiet_interrupts()
     figures.theme()
+
+
+def normal_numbers(seed: int = 0) -> Callable[..., Tensor]:
+    """A function of a shape: standard normal float64 numbers, the same on every processor.
+
+    torch.randn draws others where a processor has other instructions, so that a picture would differ.
+    """
+    random = np.random.default_rng(seed)
+    return lambda *shape: torch.from_numpy(random.standard_normal(shape))

@@ -2,6 +2,7 @@ import ast
 
 import matplotlib as mpl
 import pytest
+import torch
 
 from replicate import chapter, notebooks
 
@@ -55,3 +56,10 @@ def test_every_notebook_refuses_bad_parameters_before_it_does_anything(book):
         with pytest.raises(chapter.BadParameter) as refused:
             exec(code, space)
         assert len(refused.value._render_traceback_()) == 1
+
+
+def test_normal_numbers_are_the_same_wherever_they_are_drawn():
+    one, other = chapter.normal_numbers(), chapter.normal_numbers()
+    first, second = one(2, 3), one(1)
+    assert torch.equal(other(2, 3), first) and torch.equal(other(1), second)
+    assert first.dtype == torch.float64 and first[0, 0].item() == 0.1257302210933933
