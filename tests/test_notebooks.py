@@ -207,10 +207,11 @@ def test_comparison_sees_what_matters(tmp_path):
         ("print('sparsity 87.5 %')", "sparsity 87.5 %\n", True),
         ("print('sparsity 87.5 %')", "sparsity 87.4 %\n", False),
         (
-            "import sys\nprint('noise', file=sys.stderr)\nprint('loss ≈2.8912 in 12 s')",
-            "loss ≈2.9 in 3 s\n",
+            "import sys\nprint('noise', file=sys.stderr)\nprint('loss ≈2.8912, in ≈12 s')",
+            "loss ≈2.9e-05, in ≈3 s\n",
             True,
         ),
+        ("print('loss ≈2.8912 in 12 s')", "loss ≈2.8912 in 3 s\n", False),
         ("print(1)\n1 / 0", "1\n", False),
     ]
     made = [
