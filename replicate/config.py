@@ -260,6 +260,7 @@ class TrainConfig:
     device: str = "auto"
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
+    cuda_graph: str = "auto"  # a step as one graph: "auto" where it can be, "on" or an error, "off"
     log_every: int = 10
     checkpoint_every: int = 0  # 0: by time, see `checkpoint.Pace`
 
@@ -285,6 +286,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
         _one_of("order", self.order, ORDERS)
         _one_of("backend", self.backend, BACKENDS)
+        _one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         if self.fold and self.order != "sparse-dense":
             raise ValueError(
@@ -306,5 +308,5 @@ class TrainConfig:
         return self.batch_size * self.grad_accum * self.model.seq_len
 
 
-HOW_NOT_WHAT = ("device", "backend", "compile", "log_every", "checkpoint_every")
+HOW_NOT_WHAT = ("device", "backend", "compile", "cuda_graph", "log_every", "checkpoint_every")
 ADDED = {"fold": False}  # settings younger than some records: at these values they do not enter the hash

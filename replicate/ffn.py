@@ -327,7 +327,7 @@ def _token_reduction(kept: Tensor, c: SparsityConfig) -> Callable[[Tensor, Tenso
         order, _ = token_order(whole, kept.device)
     busiest = (kept != 0).sum(0).argsort(descending=True, stable=True)[: round(c.wgrad_dense_share * d_ff)]
     stays_dense = torch.zeros(d_ff, dtype=torch.bool, device=kept.device)
-    stays_dense[busiest] = True
+    stays_dense.index_fill_(0, busiest, True)
 
     def prune(head: Tensor) -> Tensor:
         if c.wgrad == "tile":

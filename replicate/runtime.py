@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from replicate import paths
 from replicate.config import TrainConfig
@@ -60,22 +58,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, name)
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only, not on norms and other vectors."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-
-
-def draw_seed(seed: int, step: int, micro: int) -> int:
-    """Seed of the random draws inside one micro-batch, so that resuming needs no generator state."""
-    digest = hashlib.sha256(f"{seed} {step} {micro}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def stats_rows(config: TrainConfig) -> int:

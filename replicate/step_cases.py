@@ -17,7 +17,7 @@ from replicate import compiled, evaluate, measure, router
 from replicate.gpt import GPT, Block
 from replicate.kernels import timing
 from replicate.presets import SPARSITY_PRESETS, train_preset
-from replicate.runtime import make_optimizer
+from replicate.step import make_optimizer
 
 DENSE, WHOLE = "dense", "dense, in one piece"
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}

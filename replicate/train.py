@@ -30,15 +30,14 @@ from replicate.progress import Progress
 from replicate.runtime import (
     NonFiniteLoss,
     check_same_run,
-    draw_seed,
     interrupts_between_steps,
-    make_optimizer,
     pick_device,
     pick_dtype,
     reproducible,
     stats_rows,
     stopped_at,
 )
+from replicate.step import OptimizerStep, make_optimizer
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]
 
@@ -108,6 +107,7 @@ class Trainer:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.forward = compiled_loss(self.model) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
+        self.optimizer_step = OptimizerStep(self.model, self.forward, self.optimizer, config, self.autocast)
         self.progress = Progress(progress, config)
         self.step = 0
         self.losses: list[float] = []
@@ -118,7 +118,6 @@ class Trainer:
         self.seconds = 0.0
         self.unsaved: OSError | None = None  # why there is no checkpoint of the last step
         self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back
-        self._bad = torch.zeros((), device=self.device)  # 1 once a loss or gradient is not finite
         self._since = time.perf_counter()
         self.run_dir = Path(run_dir) if run_dir is not None else None
         if self.run_dir is not None:
@@ -212,38 +211,14 @@ class Trainer:
         due = config.stats_every and (step % config.stats_every == 0 or step == config.steps - 1)
         row = self._statistics(step) if due else None
         masks = [ffn.weight_masks() for ffn in self.model.ffns()] if due else []
-        loss = self._gradients(step)
-        parameters = list(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if config.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
-        self._pending.append(torch.stack([loss, norm.to(loss.dtype)]))
-        self._bad = torch.maximum(self._bad, (~torch.isfinite(self._pending[-1])).any().float())
-        for group in self.optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(step, config)
-        self.optimizer.found_inf = self._bad  # the fused step leaves everything as it is where this is 1
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        batches = [self.batch(step, micro) for micro in range(config.grad_accum)]
+        result = self.optimizer_step(batches, schedule.learning_rate(step, config), step)
+        self._pending.append(result)
         self.step += 1
         if row is not None:
             self._flush()
-            row |= {"grad_norm": norm.item(), "flip_rate": evaluate.weight_flips(masks, self.model)}
+            row |= {"grad_norm": result[1].item(), "flip_rate": evaluate.weight_flips(masks, self.model)}
             self.stats.append(row)
-
-    def _gradients(self, step: int) -> Tensor:
-        """Accumulate the gradients of the step's micro-batches; their mean loss."""
-        config, losses = self.config, []
-        self.model.hold_weights(config.grad_accum > 1)
-        for micro in range(config.grad_accum):
-            inputs, targets = self.batch(step, micro)
-            if config.model.sparsity.wgrad == "mvue":
-                torch.manual_seed(draw_seed(config.seed, step, micro))
-            with self.autocast():
-                loss = self.forward(inputs, targets)[1]
-            (loss / config.grad_accum).backward()
-            losses.append(loss.detach())
-        self.model.hold_weights(False)
-        return torch.stack(losses).mean()
 
     def _enter_phase(self, step: int) -> None:
         """Set the FFNs' phase; cluster their neurons before the first sparse step and at refreshes."""

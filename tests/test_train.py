@@ -21,6 +21,7 @@ from replicate.config_text import to_dict
 from replicate.data import TokenData
 from replicate.progress import Progress, clock
 from replicate.runtime import pick_device, stats_rows
+from replicate.step import OptimizerStep
 from replicate.train import NonFiniteLoss, Trainer, train
 
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=16)
@@ -259,14 +260,14 @@ def ctrl_c():
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_step_and_keeps_it(data, tmp_path, monkeypatch):
     through = timeless(run(RUN, data).result())
-    gradients = Trainer._gradients
+    call = OptimizerStep.__call__
 
-    def interrupted(trainer, step):
+    def interrupted(own, batches, lr, step):
         if step == 12:
             signal.raise_signal(signal.SIGINT)
-        return gradients(trainer, step)
+        return call(own, batches, lr, step)
 
-    monkeypatch.setattr(Trainer, "_gradients", interrupted)
+    monkeypatch.setattr(OptimizerStep, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(RUN, data, run_dir=tmp_path)
     assert checkpoint.steps(tmp_path) == [13]
@@ -276,12 +277,12 @@ def test_ctrl_c_ends_the_step_and_keeps_it(data, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_twice_or_without_a_folder_ends_at_once(data, tmp_path, monkeypatch):
-    def interrupted(trainer, step):
+    def interrupted(*_):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(Trainer, "_gradients", interrupted)
+    monkeypatch.setattr(OptimizerStep, "__call__", interrupted)
     for folder in (None, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(RUN, data, run_dir=folder)
@@ -444,7 +445,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(run_dir, data,
         logits, loss = original(*batch)
         return logits, loss * (math.nan if trainer.step == 11 else 1)
 
-    trainer.forward = poisoned
+    trainer.optimizer_step.forward = poisoned
     with pytest.raises(NonFiniteLoss, match=r"loss nan.*step 11 \(sparse phase") as caught:
         trainer.run()
     assert trainer.step > 12  # noticed later, yet the weights stayed those that made the loss
@@ -620,7 +621,7 @@ def test_a_loss_that_is_not_finite_is_noticed_on_a_gpu(tmp_path):
     trainer.run(11)
     healthy = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     original = trainer.forward
-    trainer.forward = lambda *batch: (None, original(*batch)[1] * (math.inf if trainer.step == 11 else 1))
+    trainer.optimizer_step.forward = lambda *batch: (None, original(*batch)[1] * math.inf)
     with pytest.raises(NonFiniteLoss, match=r"loss inf.*step 11 \(sparse phase"):
         trainer.run()
     assert_same_state(trainer.model.state_dict(), healthy)

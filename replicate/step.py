@@ -1,0 +1,206 @@
+"""One optimiser step: forward, backward, clipping and AdamW, launched one by one or as one CUDA graph.
+
+A step of a small model is some 400 kernels of a few microseconds, and Python launches them more slowly than
+a GPU runs them. So a phase's first steps are launched as they come, then one is captured, and from then on
+a replay is the step: the same kernels on the same memory. The rate, and whether a loss was not finite, are
+tensors on the device; a new phase, clusters or weights elsewhere are captured anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replicate.config import TrainConfig
+from replicate.gpt import GPT
+
+WARM = 2  # steps launched before one is captured: they compile, tune and allocate
+Batch = tuple[Tensor, Tensor]  # inputs and targets [B, S] of a micro-batch
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices only, not on norms and other vectors.
+
+    On a GPU its rate is a tensor and its step can be captured in a CUDA graph.
+    """
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    on_gpu = parameters[0].is_cuda
+    lr = torch.tensor(config.lr, device=parameters[0].device) if on_gpu else config.lr
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=on_gpu)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def draw_seed(seed: int, step: int, micro: int) -> int:
+    """Seed of the random draws inside one micro-batch, so that resuming needs no generator state."""
+    digest = hashlib.sha256(f"{seed} {step} {micro}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def why_not_captured(config: TrainConfig, device: torch.device) -> str:
+    """What keeps steps from being captured, in a few words; empty if nothing does."""
+    if device.type != "cuda":
+        return f"there is no CUDA graph on {device.type}"
+    if config.cuda_graph == "off":
+        return "cuda_graph is 'off'"
+    if config.model.sparsity.wgrad == "mvue":
+        return "wgrad 'mvue' seeds its draws in every micro-batch"
+    return ""
+
+
+class OptimizerStep:
+    """Calls take the model from its weights, by one step's micro-batches, to new weights.
+
+    Args:
+        model: a GPT, on the device where the batches are.
+        forward: computes its loss, (idx, targets) to (anything, loss); the model itself or a compiled form.
+        optimizer: from `make_optimizer`.
+        config: its `grad_accum`, `clip`, `seed`, `cuda_graph` and formats are read.
+        autocast: makes the context of the precision that the model runs in.
+
+    Raises:
+        ValueError: with cuda_graph="on" where steps cannot be captured, saying why.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        forward: Callable[[Tensor, Tensor], tuple[Any, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.model, self.forward, self.optimizer = model, forward, optimizer
+        self.config, self.autocast = config, autocast
+        self.parameters = list(model.parameters())
+        self.device = self.parameters[0].device
+        self.not_captured = why_not_captured(config, self.device)
+        if config.cuda_graph == "on" and self.not_captured:
+            raise ValueError(f"cuda_graph is 'on', but {self.not_captured}; choose cuda_graph='auto'")
+        self.bad = torch.zeros((), device=self.device)  # 1 once a loss or a gradient is not finite
+        self._state: Hashable = None  # what the graphs take for granted, see `_now`
+        self._pool: Any = None  # the memory that they share
+        self._batches: list[Batch] = []  # what they read
+        self._launched: dict[Hashable, int] = {}  # steps launched so far, by the FFNs' phases
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and what each writes
+
+    def __call__(self, batches: Sequence[Batch], lr: float, step: int = 0) -> Tensor:
+        """Take one step; [2], the mean loss of the micro-batches and the norm of their mean gradient.
+
+        From the first loss or norm on that is not finite, the weights stay as they are.
+
+        Args:
+            batches: `grad_accum` micro-batches of equal shapes. lr: learning rate.
+            step: its number, for random draws.
+        """
+        set_rate(self.optimizer, lr)
+        if self.not_captured:
+            return self._launch(batches, step)
+        now = self._now(batches)
+        if now != self._state:
+            self.forget()
+        phases = tuple(ffn.phase for ffn in self.model.ffns())
+        launched = self._launched.get(phases, 0)
+        if launched < WARM:
+            result = self._launch(batches, step)
+            self._launched[phases], self._state = launched + 1, self._now(batches)
+            return result
+        if phases not in self._graphs and not self._capture(phases, batches):
+            return self._launch(batches, step)
+        for ours, theirs in zip(self._batches, batches, strict=True):
+            for mine, given in zip(ours, theirs, strict=True):
+                mine.copy_(given)
+        graph, result = self._graphs[phases]
+        graph.replay()
+        return result.clone()
+
+    @property
+    def captured(self) -> int:
+        """Number of graphs there are: one a phase."""
+        return len(self._graphs)
+
+    def forget(self) -> None:
+        """Free the graphs and their memory; the next steps are launched, then captured anew."""
+        self._state, self._pool, self._batches = None, None, []
+        self._launched.clear()
+        self._graphs.clear()
+
+    def _launch(self, batches: Sequence[Batch], step: int = 0) -> Tensor:
+        """The step, kernel by kernel. Nothing in it waits for the device."""
+        loss = self._gradients(batches, step)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.config.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+        result = torch.stack([loss, norm.to(loss.dtype)])
+        self.bad.copy_(torch.maximum(self.bad, (~torch.isfinite(result)).any().float()))
+        self.optimizer.found_inf = self.bad  # the fused step leaves everything as it is where this is 1
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return result
+
+    def _gradients(self, batches: Sequence[Batch], step: int) -> Tensor:
+        """Accumulate the gradients of the micro-batches; their mean loss."""
+        losses = []
+        self.model.hold_weights(len(batches) > 1)
+        for micro, (inputs, targets) in enumerate(batches):
+            if self.config.model.sparsity.wgrad == "mvue":
+                torch.manual_seed(draw_seed(self.config.seed, step, micro))
+            with self.autocast():
+                loss = self.forward(inputs, targets)[1]
+            (loss / len(batches)).backward()
+            losses.append(loss.detach())
+        self.model.hold_weights(False)
+        return torch.stack(losses).mean()
+
+    def _capture(self, phases: Hashable, batches: Sequence[Batch]) -> bool:
+        """Make the graph of a step in these phases; False, with a warning, if that cannot be."""
+        if not self._batches:
+            self._batches = [tuple(part.clone() for part in batch) for batch in batches]
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        gc.collect()  # nothing that belongs to another graph may be freed while this one is captured
+        torch.cuda.empty_cache()  # of what launched steps used: the graph has memory of its own
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = self._launch(self._batches)
+        except RuntimeError as error:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.hold_weights(False)
+            self.forget()
+            if self.config.cuda_graph == "on":
+                raise
+            self.not_captured = f"capture failed: {str(error).splitlines()[0]}"
+            warnings.warn(f"steps are launched one by one; {self.not_captured}", stacklevel=3)
+            return False
+        self._graphs[phases] = graph, result
+        return True
+
+    def _now(self, batches: Sequence[Batch]) -> Hashable:
+        """What a captured step takes for granted: formats, settings, hooks, and where its memory lies."""
+        formats = tuple((ffn.config, ffn.backend, ffn.clustered._version) for ffn in self.model.ffns())
+        hooks = tuple(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.model.modules())
+        groups = self.optimizer.param_groups
+        settings = tuple(v for group in groups for k, v in group.items() if k not in ("params", "lr"))
+        moments = [t for state in self.optimizer.state.values() for t in state.values()]
+        places = (*self.parameters, *self.model.buffers(), *moments, *(group["lr"] for group in groups))
+        shapes = tuple(inputs.shape for inputs, _ in batches)
+        return id(self.forward), formats, hooks, settings, shapes, tuple(t.data_ptr() for t in places)
