@@ -1,0 +1,145 @@
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from replicate.config import ModelConfig, SparsityConfig, TrainConfig
+from replicate.data import TokenData
+from replicate.presets import SPARSITY_PRESETS
+from replicate.step import WARM, OptimizerStep, make_optimizer, set_rate, why_not_captured
+from replicate.train import Trainer
+
+MODEL = ModelConfig(vocab_size=64, n_layer=2, d_model=64, d_ff=512, n_head=2, seq_len=64)
+RUN = TrainConfig(
+    model=MODEL, corpus="synthetic", steps=24, batch_size=16, lr=1e-2, lr_warmup=3, dense_warmup=8,
+    stats_every=5, eval_every=10, eval_batches=2, device="cuda",
+)  # fmt: skip
+
+
+def config(sparsity="recipe", **changes):
+    """A run with a sparsity preset."""
+    return replace(RUN, model=replace(MODEL, sparsity=SPARSITY_PRESETS[sparsity]), **changes)
+
+
+def trained(run, tmp_path, stop=None):
+    """The trainer after the run."""
+    trainer = Trainer(run, data=TokenData("synthetic", 64, 64, tmp_path), progress=False)
+    trainer.run(stop)
+    return trainer
+
+
+def test_what_keeps_a_step_from_being_captured():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert why_not_captured(config(), gpu) == ""
+    assert why_not_captured(config(), cpu) == "there is no CUDA graph on cpu"
+    assert why_not_captured(config(cuda_graph="off"), gpu) == "cuda_graph is 'off'"
+    draws = replace(RUN, model=replace(MODEL, sparsity=SparsityConfig(activation="24", wgrad="mvue")))
+    assert "'mvue'" in why_not_captured(draws, gpu)
+
+
+def test_a_graph_asked_for_where_there_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"cuda_graph is 'on', but there is no CUDA graph on cpu; choose"):
+        trained(config(cuda_graph="on", device="cpu"), tmp_path, 1)
+    with pytest.raises(ValueError, match=r"cuda_graph is 'yes'; choose one of auto, on, off"):
+        config(cuda_graph="yes")
+
+
+def test_the_rate_is_set_in_every_group():
+    model = torch.nn.LayerNorm(4)
+    optimizer = make_optimizer(model, RUN)
+    set_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    shared = torch.tensor(1.0)
+    optimizer.param_groups[0]["lr"] = shared
+    set_rate(optimizer, 0.25)
+    assert shared == 0.25 and optimizer.param_groups[0]["lr"] is shared
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("sparsity", SPARSITY_PRESETS)
+def test_captured_losses_are_those_of_launched_steps(sparsity, compiled, tmp_path):
+    run = config(sparsity, compile=compiled)
+    captured, launched = (trained(replace(run, cuda_graph=how), tmp_path) for how in ("on", "off"))
+    assert captured.optimizer_step.captured == (1 if sparsity == "dense" else 2)
+    assert launched.optimizer_step.captured == 0
+    assert captured.losses == launched.losses
+    assert captured.valid_losses == launched.valid_losses
+    assert captured.stats == launched.stats
+    ours, theirs = captured.model.state_dict(), launched.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes",
+    [{"grad_accum": 3}, {"order": "interleaved", "interleave": 4, "sparse_share": 0.5}, {"clip": 0.0}],
+)
+def test_captured_micro_batches_and_alternating_phases(changes, tmp_path):
+    run = config(**changes)
+    captured, launched = (trained(replace(run, cuda_graph=how), tmp_path) for how in ("on", "off"))
+    assert captured.optimizer_step.captured == 2  # one a phase, however often the phases alternate
+    assert captured.losses == launched.losses
+
+
+@pytest.mark.gpu
+def test_a_changed_layer_is_captured_anew(tmp_path):
+    trainer = trained(config(cuda_graph="on", stats_every=0, steps=60), tmp_path, 20)
+    step = trainer.optimizer_step
+    assert step.captured == 2
+
+    def anew():
+        """Captured again after some steps that were launched."""
+        trainer.run(trainer.step + 1)
+        before = step.captured
+        trainer.run(trainer.step + WARM)
+        return before == 0 and step.captured == 1
+
+    trainer.run(trainer.step + 1)
+    assert step.captured == 2, "nothing has changed"
+    ffn = trainer.model.blocks[0].ffn
+    ffn.config = SPARSITY_PRESETS["venom16"]
+    assert anew()
+    with torch.no_grad():
+        ffn.w1.data = ffn.w1.data.clone()
+    assert anew()
+    trainer._make_clusters(trainer.step)
+    assert anew()
+    handle = ffn.register_forward_hook(lambda *_: None)
+    assert anew()
+    handle.remove()
+    assert anew()
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_captured_goes_on_launched(tmp_path):
+    trainer = trained(config(), tmp_path, 3)
+    step, plain = trainer.optimizer_step, trainer.optimizer_step.forward
+
+    def waits(*batch):
+        loss = plain(*batch)[1]
+        loss.item()
+        return None, loss
+
+    step.forward = waits
+    with pytest.warns(UserWarning, match="launched one by one; capture failed"):
+        trainer.run(8)
+    reference = trained(config(cuda_graph="off"), tmp_path, 8)
+    assert trainer.losses == reference.losses
+    assert step.captured == 0
+
+
+def test_a_launched_step_reports_loss_and_norm(tmp_path):
+    trainer = trained(config("dense", device="cpu"), tmp_path, 0)
+    inputs, targets = trainer.batch(0)
+    expected = trainer.model(inputs, targets)[1]
+    expected.backward()
+    norm = torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm()
+    trainer.model.zero_grad()
+    step = OptimizerStep(trainer.model, trainer.model, trainer.optimizer, RUN, nullcontext)
+    before = trainer.model.embed.weight.clone()
+    loss, found = step([(inputs, targets)], 1e-3)
+    torch.testing.assert_close(found, norm)
+    torch.testing.assert_close(loss, expected)
+    assert not torch.equal(before, trainer.model.embed.weight)
