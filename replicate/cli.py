@@ -112,7 +112,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Measure the training loop against a plain torch loop of the same shapes."""
+    """Measure the training loop against plain torch loops of the same shapes."""
     if args.what != "train":
         raise ValueError(
             f"put the name {args.what!r} directly after 'bench': python -m replicate bench {args.what}, "
@@ -123,10 +123,12 @@ def bench(args: argparse.Namespace) -> int:
     config = _config(args)
     _check_outputs(args)
     result = train_bench(config, repeats=args.repeats, steps=args.turn)
+    names = {"trainer": result["trainer_tokens_per_s"], **result["plain_tokens_per_s"]}
+    speeds = [f"{name} {speed:,.0f} tokens/s" for name, speed in names.items()]
     text = (
-        f"{result['trainer_tokens_per_s']:,.0f} tokens/s, plain loop "
-        f"{result['plain_tokens_per_s']:,.0f} tokens/s: ratio {result['ratio']:.3f} "
+        f"{'; '.join(speeds)}: ratio to the fastest plain loop {result['ratio']:.3f} "
         f"({result['low']:.3f} to {result['high']:.3f} over {result['repeats']} turns) on {result['device']}"
+        f"{', a step one CUDA graph' if result['captured'] else ''}"
     )
     _deliver(args, result, text)
     return 0

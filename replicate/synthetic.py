@@ -19,6 +19,7 @@ import numpy as np
 LENGTH = {"train": 2_000_000, "valid": 100_000}  # symbols
 SHARES = (8, 4, 2, 1, 1)  # the q_k in sixteenths
 SEED = 2402
+MOST_SYMBOLS = 65536  # that a 16-bit token can name
 
 
 def entropy(vocab_size: int) -> float:
@@ -50,7 +51,7 @@ def _random(purpose: str, vocab_size: int, size: int) -> np.ndarray:
 
 
 def _check(vocab_size: int) -> None:
-    if not len(SHARES) <= vocab_size <= 65536:
+    if not len(SHARES) <= vocab_size <= MOST_SYMBOLS:
         raise ValueError(
-            f"vocab_size is {vocab_size}; the synthetic source has {len(SHARES)} to 65536 symbols"
+            f"vocab_size is {vocab_size}; the synthetic source has {len(SHARES)} to {MOST_SYMBOLS} symbols"
         )

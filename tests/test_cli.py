@@ -240,14 +240,14 @@ def test_bench_reports_the_ratio(capsys, monkeypatch, tmp_path):
 
     def fake(config, repeats, steps):
         seen.update(config=config, repeats=repeats, steps=steps)
-        return {"trainer_tokens_per_s": 9500.0, "plain_tokens_per_s": 10000.0, "ratio": 0.95, "low": 0.94,
-                "high": 0.96, "repeats": repeats, "device": "cpu"}  # fmt: skip
+        return {"trainer_tokens_per_s": 9500.0, "plain_tokens_per_s": {"plain loop": 10000.0}, "ratio": 0.95, "low": 0.94,
+                "high": 0.96, "repeats": repeats, "device": "cpu", "captured": True}  # fmt: skip
 
     monkeypatch.setattr(bench, "train_bench", fake)
     status, out, _ = run(
         capsys, "bench", "train", "--repeats", "2", "--turn", "3", "--json", str(tmp_path / "b")
     )
-    assert status == 0 and "9,500 tokens/s" in out and "ratio 0.950 (0.940 to 0.960" in out
+    assert status == 0 and "9,500 tokens/s" in out and "loop 0.950 (0.940 to 0.960" in out and "graph" in out
     assert seen == {"config": train_preset("smoke"), "repeats": 2, "steps": 3}
     assert json.loads((tmp_path / "b").read_text())["ratio"] == 0.95
 

@@ -581,10 +581,9 @@ def test_the_bench_compares_the_same_training(data):
     trainer = Trainer(
         replace(RUN, model=MODEL, lr_warmup=0, min_lr_share=1.0, weight_decay=0), data=data, progress=False
     )
-    plain = PlainLoop(trainer)
-    plain.model.load_state_dict(trainer.model.state_dict())
+    plain = Trainer(trainer.config, data=data, progress=False)
+    PlainLoop(plain).run(0, 4)
     trainer.run(4)
-    plain.run(0, 4)
     assert_same_state(plain.model.state_dict(), trainer.model.state_dict())
     with pytest.raises(ValueError, match="repeats 0"):
         train_bench(repeats=0)
