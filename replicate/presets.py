@@ -79,6 +79,18 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         dense_warmup=1000, sparse_share=10 / 48, stats_every=1000,
     ),
 }  # fmt: skip
+# One family from 10M to 7B parameters, layers by d_model, for timing what a step gains by width alone.
+WIDTHS = {256: 4, 384: 6, 640: 8, 1024: 12, 1536: 16, 2048: 22, 3072: 28, 4096: 32}
+TRAIN_PRESETS |= {
+    f"width{d}": TrainConfig(
+        model=ModelConfig(
+            vocab_size=4096, n_layer=n, d_model=d, d_ff=4 * d, seq_len=1024,
+            n_head=d // (64 if d < 2048 else 128),
+        ),
+        corpus="pysrc", batch_size=16, compile=True,
+    )
+    for d, n in WIDTHS.items()
+}  # fmt: skip
 PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m", "gpu40m": "study40m"}  # ascending
 
 

@@ -1,8 +1,9 @@
 """Benchmark of a whole training step: tokens to new weights, dense and sparse arms in turn, in one process.
 
 Embedding, attention, norms, FFN with routing and weight compression, head, loss, backward, clipping and
-AdamW; bf16 with float32 weights, on random tokens. The baseline is the faster of two compiled dense models. A
-model that does not fit with its optimiser is timed at several depths: time = a + b layers, by least squares.
+AdamW; bf16 with float32 weights, on random tokens; as one CUDA graph, as the trainer runs it, and launched
+kernel by kernel. The baseline is the faster of two compiled dense models. A model that does not fit with its
+optimiser is timed at several depths: time = a + b layers, by least squares.
 `python -m replicate bench step` keeps the record `bench-step`; without a GPU it shows the recorded ones.
 """
 
@@ -27,7 +28,8 @@ from replicate.step_cases import DENSE, WHOLE, TrainingStep
 from replicate.step_table import ACTIVE, KIND, PAPERS
 
 PRESETS = ("llama1b", "llama7b")
-DEPTHS = {"llama7b": (2, 4, 6)}  # its 32 layers need 100 GB for weights and optimiser alone
+# 32 layers of the 7B shape need 100 GB for weights and optimiser alone.
+DEPTHS = dict.fromkeys(("llama7b", "width2048", "width3072", "width4096"), (2, 4, 6))
 SPARSITIES = (*PAPERS, *ACTIVE)
 REPEATS = 7
 Row = dict[str, Any]
@@ -71,7 +73,8 @@ def config(
         raise ValueError(f"attention is {attention!r}; choose one of {', '.join(kernels)}")
     sparse = [name for name in dict.fromkeys(sparsity) if name != DENSE]
     c = {"preset": preset, "n_layer": model.n_layer, "layers": layers, "sparsity": sparse, "whole": whole}
-    return c | {"attention": attention, "dtype": "bfloat16", "seed": seed, "repeats": repeats}
+    c |= {"attention": attention, "dtype": "bfloat16", "seed": seed, "repeats": repeats}
+    return c | {"step": "one CUDA graph"}
 
 
 def run(c: Row, device: str = "cuda", compile: bool = True) -> records.Record:
@@ -108,9 +111,10 @@ def run(c: Row, device: str = "cuda", compile: bool = True) -> records.Record:
 
 
 def measure_depth(c: Row, case: TrainingStep, start: float) -> Row:
-    """By arm: "ms" with spread, the last "loss", "peak_bytes" (on a GPU), "load" by layer of routed arms.
+    """By arm: "ms" of the captured step and "launched" with spread, the last "loss", "load" of routed arms.
 
-    At the greatest depth also the "components". Raises AssertionError for a loss that is not finite.
+    On a GPU also "peak_bytes" and "busy_ms", the sum over a captured step's kernels; at the greatest depth
+    the "components". Raises AssertionError for a loss that is not finite.
     """
     depth = case.config.model.n_layer
     arms = [DENSE, *([WHOLE] if c["whole"] else []), *c["sparsity"]]
@@ -118,8 +122,8 @@ def measure_depth(c: Row, case: TrainingStep, start: float) -> Row:
         case.step(name)
         say(start, f"{c['preset']}, {depth} layers, {name}: ready")
     out: Row = {"parameters": sum(p.numel() for p in case.parameters)}
-    out["ms"] = timing.spreads({n: partial(case.step, n) for n in arms}, case.device, c["repeats"], 0)
-    say(start, f"{c['preset']}, {depth} layers: timed")
+    out["launched"] = timing.spreads({n: partial(case.step, n) for n in arms}, case.device, c["repeats"], 0)
+    say(start, f"{c['preset']}, {depth} layers: timed as launched")
     last = {name: case.last_step(name) for name in arms}
     out["loss"] = {name: loss for name, (loss, _) in last.items()}
     out["peak_bytes"] = {name: peak for name, (_, peak) in last.items() if peak is not None}
@@ -128,6 +132,13 @@ def measure_depth(c: Row, case: TrainingStep, start: float) -> Row:
         raise AssertionError(f"losses are not finite: {wrong}")
     routed = [name for name in c["sparsity"] if SPARSITY_PRESETS[name].activation == "venom"]
     out["load"] = {name: case.load(name) for name in routed}
+    graphs = {name: case.captured(name) for name in arms}
+    out["ms"] = timing.spreads(graphs, case.device, c["repeats"])
+    if case.device != "cpu":
+        out["busy_ms"] = {name: sum(timing.kernel_ms(graph).values()) for name, graph in graphs.items()}
+    graphs.clear()
+    _release(case.device)
+    say(start, f"{c['preset']}, {depth} layers: timed as graphs")
     if depth == max(c["layers"]):
         out["components"] = case.components([DENSE, *c["sparsity"]], c["repeats"])
         say(start, f"{c['preset']}, {depth} layers: components timed")

@@ -44,6 +44,7 @@ class TrainingStep:
         base = train_preset(preset)
         self.config = replace(base, model=replace(base.model, n_layer=n_layer), lr=LR)
         self.device, shape = device, self.config.model
+        self.pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             self.model = GPT(shape)
@@ -82,6 +83,11 @@ class TrainingStep:
         self.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def captured(self, name: str) -> Callable[[], Any]:
+        """The step of arm `name` as one CUDA graph, all arms' in the same memory; on a CPU, just `step`."""
+        step = partial(self.step, name)
+        return step if self.device == "cpu" else timing.graphed(step, self.pool)
 
     def update(self) -> None:
         """Clip the gradients and step the optimiser."""
@@ -125,7 +131,7 @@ class TrainingStep:
         return found
 
     def components(self, arms: Sequence[str], repeats: int) -> dict[str, Any]:
-        """Milliseconds of the step's parts alone, forward and backward, taking turns.
+        """Milliseconds of the step's parts alone, forward and backward, in turns; CUDA graphs on a GPU.
 
         Returns:
             "attention" and, by arm, "ffn" of one layer, norm and residual sum included; "head and loss";
@@ -139,8 +145,6 @@ class TrainingStep:
 
         def ffn(name: str) -> None:
             block.ffn.config = SPARSITY_PRESETS[name]
-            for w in (block.ffn.w1, block.ffn.w2):  # as after an optimiser step
-                torch.autograd.graph.increment_version(w)
             sparse = partial(ffn_half, normed=normed)
             self._gradients(dense if name == DENSE else sparse, (block, x), of_ffn)
 
@@ -152,7 +156,9 @@ class TrainingStep:
             "optimiser": self.update,
         }
         self.loss(DENSE).backward()  # for the optimiser
-        found = timing.spreads(calls | {f"ffn {a}": partial(ffn, a) for a in arms}, self.device, repeats)
+        timed = calls | {f"ffn {a}": partial(ffn, a) for a in arms}
+        on_cpu = self.device == "cpu"
+        found = timing.spreads(timed, "cpu", repeats) if on_cpu else timing.graph_spreads(timed, repeats)
         self.optimizer.zero_grad(set_to_none=True)
         return {name: found[name] for name in calls} | {"ffn": {a: found[f"ffn {a}"] for a in arms}}
 

@@ -85,6 +85,34 @@ def draw_speeds(ax: Axes, speeds: Mapping[str, Mapping[str, float]], colours: Ma
     ax.grid(False, axis="y")
 
 
+def draw_widths(ax: Axes, found: pd.DataFrame, arms: Sequence[str]) -> None:
+    """How many times as fast as dense a step is by d_model, as one CUDA graph and, faint, as launched.
+
+    Args:
+        found: rows of `step_table.widths`.
+    """
+    for arm in arms:
+        part, look = found[found["arm"] == arm], style(arm)
+        ax.plot(part["d_model"], part["x"], **look, ms=7, lw=1.6, label=NAMES[arm])
+        ax.plot(part["d_model"], part["x launched"], look["marker"], ls=":", color=look["color"], alpha=0.45)
+    ax.axhline(1, color=PALETTE["dense"], lw=1.2)
+    ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
+    sizes = found.drop_duplicates("d_model")
+    labels = [f"{row.d_model}\n{size(row.parameters)}" for row in sizes.itertuples()]
+    ax.set(
+        xscale="log", xlabel="d_model, and parameters of the model", ylabel="a step: times as fast as dense"
+    )
+    ax.set_xticks(sizes["d_model"], labels, minor=False)
+    ax.set_xticks([], minor=True)
+
+
+def size(parameters: float) -> str:
+    """A number of parameters in two digits: 9.1M, 1.1B."""
+    unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    number = parameters / unit
+    return f"{number:.1f}{name}" if number < 10 else f"{number:.0f}{name}"
+
+
 def draw_parts(ax: Axes, record: Record, arms: Sequence[str], *, least: float = 0.045) -> None:
     """The dense step in its parts, below it the whole steps of sparse arms, and a line: an FFN for free.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from replicate import flops, paper
 from replicate.gpt import param_count
-from replicate.presets import SPARSITY_PRESETS, train_preset
+from replicate.presets import SPARSITY_PRESETS, WIDTHS, train_preset
 from replicate.records import CARD, Record, RecordStore
 from replicate.step_cases import DENSE, WHOLE
 
@@ -45,13 +45,16 @@ def fit(layers: Sequence[float], ms: Sequence[float]) -> tuple[float, float, flo
     return float(a), float(b), float(np.abs((a + b * x - y) / y).max())
 
 
-def step_times(record: Record) -> dict[str, Row]:
+def step_times(record: Record, how: str = "ms") -> dict[str, Row]:
     """Milliseconds of a step of the whole model by arm: measured with spread, or composed from a fit.
 
     A composed one has "base_ms" and "layer_ms" (a and b) and "residual", see `fit`.
+
+    Args:
+        how: "ms" of the step as one CUDA graph, "launched" kernel by kernel.
     """
     layers, n_layer = record.config["layers"], record.config["n_layer"]
-    measured = [record.results["depths"][str(depth)]["ms"] for depth in layers]
+    measured = [record.results["depths"][str(depth)][how] for depth in layers]
     if layers == [n_layer]:
         return measured[0]
     found = {}
@@ -67,14 +70,34 @@ def baseline(times: dict[str, Row]) -> str:
 
 
 def rows(record: Record) -> list[Row]:
-    """One row an arm: milliseconds, "x" over the baseline, peak GiB at the greatest depth timed."""
-    times = step_times(record)
-    base = times[baseline(times)]["ms"]
-    peaks = record.results["depths"][str(max(record.config["layers"]))]["peak_bytes"]
+    """One row an arm: milliseconds and "x" over the baseline, both also as launched; peak GiB.
+
+    At the greatest depth timed "over busy", the step's time over the sum of its kernels', and the peak.
+    """
+    times, launched = step_times(record), step_times(record, "launched")
+    base, base_launched = (found[baseline(found)]["ms"] for found in (times, launched))
+    deepest = record.results["depths"][str(max(record.config["layers"]))]
     table = []
     for name, row in times.items():
-        memory = {"peak GiB": peaks[name] / 2**30} if name in peaks else {}
-        table.append({"arm": name, **row, "x": base / row["ms"], **memory})
+        ms = launched[name]["ms"]
+        found = {"arm": name, **row, "x": base / row["ms"], "launched": ms, "x launched": base_launched / ms}
+        if name in deepest["peak_bytes"]:
+            found["peak GiB"] = deepest["peak_bytes"][name] / 2**30
+            found["over busy"] = deepest["ms"][name]["ms"] / deepest["busy_ms"][name]
+        table.append(found)
+    return table
+
+
+def widths() -> list[Row]:
+    """One row a width and arm of `presets.WIDTHS` by its latest record: parameters and the columns of `rows`.
+
+    Raises ValueError for a width that was not recorded.
+    """
+    table = []
+    for d_model in WIDTHS:
+        record = RecordStore().latest(KIND, preset=f"width{d_model}")
+        size = param_count(train_preset(f"width{d_model}").model)["total"]
+        table += [{"d_model": d_model, "parameters": size, **row} for row in rows(record)]
     return table
 
 
@@ -142,7 +165,8 @@ def table(record: Record) -> str:
     """All of it as plain text."""
     r = record.results
     lines = [f"{record.device}, torch {record.versions.get('torch')}, {record.date}, commit {record.commit}"]
-    lines += [_heading(record), f"{'':22}{'ms':>9}{'x':>7}{'peak GiB':>10}  spread"]
+    heads = "".join(f"{name:>10}" for name in ("ms", "x", "launched", "x", "over busy", "peak GiB"))
+    lines += [_heading(record), f"{'':22}{heads}  spread"]
     for row in rows(record):
         if "residual" in row:
             note = (
@@ -150,8 +174,10 @@ def table(record: Record) -> str:
             )
         else:
             note = f"p10 {row['ms_p10']:.1f}, p90 {row['ms_p90']:.1f}"
-        peak = f"{row['peak GiB']:10.1f}" if "peak GiB" in row else " " * 10
-        lines.append(f"{row['arm']:22}{row['ms']:9.1f}{row['x']:7.3f}{peak}  {note}")
+        numbers = [row["ms"], row["x"], row["launched"], row["x launched"]]
+        numbers += [row["over busy"], row["peak GiB"]] if "peak GiB" in row else []
+        cells = "".join(f"{x:10.{3 if x < 10 else 1}f}" for x in numbers)
+        lines.append(f"{row['arm']:22}{cells:60}  {note}")
     lines += ["", "parts, each timed alone, ms", f"{'':22}" + "".join(f"{name:>15}" for name in PARTS)]
     for row in parts(record):
         lines.append(f"{row['arm']:22}" + "".join(f"{row[name]:15.1f}" for name in PARTS))

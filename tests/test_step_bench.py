@@ -35,6 +35,8 @@ def made_up(layers=(2, 4, 6), preset="llama7b"):
         depths[str(n)] = {
             "parameters": 10**9,
             "ms": {name: spread(value) for name, value in ms.items()},
+            "launched": {name: spread(2 * value) for name, value in ms.items()},
+            "busy_ms": {name: 0.8 * value for name, value in ms.items()},
             "loss": dict.fromkeys(ms, 11.8),
             "load": {"recipe": [1.5] * n},
             "peak_bytes": dict.fromkeys(ms, n * 2**30),
@@ -226,7 +228,7 @@ def test_the_table_says_what_was_composed():
     text = step_table.table(made_up())
     assert "32 layers COMPOSED from 2, 4, 6: time = a + b layers" in text
     line = next(line for line in text.splitlines() if line.startswith("recipe  "))
-    assert line.split()[:4] == ["recipe", "740.0", "1.865", "6.0"]
+    assert line.split()[:7] == ["recipe", "740.0", "1.865", "1480.0", "1.865", "1.250", "6.000"]
     assert line.endswith("100.0 + 20.00 a layer, off by 0.0% at most")
     assert "busiest cluster over the mean: 1.50 in the median" in text
     assert text.endswith("attention: cudnn (flash 3.00 ms, cudnn 2.00 ms)")
