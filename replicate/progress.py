@@ -85,8 +85,10 @@ class Progress:
     ) -> None:
         self.config, self.display, self._phase = config, Display(enabled, stream, every), "dense"
 
-    def start(self, parameters: int, step: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Say what is about to run."""
+    def start(
+        self, parameters: int, step: int, device: torch.device, dtype: torch.dtype, not_captured: str = ""
+    ) -> None:
+        """Say what is about to run, and on a GPU why its steps are no CUDA graphs if they are not."""
         if not self.display.enabled:
             return
         c, plan = self.config, schedule.phase_plan(self.config)
@@ -98,6 +100,8 @@ class Progress:
         parts.append(f"{device} {str(dtype).removeprefix('torch.')}")
         if device.type == "cuda":
             parts.append(backend.report(device))
+            launched = f"steps launched kernel by kernel ({not_captured})"
+            parts.append(launched if not_captured else "a step is one CUDA graph")
         if step:
             parts.append(f"continues after step {step}")
         self.display.line("train: " + "; ".join(parts))

@@ -134,7 +134,8 @@ class Trainer:
         config = self.config
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
-        self.progress.start(self.parameters, self.step, self.device, self.dtype)
+        why = self.optimizer_step.not_captured
+        self.progress.start(self.parameters, self.step, self.device, self.dtype, why)
         with interrupts_between_steps(self.run_dir is not None) as interrupted, reproducible(self.device):
             self._since = time.perf_counter()
             self._pace = checkpoint.Pace(12 * self.parameters)  # weights and AdamW's two moments
