@@ -69,7 +69,7 @@ def train_bench(
     for turn in range(repeats + 1):
         spent = dict.fromkeys(loops, 0.0)
         for first in range(turn * steps, (turn + 1) * steps, block):
-            for name in list(loops) if (turn + first) % 2 else reversed(list(loops)):
+            for name in reversed(list(loops)) if (turn + first) % 2 else list(loops):
                 start = time.perf_counter()
                 loops[name](first, block)
                 _wait(trainer.device)

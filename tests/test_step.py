@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
+from replicate.config_text import with_changes
 from replicate.data import TokenData
 from replicate.presets import SPARSITY_PRESETS
 from replicate.step import WARM, OptimizerStep, make_optimizer, set_rate, why_not_captured
@@ -62,7 +63,9 @@ def test_the_rate_is_set_in_every_group():
 def test_captured_losses_are_those_of_launched_steps(sparsity, compiled, tmp_path):
     run = config(sparsity, compile=compiled)
     captured, launched = (trained(replace(run, cuda_graph=how), tmp_path) for how in ("on", "off"))
-    assert captured.optimizer_step.captured == (1 if sparsity == "dense" else 2)
+    # Clusters come between the phases: with them the dense phase's graph is gone.
+    anew = SPARSITY_PRESETS[sparsity].activation == "venom"
+    assert captured.optimizer_step.captured == (1 if sparsity == "dense" or anew else 2)
     assert launched.optimizer_step.captured == 0
     assert captured.losses == launched.losses
     assert captured.valid_losses == launched.valid_losses
@@ -73,13 +76,18 @@ def test_captured_losses_are_those_of_launched_steps(sparsity, compiled, tmp_pat
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "changes",
-    [{"grad_accum": 3}, {"order": "interleaved", "interleave": 4, "sparse_share": 0.5}, {"clip": 0.0}],
+    ("changes", "graphs"),
+    [
+        ({"grad_accum": 3}, 1),
+        ({"clip": 0.0}, 1),
+        ({"order": "interleaved", "interleave": 4, "sparse_share": 0.5}, 2),  # one a phase, kept
+        ({"model.sparsity.refresh_every": 6}, 1),
+    ],
 )
-def test_captured_micro_batches_and_alternating_phases(changes, tmp_path):
-    run = config(**changes)
+def test_captured_micro_batches_and_alternating_phases(changes, graphs, tmp_path):
+    run = with_changes(config(), changes)
     captured, launched = (trained(replace(run, cuda_graph=how), tmp_path) for how in ("on", "off"))
-    assert captured.optimizer_step.captured == 2  # one a phase, however often the phases alternate
+    assert captured.optimizer_step.captured == graphs
     assert captured.losses == launched.losses
 
 
@@ -87,7 +95,7 @@ def test_captured_micro_batches_and_alternating_phases(changes, tmp_path):
 def test_a_changed_layer_is_captured_anew(tmp_path):
     trainer = trained(config(cuda_graph="on", stats_every=0, steps=60), tmp_path, 20)
     step = trainer.optimizer_step
-    assert step.captured == 2
+    assert step.captured == 1
 
     def anew():
         """Captured again after some steps that were launched."""
@@ -97,7 +105,7 @@ def test_a_changed_layer_is_captured_anew(tmp_path):
         return before == 0 and step.captured == 1
 
     trainer.run(trainer.step + 1)
-    assert step.captured == 2, "nothing has changed"
+    assert step.captured == 1, "nothing has changed"
     ffn = trainer.model.blocks[0].ffn
     ffn.config = SPARSITY_PRESETS["venom16"]
     assert anew()
