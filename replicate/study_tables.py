@@ -6,14 +6,16 @@ with one it has no interval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 
-from replicate import audit, measure, paper, plans, results
+from replicate import audit, measure, paper, plans, results, step_table
 from replicate.config_text import from_dict
 from replicate.gpt import param_count
+from replicate.presets import PRESET_OF
 from replicate.records import Record, RecordStore
 from replicate.schedule import sparse_steps
 
@@ -166,6 +168,38 @@ def sizes() -> pd.DataFrame:
                 row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def time_to_loss(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple[float, str, pd.DataFrame]:
+    """Steps and seconds until the held-out loss was down to that at which the `base` arm ends.
+
+    Seconds are steps times the milliseconds of a step as one CUDA graph, alone on the GPU; those of the dense
+    warm-up count at the dense speed, evaluations not at all.
+
+    Args:
+        scale: "gpu" or "gpu40m". arms: dense first; their steps and three seeds must be recorded.
+
+    Returns:
+        the loss in nats, rounded up so that every run of `base` reaches it; the GPU's name; one row an arm: n,
+        ms a step, steps (mean over seeds), seconds with the least and the most, and times as fast as dense.
+    """
+    record = step_table.recorded(PRESET_OF[scale], [arm for arm in arms if arm != "dense"])
+    ms = {row["arm"]: row["ms"] for row in step_table.rows(record)}
+    ms["dense"] = ms[step_table.baseline(step_table.step_times(record))]
+    frame = runs(scale)
+    worst = frame.loc[frame["arm"] == base, HELD].max()
+    target = float(np.ceil(1000 * worst) / 1000)
+    rows = []
+    for arm in arms:
+        found: list[Record] = frame.loc[frame["arm"] == arm, "record"].tolist()
+        warm = from_dict(found[0].config).dense_warmup
+        needed = [results.steps_to_loss(each, target) for each in found]
+        seconds = [(warm * ms["dense"] + (n - warm) * ms[arm]) / 1000 for n in needed]
+        row = {"arm": arm, "n": len(found), "ms a step": ms[arm], "a step": ms["dense"] / ms[arm]}
+        row |= {"steps": sum(needed) / len(needed), "seconds": sum(seconds) / len(seconds)}
+        rows.append(row | {"from": min(seconds), "to": max(seconds)})
+    table = pd.DataFrame(rows)
+    return target, record.device, table.assign(**{"to the loss": table["seconds"][0] / table["seconds"]})
 
 
 def rates() -> pd.DataFrame:
