@@ -180,8 +180,8 @@ def time_to_loss(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple
         scale: "gpu" or "gpu40m". arms: dense first; their steps and three seeds must be recorded.
 
     Returns:
-        the loss in nats, rounded up so that every run of `base` reaches it; the GPU's name; one row an arm: n,
-        ms a step, steps (mean over seeds), seconds with the least and the most, and times as fast as dense.
+        the loss in nats, rounded up so that every run of `base` reaches it; the GPU's name; one row an arm:
+        n, ms a step, steps (mean over seeds), seconds with the least and the most, times as fast as dense.
     """
     record = step_table.recorded(PRESET_OF[scale], [arm for arm in arms if arm != "dense"])
     ms = {row["arm"]: row["ms"] for row in step_table.rows(record)}
