@@ -1,7 +1,7 @@
 """Every setting of a run as frozen dataclasses, with checks.
 
 A configuration is complete: two runs with equal `config_hash` on the same machine give the same
-losses. Impossible values raise `ValueError` with a value that would work. `config_text` has the text form.
+losses (on a GPU with `deterministic`; else its attention sums in no fixed order). Impossible values raise `ValueError` with a value that would work. `config_text` has the text form.
 """
 
 from __future__ import annotations
@@ -261,6 +261,7 @@ class TrainConfig:
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
     cuda_graph: str = "auto"  # a step as one graph: "auto" where it can be, "on" or an error, "off"
+    deterministic: bool = False  # on a GPU, attention's gradient too, by a kernel up to three times as slow
     log_every: int = 10
     checkpoint_every: int = 0  # 0: by time, see `checkpoint.Pace`
 
@@ -308,5 +309,13 @@ class TrainConfig:
         return self.batch_size * self.grad_accum * self.model.seq_len
 
 
-HOW_NOT_WHAT = ("device", "backend", "compile", "cuda_graph", "log_every", "checkpoint_every")
+HOW_NOT_WHAT = (
+    "device",
+    "backend",
+    "compile",
+    "cuda_graph",
+    "deterministic",
+    "log_every",
+    "checkpoint_every",
+)
 ADDED = {"fold": False}  # settings younger than some records: at these values they do not enter the hash

@@ -36,9 +36,15 @@ from replicate.sparsity import (
 __all__ = ["INIT_STD", "PHASES", "DenseFFN", "SparseFFN", "relu2", "token_order"]
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    """False for devices such as meta."""
+    return torch.amp.is_autocast_available(kind)
+
+
 def autocast_on(x: Tensor) -> bool:
-    """True if autocast is on where x is; some devices, such as meta, have none."""
-    return torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+    """True if autocast is on where x is."""
+    return _has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
 class SparseFFN(LayerState):

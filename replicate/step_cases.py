@@ -85,9 +85,12 @@ class TrainingStep:
         return loss.detach()
 
     def captured(self, name: str) -> Callable[[], Any]:
-        """The step of arm `name` as one CUDA graph, all arms' in the same memory; on a CPU, just `step`."""
+        """The step of arm `name`, which has run, as one CUDA graph, all arms' in the same memory.
+
+        On a CPU, just `step`.
+        """
         step = partial(self.step, name)
-        return step if self.device == "cpu" else timing.graphed(step, self.pool)
+        return step if self.device == "cpu" else timing.graphed(step, self.pool, warm=0)
 
     def update(self) -> None:
         """Clip the gradients and step the optimiser."""

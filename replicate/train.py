@@ -136,7 +136,8 @@ class Trainer:
         begun = self.step < last
         why = self.optimizer_step.not_captured
         self.progress.start(self.parameters, self.step, self.device, self.dtype, why)
-        with interrupts_between_steps(self.run_dir is not None) as interrupted, reproducible(self.device):
+        repeats = reproducible(self.device, config.deterministic)
+        with interrupts_between_steps(self.run_dir is not None) as interrupted, repeats:
             self._since = time.perf_counter()
             self._pace = checkpoint.Pace(12 * self.parameters)  # weights and AdamW's two moments
             while self.step < last:

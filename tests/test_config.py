@@ -354,7 +354,7 @@ def test_folding_is_for_one_switch():
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
     how = {"device": "cpu", "backend": "reference", "compile": True, "cuda_graph": "off", "log_every": 3}
-    how |= {"checkpoint_every": 5}
+    how |= {"checkpoint_every": 5, "deterministic": True}
     assert config_hash(replace(base, **how)) == config_hash(base)
     assert set(HOW_NOT_WHAT) == set(how)
     changes = {

@@ -24,12 +24,15 @@ def randn(rows: int, cols: int) -> Tensor:
     return torch.randn(rows, cols, device="cuda", dtype=DTYPE)
 
 
-def graphed(step: Callable[[], Any], pool: Any = None) -> Callable[[], None]:
-    """Replay of `step` as a CUDA graph. Graphs that share a `pool` write their results to the same memory."""
+def graphed(step: Callable[[], Any], pool: Any = None, warm: int = 2) -> Callable[[], None]:
+    """Replay of `step` as a CUDA graph, captured after `warm` calls, none if it has run before.
+
+    Graphs that share a `pool` write their results to the same memory.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):
+        for _ in range(warm):
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
