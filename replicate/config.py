@@ -1,7 +1,8 @@
 """Every setting of a run as frozen dataclasses, with checks.
 
 A configuration is complete: two runs with equal `config_hash` on the same machine give the same
-losses (on a GPU with `deterministic`; else its attention sums in no fixed order). Impossible values raise `ValueError` with a value that would work. `config_text` has the text form.
+losses (on a GPU with `deterministic`; else its attention sums in no fixed order). Impossible values raise
+`ValueError` with a value that would work. `config_text` has the text form.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def check_same_run(state: dict[str, Any], ours: dict[str, str], folder: Path) ->
 def reproducible(device: torch.device, strict: bool = False) -> Iterator[None]:
     """Run with deterministic kernels on a GPU, and give torch's random state and settings back after.
 
-    cuDNN's attention adds up its gradient in no fixed order; with `strict` another, slower kernel computes it.
+    cuDNN's attention adds up its gradient in no fixed order; with `strict` a slower kernel takes its place.
     """
     on_gpu = device.type == "cuda"
     before = (

@@ -7,7 +7,7 @@ import torch
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.config_text import with_changes
 from replicate.data import TokenData
-from replicate.presets import SPARSITY_PRESETS
+from replicate.presets import SPARSITY_PRESETS, train_preset
 from replicate.step import WARM, OptimizerStep, make_optimizer, set_rate, why_not_captured
 from replicate.train import Trainer
 
@@ -72,6 +72,20 @@ def test_captured_losses_are_those_of_launched_steps(sparsity, compiled, tmp_pat
     assert captured.stats == launched.stats
     ours, theirs = captured.model.state_dict(), launched.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sparsity", ["dense", "recipe", "act24", "active16x32"])
+def test_a_deterministic_run_is_captured_bit_for_bit_at_the_study_s_shape(sparsity, tmp_path):
+    run = replace(train_preset("study10m", sparsity), corpus="synthetic", deterministic=True)
+    run = replace(run, steps=24, dense_warmup=8, lr_warmup=3, stats_every=10, eval_every=0, eval_batches=2)
+    data = TokenData("synthetic", run.model.vocab_size, run.model.seq_len, tmp_path)
+    losses = []
+    for how in ("on", "on", "off"):
+        trainer = Trainer(replace(run, cuda_graph=how), data=data, progress=False)
+        trainer.run()
+        losses.append(trainer.losses)
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.gpu
