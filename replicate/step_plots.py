@@ -114,32 +114,28 @@ def size(parameters: float) -> str:
 
 
 def draw_parts(ax: Axes, record: Record, arms: Sequence[str], *, least: float = 0.045) -> None:
-    """The dense step in its parts, below it the whole steps of sparse arms, and a line: an FFN for free.
-
-    The parts of a sparse step are not drawn: its FFN alone is too short for the processor to keep up with,
-    so timed alone it comes out longer than it is within a step.
+    """A step of the dense model and of sparse arms in their parts, and a line: an FFN that costs nothing.
 
     Args:
-        least: parts shorter than this share of the dense step get no number.
+        least: parts shorter than this share of their step get no number.
     """
-    (dense,) = [row for row in step_table.parts(record) if row["arm"] == "dense"]
-    times, left = step_table.step_times(record), 0.0
+    rows = {row["arm"]: row for row in step_table.parts(record)}
     text = {"va": "center", "fontsize": 9}
-    for part, colour in PART_COLOURS.items():
-        ax.barh(0, dense[part], 0.7, left=left, color=colour, label=part.replace("ffn", "FFN"))
-        share = dense[part] / dense["step"]
-        if share >= least:
-            ax.text(left + dense[part] / 2, 0, f"{share:.0%}", color="white", ha="center", **text)
-        left += dense[part]
-    ax.text(1.01 * left, 0, f"{dense['step']:.0f} ms", **text)
-    for y, arm in enumerate(arms, start=1):
-        ms = times[arm]["ms"]
-        ax.barh(y, ms, 0.7, color="0.82", label="a whole sparse step" if y == 1 else None)
-        ax.text(ms + 0.01 * left, y, f"{ms:.0f} ms", **text)
-    free = dense["step"] - dense["ffn"]
+    for y, arm in enumerate(("dense", *arms)):
+        row, left = rows[arm], 0.0
+        for part, colour in PART_COLOURS.items():
+            width = max(0.0, row[part])
+            label = None if y else part.replace("ffn", "FFN")
+            ax.barh(y, width, 0.7, left=left, color=colour, label=label)
+            if width >= least * row["step"]:
+                share = f"{width / row['step']:.0%}"
+                ax.text(left + width / 2, y, share, color="white", ha="center", **text)
+            left += width
+        ax.text(left + 0.01 * rows["dense"]["step"], y, f"{row['step']:.0f} ms", **text)
+    free = rows["dense"]["step"] - rows["dense"]["ffn"]
     ax.plot([free, free], [0.4, len(arms) + 0.5], "--", color="0.1", lw=1.3, label="were the FFN free")
     ax.set_yticks(range(len(arms) + 1), ["dense", *(NAMES[arm] for arm in arms)])
-    ax.set(ylim=(len(arms) + 0.5, -0.5), xlim=(0, 1.14 * left), xlabel="milliseconds a step")
+    ax.set(ylim=(len(arms) + 0.5, -0.5), xlim=(0, 1.14 * rows["dense"]["step"]), xlabel="milliseconds a step")
     ax.grid(False, axis="y")
 
 

@@ -49,12 +49,13 @@ def test_bars_start_at_dense_and_say_their_speed(ax):
 
 
 @pytest.mark.parametrize("preset", ["llama1b", "llama7b"])
-def test_the_parts_fill_the_dense_step(ax, steps, preset):
+def test_the_parts_fill_every_step(ax, steps, preset):
     step_plots.draw_parts(ax, steps[preset], ("recipe",))
     times = step_table.step_times(steps[preset])
-    *parts, sparse = (bar.get_width() for bar in ax.patches)
+    widths, n = [bar.get_width() for bar in ax.patches], len(step_plots.PART_COLOURS)
+    parts, sparse = widths[:n], widths[n:]
     assert sum(parts) == pytest.approx(times[step_table.baseline(times)]["ms"])
-    assert sparse == times["recipe"]["ms"]
+    assert sum(sparse) == pytest.approx(times["recipe"]["ms"], rel=0.05)  # parts timed alone
     (free,) = {*ax.lines[0].get_xdata()}
     assert free == pytest.approx(sum(parts) - parts[list(step_plots.PART_COLOURS).index("ffn")])
 
