@@ -14,10 +14,11 @@ import numpy as np
 from replicate import flops, paper
 from replicate.gpt import param_count
 from replicate.presets import SPARSITY_PRESETS, WIDTHS, train_preset
-from replicate.records import CARD, Record, RecordStore
+from replicate.records import Record, RecordStore
 from replicate.step_cases import DENSE, WHOLE
 
 KIND = "bench-step"
+CARD = "NVIDIA H100 80GB HBM3"  # whose steps the tables show
 PAPERS = ("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "act24")
 ACTIVE = ("active16", "active16x32", "active64x32")  # clusters by a token's own activations
 WAYS = ("paper", "corrected", "measured")
@@ -95,7 +96,7 @@ def widths() -> list[Row]:
     """
     table = []
     for d_model in WIDTHS:
-        record = RecordStore().latest(KIND, preset=f"width{d_model}")
+        record = recorded(f"width{d_model}", ())
         size = param_count(train_preset(f"width{d_model}").model)["total"]
         table += [{"d_model": d_model, "parameters": size, **row} for row in rows(record)]
     return table
