@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from replicate import cli, figures, flops, layer_tables, paths
+from replicate import cli, figures, flops, layer_tables, paths, step_table
 from replicate.ffn_bench import ACTIVE, PAPERS
 from replicate.files import write_atomic
 from replicate.presets import SPARSITY_PRESETS
@@ -28,13 +28,13 @@ PARTS_TWICE = "sum of k parts"  # runs once forward and once backward
 MASK_FLOPS = 4  # operations an element of a pass over memory: a rough count, see `intensities`
 
 
-def recorded(kind: str, timed: Sequence[str] | None = None) -> Record:
-    """The latest shipped record of a kind on `layer_tables.CARD` that has timed these sparsity presets.
+def recorded(kind: str, timed: Sequence[str] | None = None, device: str = layer_tables.CARD) -> Record:
+    """The latest shipped record of a kind on a GPU that has timed these sparsity presets.
 
     By default the layer's must have every format of the paper. ValueError if there is none.
     """
     needed = timed or (PAPERS if kind == LAYER else ())
-    return RecordStore().latest(kind, timed=needed, device=layer_tables.CARD)
+    return RecordStore().latest(kind, timed=needed, device=device)
 
 
 def memory(record: Record) -> pd.DataFrame:
@@ -280,11 +280,12 @@ def doc_tables() -> dict[str, str]:
     frame["m, n, k"] = [f"{m}, {n}, {k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
     head = ["product", "m, n, k", "dense ms", "2:4 ms", "convert ms", "speed-up", "with conversion"]
     tables = {
-        "runs": _runs(kernels, venom, whole, active, curves, *others),
+        "runs": _runs(kernels, venom, whole, active, curves, *others, *step_table.width_records()),
         "goals": figures.markdown(goals(kernels, venom, whole)),
         "agreement": figures.markdown(layer_tables.agreement(curves), digits=3),
         "cards": figures.markdown(layer_tables.cards(), digits=3),
         "memory": figures.markdown(memory(kernels), digits=3, columns={"of copy": "{:.1%}".format}),
+        "widths": figures.markdown(step_table.width_table(pd.DataFrame(step_table.widths()))),
         "products": figures.markdown(frame[[*head, "default algorithm", "with eager conversion"]], digits=3),
     }
     for d_model, name in MODELS.items():

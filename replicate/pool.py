@@ -31,7 +31,7 @@ from replicate.config_text import config_hash, from_dict, to_dict
 from replicate.data import TokenData
 from replicate.train import Trainer
 
-GPU_WORKERS = 3  # runs that share a GPU: together they use it better than one alone
+GPU_WORKERS = 1  # runs that share a GPU, which one with captured steps fills: measured, see docs/kernels.md
 WORKER = "from replicate.pool import work; work()"
 COMPILE_THREADS = 4  # of a worker on a GPU; by default each would start as many processes as there are cores
 
@@ -53,7 +53,7 @@ def train_all(
 
     Args:
         configs: first come, first served.
-        workers: processes; by default one a core, on GPUs a few that share each.
+        workers: processes; by default one a core, on GPUs GPU_WORKERS each.
         question: put to each finished model, see `ask`; `completion` in the answer is its reply.
         models: hashes of configurations whose finished model is kept, in `run_dir`. Of others there may be
             a checkpoint, to be removed once the answer is safe.
@@ -96,7 +96,7 @@ Share = tuple[float, float, float]  # of a run's steps: done when a worker began
 
 
 def count_workers(configs: Sequence[TrainConfig], workers: int | None = None) -> int:
-    """Processes that train these: `workers`, by default one a core, on GPUs a few that share each."""
+    """Processes that train these: `workers`, by default one a core, on GPUs GPU_WORKERS each."""
     if workers is not None:
         check_workers(workers)
     return workers or (GPU_WORKERS * torch.cuda.device_count() if on_gpu(configs) else _cores())

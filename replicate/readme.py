@@ -61,7 +61,7 @@ def speed() -> str:
     """Markdown: times as fast as dense, of the FFN and of a whole training step, by format and model."""
     columns: dict[str, dict[str, float]] = {}
     for d_model, preset, name in ((2048, "llama1b", "1B"), (4096, "llama7b", "7B")):
-        columns[f"FFN, {name} shape"] = layer_tables.over_dense(d_model)
+        columns[f"FFN, {name} shape"] = layer_tables.over_dense(d_model, device=step_table.CARD)
         columns[f"whole step, {name}"] = step_table.speeds(preset)
     shown = pd.DataFrame(columns).reindex([arm for arm in layer_tables.NAMES if not arm.startswith("dense")])
     shown.index = [layer_tables.NAMES[arm] for arm in shown.index]

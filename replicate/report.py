@@ -181,6 +181,10 @@ def values() -> dict[str, str]:
     out["paper dense steps"] = f"{paper.number('mix_1b')[1]:,}"
     for arm, row in _mismatch().iterrows():
         out[f"dx {arm}"] = f"{row['dx sent down / true dx']} times"
+    wide = pd.DataFrame(step_table.widths())
+    for arm in step_table.AT_WIDTHS:
+        out[f"pays {arm}"] = str(step_table.pays_from(wide, arm))
+        out[f"pays launched {arm}"] = str(step_table.pays_from(wide, arm, "x launched"))
     for d_model, preset, model in ((2048, "llama1b", "1B"), (4096, "llama7b", "7B")):
         record = _step_record(preset)
         out |= {f"{model} step {arm}": f"{x:.2f}x" for arm, x in step_table.speeds(preset).items()}
@@ -188,8 +192,10 @@ def values() -> dict[str, str]:
         for form, x in zip(products["format"], products["clusters"], strict=True):
             out[f"{model} products {form}"] = f"{x:.2f}x"
         out |= {f"{model} layer {arm}": f"{x:.2f}x" for arm, x in layer_tables.over_dense(d_model).items()}
-        memory = layer_tables.over_dense(d_model, "memory")
-        out |= {f"{model} memory {arm}": f"{share:.2f}" for arm, share in memory.items()}
+        beside = layer_tables.over_dense(d_model, device=step_table.CARD)  # the step's GPU
+        out |= {f"H100 {model} layer {arm}": f"{x:.2f}x" for arm, x in beside.items()}
+        memory = layer_tables.over_dense(d_model, "memory", step_table.CARD)
+        out |= {f"H100 {model} memory {arm}": f"{share:.2f}" for arm, share in memory.items()}
         for row in step_table.runs(record):
             for mix in step_table.mixes():
                 out[f"{model} run {row['arm']}, {row['way']}, {mix}"] = f"{row[mix]:.2f}x"
@@ -261,10 +267,9 @@ def _steps() -> pd.DataFrame:
             spread = f"{row['ms_p10']:.0f} to {row['ms_p90']:.0f}" if "ms_p10" in row else ""
             fit = f"{row['residual']:.1%}" if "residual" in row else ""
             name = layer_tables.NAMES.get(row["arm"], row["arm"])
-            row = {"ms": row["ms"], "p10 to p90": spread, "off the line by": fit, "x": row["x"]} | {
-                "peak GiB": row.get("peak GiB")
-            }
-            rows.append({"model": model, "format": name} | row)
+            shown = {"ms": row["ms"], "p10 to p90": spread, "off the line by": fit, "x": row["x"]}
+            shown |= {"x, launched": row["x launched"], "peak GiB": row.get("peak GiB")}
+            rows.append({"model": model, "format": name} | shown)
     return pd.DataFrame(rows)
 
 
@@ -279,8 +284,9 @@ def _ways() -> pd.DataFrame:
 
 def _active() -> pd.DataFrame:
     """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
-    layers = {d: layer_tables.over_dense(d) for d in (2048, 4096)}
-    memory = {d: layer_tables.over_dense(d, "memory") for d in (2048, 4096)}
+    card = step_table.CARD
+    layers = {d: layer_tables.over_dense(d, device=card) for d in (2048, 4096)}
+    memory = {d: layer_tables.over_dense(d, "memory", card) for d in (2048, 4096)}
     steps = step_table.speeds("llama1b")
     rows = []
     for arm in (name for name in layer_tables.NAMES if name.startswith("active")):

@@ -98,19 +98,12 @@ def draw_widths(ax: Axes, found: pd.DataFrame, arms: Sequence[str]) -> None:
     ax.axhline(1, color=PALETTE["dense"], lw=1.2)
     ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
     sizes = found.drop_duplicates("d_model")
-    labels = [f"{row.d_model}\n{size(row.parameters)}" for row in sizes.itertuples()]
+    labels = [f"{row.d_model}\n{step_table.size(row.parameters)}" for row in sizes.itertuples()]
     ax.set(
         xscale="log", xlabel="d_model, and parameters of the model", ylabel="a step: times as fast as dense"
     )
     ax.set_xticks(sizes["d_model"], labels, minor=False)
     ax.set_xticks([], minor=True)
-
-
-def size(parameters: float) -> str:
-    """A number of parameters in two digits: 9.1M, 1.1B."""
-    unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
-    number = parameters / unit
-    return f"{number:.1f}{name}" if number < 10 else f"{number:.0f}{name}"
 
 
 def draw_parts(ax: Axes, record: Record, arms: Sequence[str], *, least: float = 0.045) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from replicate import flops, paper
 from replicate.gpt import param_count
+from replicate.layer_tables import NAMES
 from replicate.presets import SPARSITY_PRESETS, WIDTHS, train_preset
 from replicate.records import Record, RecordStore
 from replicate.step_cases import DENSE, WHOLE
@@ -21,6 +23,7 @@ KIND = "bench-step"
 CARD = "NVIDIA H100 80GB HBM3"  # whose steps the tables show
 PAPERS = ("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "act24")
 ACTIVE = ("active16", "active16x32", "active64x32")  # clusters by a token's own activations
+AT_WIDTHS = ("venom16", "recipe", "active16x32")  # timed at every width, 4 of 16 each
 WAYS = ("paper", "corrected", "measured")
 PARTS = ("attention", "ffn", "head and loss", "optimiser", "rest")
 Row = dict[str, Any]
@@ -90,16 +93,50 @@ def rows(record: Record) -> list[Row]:
 
 
 def widths() -> list[Row]:
-    """One row a width and arm of `presets.WIDTHS` by its latest record: parameters and the columns of `rows`.
-
-    Raises ValueError for a width that was not recorded.
-    """
+    """One row a width of `presets.WIDTHS` and arm: parameters and the columns of `rows`."""
     table = []
-    for d_model in WIDTHS:
-        record = recorded(f"width{d_model}", ())
-        size = param_count(train_preset(f"width{d_model}").model)["total"]
-        table += [{"d_model": d_model, "parameters": size, **row} for row in rows(record)]
+    for d_model, record in zip(WIDTHS, width_records(), strict=True):
+        total = param_count(train_preset(record.config["preset"]).model)["total"]
+        table += [{"d_model": d_model, "parameters": total, **row} for row in rows(record)]
     return table
+
+
+def width_records() -> list[Record]:
+    """The record of every width; ValueError if one is missing."""
+    return [recorded(f"width{d_model}", AT_WIDTHS) for d_model in WIDTHS]
+
+
+def width_table(found: pd.DataFrame, arms: Sequence[str] = AT_WIDTHS) -> pd.DataFrame:
+    """One row a width: parameters, ms of the dense step, and how many times as fast each arm's is, both ways.
+
+    Args:
+        found: rows of `widths`.
+    """
+    of = {arm: part.set_index("d_model") for arm, part in found.groupby("arm")}
+    dense = of[DENSE]
+    columns = {"parameters": dense["parameters"].map(size), "dense, ms": dense["ms"].map("{:.3g}".format)}
+    for arm in arms:
+        columns[NAMES[arm]] = of[arm]["x"].map("{:.2f}".format)
+        columns[f"{NAMES[arm]}, launched"] = of[arm]["x launched"].map("{:.2f}".format)
+    return pd.DataFrame(columns).reset_index()
+
+
+def size(parameters: float) -> str:
+    """A number of parameters in two digits: 9.1M, 1.1B."""
+    unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    number = parameters / unit
+    return f"{number:.1f}{name}" if number < 10 else f"{number:.0f}{name}"
+
+
+def pays_from(found: pd.DataFrame, arm: str, column: str = "x") -> int | None:
+    """The least d_model from which on an arm's step is faster than dense at every width; None if at none.
+
+    Args:
+        found: rows of `widths`. column: "x", or "x launched".
+    """
+    part = found[found["arm"] == arm].sort_values("d_model", ascending=False)
+    faster = part["d_model"][(part[column] > 1).cummin()]
+    return int(faster.min()) if len(faster) else None
 
 
 def speeds(preset: str) -> dict[str, float]:

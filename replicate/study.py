@@ -76,7 +76,7 @@ def run(
 
     Args:
         configs: equal ones are trained once.
-        workers: processes at a time; by default one a core, on a GPU a few that share it.
+        workers: processes at a time; by default one a core, on GPUs one each.
         store: where to look and to put; by default the project's.
         names: hash -> what a run is called in progress lines, by default as `describe` does.
         consent: train also what takes long here, see `estimate.ask_first`.

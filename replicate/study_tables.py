@@ -182,6 +182,9 @@ def time_to_loss(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple
     Returns:
         the loss in nats, rounded up so that every run of `base` reaches it; the GPU's name; one row an arm:
         n, ms a step, steps (mean over seeds), seconds with the least and the most, times as fast as dense.
+
+    Raises:
+        ValueError: a run of an arm never got down to that loss.
     """
     record = step_table.recorded(PRESET_OF[scale], [arm for arm in arms if arm != "dense"])
     ms = {row["arm"]: row["ms"] for row in step_table.rows(record)}
@@ -194,6 +197,8 @@ def time_to_loss(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple
         found: list[Record] = frame.loc[frame["arm"] == arm, "record"].tolist()
         warm = from_dict(found[0].config).dense_warmup
         needed = [results.steps_to_loss(each, target) for each in found]
+        if None in needed:
+            raise ValueError(f"{arm!r} never comes down to {target} nats; leave it out")
         seconds = [(warm * ms["dense"] + (n - warm) * ms[arm]) / 1000 for n in needed]
         row = {"arm": arm, "n": len(found), "ms a step": ms[arm], "a step": ms["dense"] / ms[arm]}
         row |= {"steps": sum(needed) / len(needed), "seconds": sum(seconds) / len(seconds)}

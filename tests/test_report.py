@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from replicate import audit, layer_tables, measure, paper, plans, report, step_table
@@ -172,10 +173,13 @@ def test_what_the_prose_says_of_open_questions():
     assert all(found[f"{arm}, no inner"].high > 0 for arm in ("venom16", "recipe"))
     large = {arm: s["gpu"].mean for _, arm, _, s in study.open_questions() if "gpu" in s}
     little = ("no warm-up", "short warm-up", "long warm-up", "learned", "scaled", "no inner")
-    little = [f"recipe, {how}" for how in little] + ["act24, learned", "act24, soft", "act24, no warm-up"]
+    little = [f"recipe, {how}" for how in (*little, "hard")] + [
+        "act24, learned",
+        "act24, soft",
+        "act24, no warm-up",
+    ]
     little += ["venom16, l2", "venom16, cosine", "venom16, no inner", "no-mask-reuse", "act24+wgrad"]
     assert max(abs(large[arm]) for arm in little) < 0.015, "within the noise of single seeds"
-    assert -0.025 < large["recipe, hard"] < 0, "not above the noise by much"
     assert large["venom16, 64 clusters"] < large["venom16, 32 clusters"] < -0.015
     assert large["venom16, refreshed"] > large["static16"] > 0.03 < large["act24, static"]
     assert found["venom16, refreshed"].mean > found["static16"].mean
@@ -190,22 +194,32 @@ def test_what_the_prose_says_of_switches_and_of_the_small_models_clock():
     assert ends == sorted(ends, reverse=True) and ends[-1] > 0, (
         "folding helps, activations more, none recovers"
     )
-    clock = report._clock().set_index("format")
-    assert clock["seconds"].idxmin() == "dense, compiled"
-    assert (clock["times as fast a step"].iloc[1:] < 1).all()
-    more = clock["steps"] / clock["steps"].iloc[0]
-    assert more["2:4 activations"] < 1.02 and more.drop(["dense, compiled", "2:4 activations"]).min() > 1.05
+    for _, clock in report._clock().set_index("format").groupby("model"):
+        assert clock["seconds"].idxmin() == "dense, compiled"
+        assert clock["times as fast a step"].between(0.84, 1.12).all(), "about as much, sparse or dense"
+        sparser = clock.index.str.contains("4 of 32|2 of 32")
+        assert ((clock["times as fast a step"] > 1.05) == sparser).all(), "a little less at 4 of 32"
+        more = clock["steps"] / clock["steps"].iloc[0]
+        both = ["dense, compiled", "2:4 activations"]
+        assert more["2:4 activations"] < 1.02 and more.drop(both).min() > 1.05
+
+
+def test_what_the_prose_says_of_widths():
+    found = pd.DataFrame(step_table.widths())
+    for arm in step_table.AT_WIDTHS:
+        pays, launched = (step_table.pays_from(found, arm, x) for x in ("x", "x launched"))
+        assert 640 <= pays < launched <= 2048, "between these the column decides"
 
 
 def test_what_the_prose_says_of_the_speed_by_activations():
-    layer = [layer_tables.over_dense(d) for d in (2048, 4096)]
+    layer = [layer_tables.over_dense(d, device=step_table.CARD) for d in (2048, 4096)]
     for x in layer:
-        assert 0.94 < x["active16x32"] / x["recipe"] < 1, "nearly as fast"
+        assert 0.92 < x["active16x32"] / x["recipe"] < 1, "nearly as fast"
         assert x["active16x32"] < x["active16"] < x["venom16"]
     step = step_table.speeds("llama1b")
     assert 0.98 < step["active16x32"] / step["recipe"] < 1
     for d_model in (2048, 4096):
-        memory = layer_tables.over_dense(d_model, "memory")
+        memory = layer_tables.over_dense(d_model, "memory", step_table.CARD)
         venom = {arm for arm in memory if arm.startswith(("venom", "recipe", "active"))}
         assert {arm for arm in venom if memory[arm] > 1} == {"active16x32"}
 

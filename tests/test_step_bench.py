@@ -239,7 +239,7 @@ def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
     store = records.RecordStore(recorded=tmp_path)
     monkeypatch.setattr(step_table, "RecordStore", lambda: store)
     record = made_up(preset="llama1b")
-    ours = replace(record, device=records.CARD, date="2026-01-01T00:00:00Z")
+    ours = replace(record, device=step_table.CARD, date="2026-01-01T00:00:00Z")
     store.put(ours, recorded=True)
     depths = {n: depth | {"ms": depth["ms"] | {"recipe": spread(1.0)}} for n, depth in
               record.results["depths"].items()}  # fmt: skip
@@ -248,7 +248,7 @@ def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
     store.put(replace(other, device="NVIDIA A100", date="2026-02-01T00:00:00Z"), recorded=True)
     assert step_table.recorded("llama1b", ["recipe"]) == ours
     assert step_table.speeds("llama1b")["recipe"] == step_table.rows(ours)[-1]["x"]
-    with pytest.raises(ValueError, match=f"act24, device {records.CARD}"):
+    with pytest.raises(ValueError, match=f"act24, device {step_table.CARD}"):
         step_table.recorded("llama1b", ["act24"])
 
 
