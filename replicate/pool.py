@@ -31,7 +31,7 @@ from replicate.config_text import config_hash, from_dict, to_dict
 from replicate.data import TokenData
 from replicate.train import Trainer
 
-GPU_WORKERS = 1  # runs that share a GPU, which one with captured steps fills: measured, see docs/kernels.md
+GPU_WORKERS = 1  # runs that share a GPU, which one fills: two or three together train no faster
 WORKER = "from replicate.pool import work; work()"
 COMPILE_THREADS = 4  # of a worker on a GPU; by default each would start as many processes as there are cores
 

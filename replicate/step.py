@@ -115,10 +115,12 @@ class OptimizerStep:
         set_rate(self.optimizer, lr)
         if self.not_captured:
             return self._launch(batches, step)
-        now = self._now(batches)
-        if now != self._state:
+        now, phases = self._now(batches), tuple(ffn.phase for ffn in self.model.ffns())
+        over = (
+            phases not in self._launched and self.config.order != "interleaved"
+        )  # a phase has ended for good
+        if now != self._state or (over and self._graphs):
             self.forget()
-        phases = tuple(ffn.phase for ffn in self.model.ffns())
         launched = self._launched.get(phases, 0)
         if launched < WARM:
             result = self._launch(batches, step)
@@ -135,7 +137,7 @@ class OptimizerStep:
 
     @property
     def captured(self) -> int:
-        """Number of graphs there are: one a phase."""
+        """Number of graphs there are: one, or one a phase where the phases alternate."""
         return len(self._graphs)
 
     def forget(self) -> None:
@@ -201,6 +203,7 @@ class OptimizerStep:
         groups = self.optimizer.param_groups
         settings = tuple(v for group in groups for k, v in group.items() if k not in ("params", "lr"))
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
-        places = (*self.parameters, *self.model.buffers(), *moments, *(group["lr"] for group in groups))
+        rates = [group["lr"] for group in groups if isinstance(group["lr"], Tensor)]
+        places = (*self.parameters, *self.model.buffers(), *moments, *rates)
         shapes = tuple(inputs.shape for inputs, _ in batches)
         return id(self.forward), formats, hooks, settings, shapes, tuple(t.data_ptr() for t in places)
