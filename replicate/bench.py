@@ -28,10 +28,10 @@ def train_bench(
 ) -> dict[str, Any]:
     """Tokens/s of the dense model under `Trainer` and under plain torch loops of the same shapes.
 
-    All train the same weights with the same optimiser in this process, in turns of `steps` steps each. A
-    plain loop's model is compiled in one piece, by each of MODES, or not at all without config.compile. The
-    numbers are medians over the turns, the ratio too, which is to the fastest plain loop. The trainer records
-    losses and statistics as in any run.
+    All train the same weights with the same optimiser in this process. They take turns, after `steps` steps
+    on a GPU and after each one on a CPU. A plain loop's model is compiled in one piece, by each of MODES, or
+    not at all without config.compile. The numbers are medians over the turns, the ratio too, which is to the
+    fastest plain loop. The trainer records losses and statistics as in any run.
 
     Args:
         config: shapes and precision; its sparsity is ignored. Default: the smoke preset.
@@ -41,7 +41,7 @@ def train_bench(
 
     Returns:
         trainer_tokens_per_s, plain_tokens_per_s by loop, fastest, ratio (trainer / fastest plain loop, 1
-        costs nothing), overhead (share of time added), low and high (10th and 90th percentile of the turns'
+        is no overhead), overhead (share of time added), low and high (10th and 90th percentile of the turns'
         ratios), and what was measured: config, device, threads, repeats, steps, captured.
 
     Raises:

@@ -2,8 +2,9 @@
 
 A step of a small model is some 400 kernels of a few microseconds, and Python launches them more slowly than
 a GPU runs them. So a phase's first steps are launched as they come, then one is captured, and from then on
-a replay is the step: the same kernels on the same memory. The rate, and whether a loss was not finite, are
-tensors on the device; a new phase, clusters or weights elsewhere are captured anew.
+a replay is the step: the same kernels on the same memory. The learning rate, and whether a loss was not
+finite, are tensors on the device. A new graph is captured when the phase, the clusters or the weights' memory
+change.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def why_not_captured(config: TrainConfig, device: torch.device) -> str:
 
 
 class OptimizerStep:
-    """Calls take the model from its weights, by one step's micro-batches, to new weights.
+    """Calling it with a step's micro-batches takes one optimiser step.
 
     Args:
         model: a GPT, on the device where the batches are.
@@ -104,7 +105,7 @@ class OptimizerStep:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and what each writes
 
     def __call__(self, batches: Sequence[Batch], lr: float, step: int = 0) -> Tensor:
-        """Take one step; [2], the mean loss of the micro-batches and the norm of their mean gradient.
+        """Take one step, and return [2]: the mean loss of the micro-batches, the norm of their mean gradient.
 
         From the first loss or norm on that is not finite, the weights stay as they are.
 
@@ -137,7 +138,7 @@ class OptimizerStep:
 
     @property
     def captured(self) -> int:
-        """Number of graphs there are: one, or one a phase where the phases alternate."""
+        """How many graphs there are: none yet, one, or one a phase where the phases alternate."""
         return len(self._graphs)
 
     def forget(self) -> None:

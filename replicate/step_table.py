@@ -129,13 +129,13 @@ def size(parameters: float) -> str:
 
 
 def pays_from(found: pd.DataFrame, arm: str, column: str = "x") -> int | None:
-    """The least d_model from which on an arm's step is faster than dense at every width; None if at none.
+    """The least d_model from which on an arm's step is over 2 % faster than dense; None if there is none.
 
     Args:
         found: rows of `widths`. column: "x", or "x launched".
     """
     part = found[found["arm"] == arm].sort_values("d_model", ascending=False)
-    faster = part["d_model"][(part[column] > 1).cummin()]
+    faster = part["d_model"][(part[column] > 1.02).cummin()]
     return int(faster.min()) if len(faster) else None
 
 
