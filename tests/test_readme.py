@@ -29,7 +29,7 @@ def test_what_the_prose_says(table):
     headline = table.loc["headline", "ours"].strip("≈")
     assert f"{headline} for the abstract's 1.4 to 1.7x counts" in TEXT
     line = pd.read_csv(paths.ROOT / "figures" / "12_loss_and_time.csv", index_col="training")["the line"]
-    assert line["by activations"] == "below" and line["algorithms 1, 2"] == "above"
+    assert line["by activations"] == "on it" and line["algorithms 1, 2"] == "above"
     assert "dense runs that simply stop sooner" in TEXT and "10.6 million parameters" in TEXT
     fine, router, recipe = ("active16x32", "venom16, 32 clusters", "recipe")
     gaps = {s: results.differences(results.recorded_study(s), column="final_loss") for s in ("gpu", "gpu40m")}
