@@ -18,6 +18,9 @@ ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
 # in full, by size; "static", nobody; "oracle-block", a vote of v tokens, which is not causal.
 ROUTINGS = ("token", "activation", "static", "oracle-block")
 SELECTIONS = ("magnitude", "soft", "learned", "static")
+# What a product without a flag reads of a weight that its other product reads in 2:4: "whole", the stored
+# weight, as algorithms 1 and 2 print it; "same", the values that the other product reads, as autograd would.
+READINGS = ("whole", "same")
 METRICS = ("dot", "l2", "cosine")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
@@ -62,6 +65,7 @@ class SparsityConfig:
     w1_t: bool = False  # product 5, dx = dy1 S24(W1^T), groups along d_ff
     weight_method: str = "soft"  # "soft" (section 2.2) or "hard" (top 2 of 4)
     weight_scale: bool = False  # S-STE's beta, computed at the first sparse step and frozen
+    backward: str = "whole"  # see READINGS
 
     # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
     activation: str = "dense"
@@ -86,6 +90,7 @@ class SparsityConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _one_of("weight_method", self.weight_method, ("soft", "hard"))
+        _one_of("backward", self.backward, READINGS)
         _one_of("activation", self.activation, ("dense", "24", "venom"))
         _one_of("selection", self.selection, SELECTIONS)
         _one_of("outputs", self.outputs, ("full", "selected"))
@@ -145,18 +150,32 @@ class SparsityConfig:
         """Venom's M: 4 of M columns survive the block choice, so M = 4 n_clusters / top_k."""
         return 4 * self.n_clusters // self.top_k
 
+    def source(self, name: str) -> str:
+        """The flag whose 2:4 values product `name` reads (w1, w2, w2_t or w1_t), "" if the stored weight.
+
+        Its own flag, if set; with backward="same" else that of the other product of the same weight.
+        """
+        other = name.removesuffix("_t") if name.endswith("_t") else f"{name}_t"
+        if getattr(self, name):
+            return name
+        return other if self.backward == "same" and getattr(self, other) else ""
+
     def products(self) -> list[tuple[str, str, str]]:
         """(formula, sparse operand, format) of the six products in the paper's order.
 
-        The format is "dense", "2:4", "venom" (sparse operand) or "sampled" (only some outputs).
+        The format is "dense", "2:4", "venom" (sparse operand) or "sampled" (only some outputs). A weight that
+        is pruned, but no sparse operand, is written so: "dx = dy1 S24(W1)^T".
         """
         kind = {"dense": "dense", "24": "2:4", "venom": "venom"}[self.activation]
         tokens = "2:4" if self.wgrad != "dense" else kind if kind == "venom" else "dense"
 
-        def row(formula: str, weight: bool, activation: str) -> tuple[str, str, str]:
+        def row(formula: str, flag: str, activation: str) -> tuple[str, str, str]:
             output, _, left, right = formula.split()
-            if weight:
+            if flag and getattr(self, flag):
                 return formula, right, "2:4"
+            if flag and (source := self.source(flag)):
+                pruned = f"S24({right.removesuffix('^T')}{'^T' if source.endswith('_t') else ''})^T"
+                formula = f"{output} = {left} {pruned}"
             if activation == "dense":
                 return formula, "-", "dense"
             return formula, output if activation == "sampled" else left, activation
@@ -165,12 +184,12 @@ class SparsityConfig:
         # Clusters chosen by y1 itself are known once it is there in full: only then are blocks enough.
         known = selected or (self.activation == "venom" and self.routing == "activation" and self.mask_reuse)
         return [
-            row("y1 = x W1", self.w1, "sampled" if selected else "dense"),
-            row("y3 = y2 W2", self.w2, kind),
-            row("dy2 = dy3 W2^T", self.w2_t, "sampled" if known else "dense"),
-            row("dW2 = y2^T dy3", False, tokens),
-            row("dx = dy1 W1^T", self.w1_t, kind),
-            row("dW1^T = dy1^T x", False, tokens),
+            row("y1 = x W1", "w1", "sampled" if selected else "dense"),
+            row("y3 = y2 W2", "w2", kind),
+            row("dy2 = dy3 W2^T", "w2_t", "sampled" if known else "dense"),
+            row("dW2 = y2^T dy3", "", tokens),
+            row("dx = dy1 W1^T", "w1_t", kind),
+            row("dW1^T = dy1^T x", "", tokens),
         ]
 
     def check_shape(self, d_model: int, d_ff: int) -> None:
@@ -319,4 +338,6 @@ HOW_NOT_WHAT = (
     "log_every",
     "checkpoint_every",
 )
-ADDED = {"fold": False}  # settings younger than some records: at these values they do not enter the hash
+# Settings younger than some records: at these values they do not enter the hash.
+ADDED = {"fold": False}
+ADDED_TO_SPARSITY = {"backward": "whole"}

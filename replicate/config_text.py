@@ -12,7 +12,7 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
-from replicate.config import ADDED, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
+from replicate.config import ADDED, ADDED_TO_SPARSITY, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
 
 
 def with_changes(config: Any, changes: dict[str, Any]) -> Any:
@@ -64,6 +64,9 @@ def config_hash(config: Any) -> str:
     if isinstance(config, TrainConfig):
         unused = {k for k, default in ADDED.items() if data[k] == default}
         data = {k: v for k, v in data.items() if k not in {*HOW_NOT_WHAT, *unused}}
+        sparsity = data["model"]["sparsity"]
+        for name in [k for k, default in ADDED_TO_SPARSITY.items() if sparsity[k] == default]:
+            del sparsity[name]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -233,15 +233,16 @@ class SparseFFN(LayerState):
         return prune24(dy1)
 
     def sparse_weight(self, name: str, dtype: torch.dtype, w: Tensor | None = None) -> Tensor:
-        """The weight product `name` reads (w1, w2, w2_t or w1_t), 2:4 along its reduction axis if configured.
+        """The weight product `name` reads (w1, w2, w2_t or w1_t): 2:4 by `SparsityConfig.source`.
 
         Not transposed: w2_t is [F, D] pruned along D, w1_t is [D, F] pruned along F. `w` stands in for
         the module's own weight.
         """
-        index = ("w1", "w2", "w2_t", "w1_t").index(name)
+        source = self.config.source(name)
+        index = ("w1", "w2", "w2_t", "w1_t").index(source or name)
         own, dim = self._oriented()[index]
         w = (own if w is None else w).detach()
-        if getattr(self.config, name):
+        if source:
             scale = self.beta(index) if self.config.weight_scale else None
             w = soft_threshold24(w, dim, scale) if self.config.weight_method == "soft" else prune24(w, dim)
         return w.to(dtype)

@@ -125,10 +125,16 @@ class Operands:
         self._made: dict[str, Tensor | Compressed24] = {}
 
     def dense(self, name: str) -> Tensor:
-        """W1 [D, F] or W2 [F, D] in the layer's dtype, unpruned; `name` is "w1" or "w2"."""
-        if f"dense {name}" not in self._made:
-            self._made[f"dense {name}"] = getattr(self.ffn, name).detach().to(self.dtype)
-        return self._made[f"dense {name}"]
+        """W1 [D, F] or W2 [F, D] in the layer's dtype, as product `name` reads it as a dense operand."""
+        weight, source = name.removesuffix("_t"), self.config.source(name)
+        key = f"dense {source or weight} {'pruned' if source else ''}"
+        if key not in self._made:
+            if source:  # the values that the weight's other product reads, compressed
+                pruned = unpack24(self._compressed(source), backend=self.backend)
+                self._made[key] = pruned if source.endswith("_t") else pruned.t().contiguous()
+            else:
+                self._made[key] = getattr(self.ffn, weight).detach().to(self.dtype)
+        return self._made[key]
 
     def means(self) -> Tensor:
         """ExpertMeans [n, D] in the layer's dtype."""
@@ -139,7 +145,7 @@ class Operands:
     def times(self, y: Tensor, name: str) -> Tensor:
         """The product that reads weight `name`: y W1, y W2, dy3 W2^T or dy1 W1^T."""
         if not getattr(self.config, name):
-            weight = self.dense(name.removesuffix("_t"))
+            weight = self.dense(name)
             return y @ (weight.t() if name.endswith("_t") else weight)
         sparse = self._compressed(name)
         shape = plan24.Shape(len(sparse.buffer), len(y) + -len(y) % 8, sparse.cols, y.dtype, False, True)
@@ -250,7 +256,7 @@ class _TwoFourFFN(torch.autograd.Function):
         else:
             # Of y2, dy2 and dy1 no two are there in full at a time: that is what the peak consists of.
             y2 = Compressed24(saved[0], *ctx.y2, saved[1])
-            w1_t = operands.dense("w1").t()
+            w1_t = operands.dense("w1_t").t()
             dy1, dx = _gradient_times(operands.times(dy3, "w2_t"), y2, w1_t, operands)
             dw1 = _reduce_tokens(dy1, x, operands, transpose=True)
             del dy1
@@ -315,7 +321,7 @@ class _RoutedFFN(torch.autograd.Function):
         if operands.config.w2_t:
             dy1 = venom_select(operands.times(dy3, "w2_t"), lists, y2)
         else:  # the forward's mask says which blocks of dy2 are needed
-            dy1 = venom_up_backward(dy3, operands.dense("w2"), y2, lists)
-        dx = venom_down(dy1, operands.dense("w1"), lists, transposed=True)  # needs most memory: comes first
+            dy1 = venom_up_backward(dy3, operands.dense("w2_t"), y2, lists)
+        dx = venom_down(dy1, operands.dense("w1_t"), lists, transposed=True)  # needs most memory: comes first
         dw1 = venom_wgrad(x, dy1, lists, dtype=w1.dtype)
         return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype), None, None

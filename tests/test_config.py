@@ -77,6 +77,33 @@ def test_formats_of_the_six_products(name, kinds):
     assert [kind for _, _, kind in SPARSITY_PRESETS[name].products()] == kinds.split()
 
 
+def test_what_the_products_read_under_each_reading():
+    for name in ("w1", "recipe", "w2", "w1+w1t"):
+        assert SPARSITY_PRESETS[name].backward == "whole"
+    same = replace(SPARSITY_PRESETS["recipe"], backward="same")
+    assert [formula for formula, _, _ in same.products()] == [
+        "y1 = x W1", "y3 = y2 S24(W2^T)^T", "dy2 = dy3 W2^T", "dW2 = y2^T dy3", "dx = dy1 S24(W1)^T",
+        "dW1^T = dy1^T x",
+    ]  # fmt: skip
+    kinds = [[row[1:] for row in config.products()] for config in (same, SPARSITY_PRESETS["recipe"])]
+    assert kinds[0] == kinds[1], "no product has another format"
+    assert SparsityConfig(w2=True, backward="same").products()[2] == ("dy2 = dy3 S24(W2)^T", "-", "dense")
+    assert SparsityConfig(w1_t=True, backward="same").products()[0] == ("y1 = x S24(W1^T)^T", "-", "dense")
+    own = SparsityConfig(w1=True, w1_t=True, backward="same")
+    assert own.products() == replace(own, backward="whole").products(), "a flag keeps its own pattern"
+    refuses("choose one of whole, same", SparsityConfig, backward="mine")
+
+
+def test_the_reading_enters_the_hash_only_if_it_is_not_the_recorded_one():
+    config = train_preset("smoke", "recipe")
+    data = to_dict(config)
+    del data["model"]["sparsity"]["backward"]  # as older records have it
+    assert from_dict(data) == config and config_hash(from_dict(data)) == config_hash(config)
+    same = with_changes(config, {"model.sparsity.backward": "same"})
+    assert config_hash(same) != config_hash(config)
+    assert config.model.sparsity.backward == "whole", "hashing changes nothing"
+
+
 @pytest.mark.parametrize(("top_k", "m"), [(4, 16), (2, 32), (1, 64)])
 def test_m_of_16_clusters(top_k, m):
     assert SparsityConfig(activation="venom", top_k=top_k).m == m

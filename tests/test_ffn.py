@@ -78,6 +78,15 @@ def s24(w, dim, c, used, beta):
     return (out * beta if c.weight_scale and c.weight_method == "soft" else out).movedim(-1, dim)
 
 
+def read(w, c, *products):
+    """What the forward and the backward product read of w; `products` are their (flag, axis, scale)."""
+    pruned = [s24(w, dim, c, flag, scale) for flag, dim, scale in products]
+    flags = [flag for flag, _, _ in products]
+    if c.backward == "same" and any(flags):
+        pruned = [own if flag else pruned[flags.index(True)] for own, flag in zip(pruned, flags)]
+    return pruned
+
+
 def beta(w, dim):
     rows = w.detach().movedim(dim, -1)
     return (rows * soft(rows)).sum() / soft(rows).square().sum()
@@ -132,9 +141,9 @@ def outer_mask(c, x, y2, w1, static):
 
 def reference(c, x, w1, w2, score=None, static=(), scales=(1, 1, 1, 1)):
     """y3 with the gradients of algorithms 1 and 2, in one readable function."""
-    y1 = product(x, w1, s24(w1, 0, c, c.w1, scales[0]), s24(w1, 1, c, c.w1_t, scales[3]))
+    y1 = product(x, w1, *read(w1, c, (c.w1, 0, scales[0]), (c.w1_t, 1, scales[3])))
     y2 = F.relu(y1) ** 2
-    weights = s24(w2, 0, c, c.w2, scales[1]), s24(w2, 1, c, c.w2_t, scales[2])
+    weights = read(w2, c, (c.w2, 0, scales[1]), (c.w2_t, 1, scales[2]))
     if c.activation == "dense":
         return product(y2, w2, *weights)
     outer = torch.ones(y2.shape, dtype=torch.bool)
@@ -182,6 +191,13 @@ def test_presets_against_autograd(name, seed):
 
 
 RECIPE = SPARSITY_PRESETS["recipe"]
+SAME = [
+    *(SparsityConfig(**{flag: True}, backward="same") for flag in ("w1", "w2", "w2_t", "w1_t")),
+    *(replace(SPARSITY_PRESETS[name], backward="same") for name in ("w1+w2", "w1+w1t", "w1+w2+t", "recipe")),
+    replace(RECIPE, backward="same", weight_method="hard"),
+    replace(RECIPE, backward="same", routing="activation"),
+    SparsityConfig(activation="24", w1=True, w2_t=True, backward="same"),
+]
 
 
 @pytest.mark.parametrize(
@@ -216,9 +232,45 @@ def test_other_formats_against_autograd(config):
     compare_with_reference(make(config), normal(T, D, seed=3), normal(T, D, seed=4))
 
 
+@pytest.mark.parametrize("config", SAME, ids=name_of)
+def test_one_pruned_weight_for_both_products_against_autograd(config):
+    compare_with_reference(make(config), normal(T, D, seed=3), normal(T, D, seed=4))
+
+
+@pytest.mark.parametrize("config", SAME, ids=name_of)
+def test_reading_the_same_weight_makes_the_gradient_true(config):
+    """dx is what finite differences of the very function say, unless a transpose has a pattern of its own."""
+    small = config.activation == "venom"
+    ffn = make(replace(config, n_clusters=4, top_k=2) if small else config, d_model=8, d_ff=16, seed=2)
+    x, dy3 = normal(6, 8, seed=5), normal(6, 8, seed=6)
+    own = (config.w1 and config.w1_t) or (config.w2 and config.w2_t)
+    for reading in ("same", "whole"):
+        ffn.config = replace(ffn.config, backward=reading)
+        dx = gradients(ffn, x, dy3)[1]
+        numeric = torch.zeros_like(x)
+        with torch.no_grad():
+            for i in range(x.numel()):
+                up, down = x.clone(), x.clone()
+                up.view(-1)[i] += 1e-6
+                down.view(-1)[i] -= 1e-6
+                numeric.view(-1)[i] = ((ffn(up) - ffn(down)) * dy3).sum() / 2e-6
+        true = torch.allclose(dx, numeric, rtol=1e-6, atol=1e-7)
+        assert true == (reading == "same" and not own)
+
+
+@pytest.mark.parametrize("name", ["w1", "w2", "w1+w2"])
+def test_under_same_the_layer_is_the_dense_one_at_its_pruned_weights(name):
+    ffn, dense = make(replace(SPARSITY_PRESETS[name], backward="same")), DenseFFN(D, FF).double()
+    dense.load_state_dict({key: ffn.sparse_weight(key, torch.float64) for key in ("w1", "w2")})
+    x, dy3 = normal(T, D, seed=3), normal(T, D, seed=4)
+    for ours, theirs in zip(gradients(ffn, x, dy3), gradients(dense, x, dy3), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("reading", ["whole", "same"])
 @pytest.mark.parametrize("name", ["w1+w2+t", "recipe"])
-def test_weight_scales_against_autograd(name):
-    ffn = make(replace(SPARSITY_PRESETS[name], weight_scale=True))
+def test_weight_scales_against_autograd(name, reading):
+    ffn = make(replace(SPARSITY_PRESETS[name], weight_scale=True, backward=reading))
     scales = [beta(ffn.w1, 0), beta(ffn.w2, 0), beta(ffn.w2, 1), beta(ffn.w1, 1)]
     torch.testing.assert_close(ffn.scale, torch.stack(scales), rtol=1e-6, atol=0)
     compare_with_reference(ffn, normal(T, D, seed=3), normal(T, D, seed=4), ffn.scale.tolist())

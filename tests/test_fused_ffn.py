@@ -38,6 +38,13 @@ OTHERS = {
     "W2^T and Venom": SparsityConfig(w2_t=True, activation="venom"),
     "act24 and W1": SparsityConfig(w1=True, activation="24"),
     "act24 and both weights": SparsityConfig(w1=True, w2_t=True, activation="24"),
+    "W1, same": SparsityConfig(w1=True, backward="same"),
+    "W2, same": SparsityConfig(w2=True, backward="same"),
+    "W2^T, same": SparsityConfig(w2_t=True, backward="same"),
+    "recipe, same": replace(SPARSITY_PRESETS["recipe"], backward="same"),
+    "recipe, scaled, same": replace(SPARSITY_PRESETS["recipe"], weight_scale=True, backward="same"),
+    "W1 and Venom, same": SparsityConfig(w1=True, activation="venom", backward="same"),
+    "act24 and both weights, same": SparsityConfig(w1=True, w2_t=True, activation="24", backward="same"),
     "act24, tiles of neighbours": SparsityConfig(activation="24", wgrad="tile", wgrad_permute=False),
 }
 CONFIGS = {**{name: SPARSITY_PRESETS[name] for name in NAMES}, **OTHERS}
