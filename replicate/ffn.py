@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class SparseFFN(LayerState):
 
     @hold.setter
     def hold(self, hold: bool) -> None:
-        self._hold, self.operands = hold, self.operands if hold else None
+        self._hold, self.operands = hold, None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], in the autocast dtype where autocast is on."""
@@ -348,7 +348,7 @@ def _token_reduction(kept: Tensor, c: SparsityConfig) -> Callable[[Tensor, Tenso
     return reduce
 
 
-@lru_cache(maxsize=8)
+@cache  # a CUDA graph reads an order where it lies
 def token_order(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The fixed permutation [n] by which weight gradients group tokens, and its inverse."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))

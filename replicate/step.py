@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from replicate.config import TrainConfig
 from replicate.gpt import GPT
+from replicate.kernels import backend as engines
 
 WARM = 2  # steps launched before one is captured: they compile, tune and allocate
 Batch = tuple[Tensor, Tensor]  # inputs and targets [B, S] of a micro-batch
@@ -100,6 +101,7 @@ class OptimizerStep:
         self.bad = torch.zeros((), device=self.device)  # 1 once a loss or a gradient is not finite
         self._state: Hashable = None  # what the graphs take for granted, see `_now`
         self._pool: Any = None  # the memory that they share
+        self._stream: Any = None  # on which they were captured
         self._batches: list[Batch] = []  # what they read
         self._launched: dict[Hashable, int] = {}  # steps launched so far, by the FFNs' phases
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}  # and what each writes
@@ -114,7 +116,7 @@ class OptimizerStep:
             step: its number, for random draws.
         """
         set_rate(self.optimizer, lr)
-        if self.not_captured:
+        if self.not_captured or self._needs_python():
             return self._launch(batches, step)
         now, phases = self._now(batches), tuple(ffn.phase for ffn in self.model.ffns())
         over = (
@@ -143,12 +145,13 @@ class OptimizerStep:
 
     def forget(self) -> None:
         """Free the graphs and their memory; the next steps are launched, then captured anew."""
-        self._state, self._pool, self._batches = None, None, []
+        self._state, self._pool, self._stream, self._batches = None, None, None, []
         self._launched.clear()
         self._graphs.clear()
 
     def _launch(self, batches: Sequence[Batch], step: int = 0) -> Tensor:
         """The step, kernel by kernel. Nothing in it waits for the device."""
+        self.optimizer.zero_grad(set_to_none=True)  # what an interrupted step has left
         loss = self._gradients(batches, step)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.config.clip:
@@ -164,32 +167,34 @@ class OptimizerStep:
         """Accumulate the gradients of the micro-batches; their mean loss."""
         losses = []
         self.model.hold_weights(len(batches) > 1)
-        for micro, (inputs, targets) in enumerate(batches):
-            if self.config.model.sparsity.wgrad == "mvue":
-                torch.manual_seed(draw_seed(self.config.seed, step, micro))
-            with self.autocast():
-                loss = self.forward(inputs, targets)[1]
-            (loss / len(batches)).backward()
-            losses.append(loss.detach())
-        self.model.hold_weights(False)
+        try:
+            for micro, (inputs, targets) in enumerate(batches):
+                if self.config.model.sparsity.wgrad == "mvue":
+                    torch.manual_seed(draw_seed(self.config.seed, step, micro))
+                with self.autocast():
+                    loss = self.forward(inputs, targets)[1]
+                (loss / len(batches)).backward()
+                losses.append(loss.detach())
+        finally:
+            self.model.hold_weights(False)
         return torch.stack(losses).mean()
 
     def _capture(self, phases: Hashable, batches: Sequence[Batch]) -> bool:
         """Make the graph of a step in these phases; False, with a warning, if that cannot be."""
         if not self._batches:
             self._batches = [tuple(part.clone() for part in batch) for batch in batches]
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        how = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
         gc.collect()  # nothing that belongs to another graph may be freed while this one is captured
-        torch.cuda.empty_cache()  # of what launched steps used: the graph has memory of its own
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, **how):
                 result = self._launch(self._batches)
-        except RuntimeError as error:
+        except BaseException as error:
+            torch.cuda.set_stream(before)
             self.optimizer.zero_grad(set_to_none=True)
-            self.model.hold_weights(False)
             self.forget()
-            if self.config.cuda_graph == "on":
+            if self.config.cuda_graph == "on" or not isinstance(error, RuntimeError):
                 raise
             self.not_captured = f"capture failed: {str(error).splitlines()[0]}"
             warnings.warn(f"steps are launched one by one; {self.not_captured}", stacklevel=3)
@@ -197,14 +202,39 @@ class OptimizerStep:
         self._graphs[phases] = graph, result
         return True
 
+    def _needs_python(self) -> bool:
+        """True while there are hooks, or draws to be seeded in every micro-batch: a replay runs no Python."""
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        hooked = any(getattr(module, kind) for module in self.model.modules() for kind in kinds)
+        kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+        hooked = hooked or any(getattr(p, kind) for p in self.model.parameters() for kind in kinds)
+        return hooked or any(ffn.config.wgrad == "mvue" for ffn in self.model.ffns())
+
     def _now(self, batches: Sequence[Batch]) -> Hashable:
-        """What a captured step takes for granted: formats, settings, hooks, and where its memory lies."""
-        formats = tuple((ffn.config, ffn.backend, ffn.clustered._version) for ffn in self.model.ffns())
-        hooks = tuple(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.model.modules())
+        """What a captured step takes for granted: formats, settings, shapes, and where its memory lies."""
+        formats = tuple(
+            (ffn.config, engines.requested(ffn.backend), ffn.collect, ffn.clustered._version)
+            for ffn in self.model.ffns()
+        )
         groups = self.optimizer.param_groups
         settings = tuple(v for group in groups for k, v in group.items() if k not in ("params", "lr"))
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
         rates = [group["lr"] for group in groups if isinstance(group["lr"], Tensor)]
-        places = (*self.parameters, *self.model.buffers(), *moments, *rates)
-        shapes = tuple(inputs.shape for inputs, _ in batches)
-        return id(self.forward), formats, hooks, settings, shapes, tuple(t.data_ptr() for t in places)
+        parameters = list(self.model.parameters())
+        shapes = tuple((part.shape, part.dtype) for batch in batches for part in batch)
+        places = tuple(t.data_ptr() for t in (*parameters, *self.model.buffers(), *moments, *rates))
+        trained = tuple(p.requires_grad for p in parameters)
+        return id(self.forward), formats, settings, _switches(), shapes, trained, places
+
+
+def _switches() -> tuple[bool, ...]:
+    """torch's own settings that choose kernels."""
+    cuda = torch.backends.cuda
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cuda.matmul.allow_tf32,
+        cuda.flash_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+    )

@@ -114,7 +114,7 @@ def width_table(found: pd.DataFrame, arms: Sequence[str] = AT_WIDTHS) -> pd.Data
     """
     of = {arm: part.set_index("d_model") for arm, part in found.groupby("arm")}
     dense = of[DENSE]
-    columns = {"parameters": dense["parameters"].map(size), "dense, ms": dense["ms"].map("{:.3g}".format)}
+    columns = {"parameters": dense["parameters"].map(size), "dense, ms": dense["ms"].map("{:.1f}".format)}
     for arm in arms:
         columns[NAMES[arm]] = of[arm]["x"].map("{:.2f}".format)
         columns[f"{NAMES[arm]}, launched"] = of[arm]["x launched"].map("{:.2f}".format)

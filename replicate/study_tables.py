@@ -184,7 +184,7 @@ def time_to_loss(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple
         n, ms a step, steps (mean over seeds), seconds with the least and the most, times as fast as dense.
 
     Raises:
-        ValueError: a run of an arm never got down to that loss.
+        ValueError: a run of an arm never got down to that loss, or is not sparse to the end.
     """
     record = step_table.recorded(PRESET_OF[scale], [arm for arm in arms if arm != "dense"])
     ms = {row["arm"]: row["ms"] for row in step_table.rows(record)}
@@ -195,11 +195,15 @@ def time_to_loss(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple
     rows = []
     for arm in arms:
         found: list[Record] = frame.loc[frame["arm"] == arm, "record"].tolist()
-        warm = from_dict(found[0].config).dense_warmup
+        config = from_dict(found[0].config)
+        if config.sparse_share < 1:
+            raise ValueError(f"{arm!r} has dense steps after its warm-up; leave it out")
+        warm = config.dense_warmup
         needed = [results.steps_to_loss(each, target) for each in found]
         if None in needed:
             raise ValueError(f"{arm!r} never comes down to {target} nats; leave it out")
-        seconds = [(warm * ms["dense"] + (n - warm) * ms[arm]) / 1000 for n in needed]
+        steps = [(min(n, warm), max(0, n - warm)) for n in needed]  # dense, sparse
+        seconds = [(dense * ms["dense"] + sparse * ms[arm]) / 1000 for dense, sparse in steps]
         row = {"arm": arm, "n": len(found), "ms a step": ms[arm], "a step": ms["dense"] / ms[arm]}
         row |= {"steps": sum(needed) / len(needed), "seconds": sum(seconds) / len(seconds)}
         rows.append(row | {"from": min(seconds), "to": max(seconds)})

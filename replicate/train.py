@@ -117,6 +117,7 @@ class Trainer:
         self.valid_seconds: list[float] = []
         self.seconds = 0.0
         self.unsaved: OSError | None = None  # why there is no checkpoint of the last step
+        self._failed: NonFiniteLoss | None = None
         self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back
         self._since = time.perf_counter()
         self.run_dir = Path(run_dir) if run_dir is not None else None
@@ -129,8 +130,10 @@ class Trainer:
         With a run_dir, Ctrl-C ends the run after the step it came in, with a checkpoint of it.
 
         Raises:
-            NonFiniteLoss: naming step and phase, after saving the layers' statistics.
+            NonFiniteLoss: naming step and phase, after saving the layers' statistics; again in later calls.
         """
+        if self._failed:
+            raise self._failed
         config = self.config
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
@@ -283,7 +286,8 @@ class Trainer:
                 layers.append(evaluate.layer_stats(self.model, self.batch(step, micro)[0]))
         report = {"step": step, "phase": schedule.phase_at(step, config), "loss": loss, "grad_norm": norm}
         report |= {"lr": schedule.learning_rate(step, config), "losses": self.losses[-100:]}
-        raise stopped_at(report | {"layers": layers}, config, self.run_dir)
+        self._failed = stopped_at(report | {"layers": layers}, config, self.run_dir)
+        raise self._failed
 
     def _evaluate(self) -> None:
         self._flush()

@@ -157,10 +157,53 @@ def test_a_changed_layer_is_captured_anew(device, tmp_path):
     assert anew()
     trainer._make_clusters(trainer.step)
     assert anew()
-    handle = ffn.register_forward_hook(lambda *_: None)
+    embed = trainer.model.embed.weight.requires_grad_(False)
+    frozen = embed.clone()
+    assert anew() and torch.equal(embed, frozen)
+    embed.requires_grad_()
+    assert anew() and not torch.equal(embed, frozen)
+    ffn.backend = "reference"
     assert anew()
+
+
+def test_hooks_run_in_every_step(device, tmp_path):
+    run = config(cuda_graph="on", stats_every=0, steps=60, device=device)
+    trainer = trained(run, tmp_path, 20)
+    seen = []
+    handle = trainer.model.blocks[0].ffn.register_forward_hook(lambda *_: seen.append(trainer.step))
+    trainer.run(24)
     handle.remove()
-    assert anew()
+    trainer.run(26)
+    assert seen == [20, 21, 22, 23]
+    weight = trainer.model.embed.weight
+    handle = weight.register_post_accumulate_grad_hook(lambda _: seen.append(trainer.step))
+    trainer.run(28)
+    handle.remove()
+    assert seen[4:] == [26, 27]
+    assert trainer.losses == trained(replace(run, cuda_graph="off"), tmp_path, 28).losses
+
+
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_an_interrupted_step_leaves_nothing_behind(grad_accum, device, tmp_path):
+    run = config(cuda_graph="on", device=device, grad_accum=grad_accum, stats_every=0)
+    trainer = trained(run, tmp_path, 12)
+    forward, count = trainer.optimizer_step.forward, []
+
+    def interrupted(*batch):
+        loss = forward(*batch)
+        count.append(loss)
+        if len(count) == grad_accum:
+            loss[1].backward()
+            raise KeyboardInterrupt
+        return loss
+
+    trainer.optimizer_step.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(14)
+    trainer.optimizer_step.forward = forward
+    assert not any(ffn.hold or ffn.operands for ffn in trainer.model.ffns())
+    trainer.run()
+    assert trainer.losses == trained(replace(run, cuda_graph="off"), tmp_path).losses
 
 
 @pytest.mark.gpu

@@ -4,11 +4,12 @@ import json
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
 from replicate import compiled, ffn_cases, flops, records, step_bench, step_cases, step_table
-from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS
+from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS, WIDTHS
 from replicate.step_cases import DENSE, WHOLE, TrainingStep
 
 
@@ -278,3 +279,28 @@ def test_with_a_gpu_every_preset_s_record_is_kept(tmp_path, monkeypatch, capsys)
     assert seen == [("llama1b", False, "flash"), ("llama7b", False, "flash")]
     assert len(list((tmp_path / step_table.KIND).iterdir())) == 2
     assert "all 22 layers" in capsys.readouterr().out
+
+
+def test_from_which_width_on_a_step_pays():
+    x = {256: 0.9, 384: 1.05, 640: 1.01, 1024: 1.2, 2048: 1.4}
+    found = pd.DataFrame({"d_model": list(x), "arm": "recipe", "x": list(x.values()), "x launched": 0.5})
+    assert step_table.pays_from(found, "recipe") == 1024, "not from 384: a wider one is level"
+    assert step_table.pays_from(found, "recipe", "x launched") is None
+    assert [step_table.size(n) for n in (4_240_000, 155e6, 1.1e9)] == ["4.2M", "155M", "1.1B"]
+
+
+def test_every_width_is_recorded_on_one_card():
+    found = pd.DataFrame(step_table.widths())
+    assert list(found["d_model"].unique()) == list(WIDTHS)
+    assert {record.device for record in step_table.width_records()} == {step_table.CARD}
+    assert (found["over busy"] < 1.08).all(), "the GPU never waits"
+    table = step_table.width_table(found)
+    assert table["d_model"].tolist() == list(WIDTHS) and len(table.columns) == 3 + 2 * len(
+        step_table.AT_WIDTHS
+    )
+
+
+@pytest.mark.parametrize("preset", ["study10m", "study40m", "llama1b", "llama7b"])
+def test_recorded_steps_run_at_the_speed_of_their_kernels(preset):
+    rows = step_table.rows(step_table.recorded(preset, ()))
+    assert len(rows) > 10 and all(0.95 < row["over busy"] < 1.08 for row in rows)

@@ -3,8 +3,9 @@
 import math
 
 import pandas as pd
+import pytest
 
-from replicate import plans, records, study_tables
+from replicate import plans, records, step_table, study_tables
 
 
 def frame(**arms):
@@ -44,3 +45,29 @@ def test_an_answer_to_every_open_question_has_its_row():
 
 def test_showing_makes_no_results():
     assert {"report", "study_tables"} <= records.SHOWING
+
+
+@pytest.mark.parametrize("scale", ["gpu", "gpu40m"])
+def test_the_time_to_a_loss_is_steps_times_a_step(scale):
+    target, card, table = study_tables.time_to_loss(scale, ("dense", "act24", "recipe"))
+    assert card == step_table.CARD
+    ends = study_tables.runs(scale).query("arm == 'recipe'")["valid_loss"]
+    assert ends.max() <= target < ends.max() + 0.001
+    table = table.set_index("arm")
+    dense, recipe = table.loc["dense"], table.loc["recipe"]
+    assert dense["seconds"] == pytest.approx(dense["steps"] * dense["ms a step"] / 1000)
+    warm = plans.everything(scale)["recipe"][0].dense_warmup
+    steps = warm * dense["ms a step"] + (recipe["steps"] - warm) * recipe["ms a step"]
+    assert recipe["seconds"] == pytest.approx(steps / 1000)
+    assert recipe["from"] <= recipe["seconds"] <= recipe["to"] and dense["to the loss"] == 1
+
+
+def test_an_arm_that_never_gets_there_or_ends_dense_has_no_time():
+    with pytest.raises(ValueError, match=r"'venom64' never comes down to 1.665 nats; leave"):
+        study_tables.time_to_loss("gpu", ("dense", "venom64"))
+    runs = study_tables.runs("gpu")
+    half = runs.assign(arm=runs["arm"].replace({"recipe": "-", study_tables.HALF: "recipe"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_tables, "runs", lambda scale: half)
+        with pytest.raises(ValueError, match="'recipe' has dense steps after its warm-up; leave it out"):
+            study_tables.time_to_loss("gpu", ("dense", "recipe"))
