@@ -119,10 +119,9 @@ class OptimizerStep:
         if self.not_captured or self._needs_python():
             return self._launch(batches, step)
         now, phases = self._now(batches), tuple(ffn.phase for ffn in self.model.ffns())
-        over = (
-            phases not in self._launched and self.config.order != "interleaved"
-        )  # a phase has ended for good
-        if now != self._state or (over and self._graphs):
+        alternates = self.config.order == "interleaved"  # else a phase that has ended does not come back
+        over = bool(self._graphs) and phases not in self._launched and not alternates
+        if now != self._state or over:
             self.forget()
         launched = self._launched.get(phases, 0)
         if launched < WARM:
