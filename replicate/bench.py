@@ -132,14 +132,7 @@ class RandomTokens:
         self.vocab_size, self.seq_len = vocab_size, seq_len
 
     def batch(
-        self,
-        split: str,
-        step: int,
-        batch_size: int,
-        seed: int,
-        micro: int = 0,
-        *,
-        device: torch.device | None = None,
+        self, _: str, step: int, batch_size: int, seed: int, micro: int = 0, *, device: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Inputs and targets [batch_size, S], the same for the same numbers."""
         draw = torch.Generator().manual_seed(draw_seed(seed, step, micro))

@@ -281,7 +281,7 @@ class TrainConfig:
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
     cuda_graph: str = "auto"  # a step as one graph: "auto" where it can be, "on" or an error, "off"
-    deterministic: bool = False  # on a GPU, attention's gradient too, by a kernel up to three times as slow
+    deterministic: bool = False  # on a GPU, attention's gradient too, by a slower kernel
     log_every: int = 10
     checkpoint_every: int = 0  # 0: by time, see `checkpoint.Pace`
 

@@ -16,8 +16,8 @@ from replicate.progress import work
 
 ASK_FROM = 15 * 60  # seconds
 CONSENT = "REPLICATE_LONG"  # set to 1 where long work is wanted, as `notebooks.KERNEL_ENV` does
-# Share of a bare product's speed that training reaches: medians of recorded runs, sparse arms, start-up and
-# evaluation included; on a GPU with a step as one CUDA graph.
+# Share of a bare product's speed that training reaches, sparse arms included: on a CPU the median of recorded
+# runs, on a GPU that of a portion of the study with captured steps, start-up and evaluation included.
 REACHED = {"cpu": 0.4, "cuda": 0.5}
 
 

@@ -209,6 +209,13 @@ def test_what_the_prose_says_of_widths():
     for arm in step_table.AT_WIDTHS:
         pays, launched = (step_table.pays_from(found, arm, x) for x in ("x", "x launched"))
         assert 640 < pays == 1024 < launched, "every format is faster as a graph and slower launched there"
+    ratios = found[found["arm"].isin(step_table.AT_WIDTHS)].set_index("d_model")
+    assert (ratios.loc[:640, "x"] <= 1.01).all(), "no format gains more than 1 % (docs/kernels.md)"
+    assert (ratios.loc[1024, "x"] > 1.05).all() and (ratios.loc[1024, "x launched"] < 0.95).all()
+    recipe = ratios[ratios["arm"] == "recipe"].loc[1536]
+    assert recipe["x"] > 1.05 and recipe["x launched"] < 0.95
+    small = step_table.step_times(step_table.recorded("study10m", ()), "launched")
+    assert small["dense, in one piece"]["ms"] < small["dense"]["ms"], "in one piece it launches faster"
 
 
 def test_what_the_prose_says_of_the_speed_by_activations():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from replicate import checkpoint, paths, schedule
-from replicate.bench import PlainLoop, train_bench
+from replicate.bench import PlainLoop, RandomTokens, train_bench
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.config_text import to_dict
 from replicate.data import TokenData
@@ -589,6 +589,25 @@ def test_the_bench_compares_the_same_training(data):
     assert_same_state(plain.model.state_dict(), trainer.model.state_dict())
     with pytest.raises(ValueError, match="repeats 0"):
         train_bench(repeats=0)
+
+
+def test_the_bench_compiles_plain_loops_two_ways_and_draws_tokens_of_a_large_vocabulary(monkeypatch):
+    asked = []
+
+    def compile(fn, mode=None, **_):
+        asked.append(mode)
+        return fn
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("replicate.train.compiled_loss", lambda model: model)
+    large = replace(RUN, model=replace(MODEL, vocab_size=70_000), compile=True, stats_every=0)
+    result = train_bench(large, repeats=1, steps=1)
+    assert asked == ["default", "reduce-overhead"]
+    names = [f"plain loop, {mode}" for mode in asked]
+    assert list(result["plain_tokens_per_s"]) == names and result["fastest"] in names
+    first, again, other = (RandomTokens(70_000, 16).batch("train", step, 4, 1) for step in (0, 0, 1))
+    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
+    assert torch.equal(first[0][:, 1:], first[1][:, :-1])
 
 
 GPU_RUN = replace(
