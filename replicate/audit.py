@@ -77,8 +77,13 @@ def accuracy_moves() -> list[dict[str, Any]]:
 
 def matching_rows(preset: str = "recipe") -> list[str]:
     """The rows of Table 3 whose six products have the same formats as the preset's."""
-    wanted = SPARSITY_PRESETS[preset].products()
-    return [row["sparse"] for row in paper.rows(3) if SPARSITY_PRESETS[row["preset"]].products() == wanted]
+    wanted = _formats(preset)
+    return [row["sparse"] for row in paper.rows(3) if _formats(row["preset"]) == wanted]
+
+
+def _formats(preset: str) -> list[tuple[str, str]]:
+    """(sparse operand, format) of the six products."""
+    return [(operand, kind) for _, operand, kind in SPARSITY_PRESETS[preset].products()]
 
 
 def table3_costs() -> dict[str, float]:

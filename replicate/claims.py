@@ -1,4 +1,4 @@
-"""What a claim of the paper is, and how it is judged: four verdicts, always computed.
+"""What a claim of the paper is, and how it is judged: five verdicts, always computed.
 
 The claims themselves are data (`data/paper.json`, read by `replicate.paper`).
 """
@@ -14,14 +14,18 @@ from typing import Any
 
 from replicate import measure
 
-HOLDS, DIRECTION, FAILS, UNTESTABLE = VERDICTS = (
+HOLDS, DIRECTION, SIZE, FAILS, UNTESTABLE = VERDICTS = (
     "holds",
     "holds in direction",
+    "another size",
     "does not hold",
     "not testable here",
 )
 PROFILES = ("smoke", "laptop", "gpu", "gpu40m", "paper")  # scales of a measurement, ascending
 RULES = ("true", "equals", "at least", "at most", "effect")
+# Our effect over the paper's, both measured from `null`, so of a speed 1.4x the .4: within the first pair an
+# effect holds in size, outside of the second one it is another size, between them it holds in direction.
+SAME_SIZE, OTHER_SIZE = (0.5, 2.0), (0.1, 10.0)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Claim:
         "equals"    within the tolerance
         "at least", "at most"    on this side of the number, give or take the tolerance; with `null`, an
                     effect that is there but smaller holds in direction
-        "effect"    on the paper's side of `null`; of the paper's size, give or take the tolerance
+        "effect"    on the paper's side of `null`, with a size by SAME_SIZE and OTHER_SIZE; no tolerance
     noisy: needs repeated runs; without an interval nothing follows.
     stand_by: a check raises when the verdict contradicts `expected`.
     holds_from, fails_from: the smallest scale whose numbers may say "holds" and "does not hold".
@@ -68,6 +72,8 @@ class Claim:
                 raise ValueError(f"claim {self.id}: {name} is {value!r}; choose one of {', '.join(known)}")
         if self.rule == "effect" and (self.null is None or (self.paper is None and self.sign is None)):
             raise ValueError(f"claim {self.id}: an effect needs null, and a paper's number or a sign")
+        if self.rule == "effect" and self.tolerance:
+            raise ValueError(f"claim {self.id}: tolerance is {self.tolerance}; an effect has none, set 0")
         if self.rule != "effect" and self.paper is None:
             raise ValueError(f"claim {self.id}: rule {self.rule!r} needs the paper's number")
 
@@ -80,7 +86,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of the four verdicts, the reason in a sentence, and the interval it rests on (or None)."""
+    """One of the five verdicts, the reason in a sentence, and the interval it rests on (or None)."""
 
     text: str
     why: str
@@ -94,9 +100,10 @@ def judge(
     """The verdict on a claim, given our number.
 
     With a spread the comparison is between intervals, ours +- t(n - 1) spread / sqrt(n) at 95 %: a claim
-    holds or fails only if the whole interval says so. Of an effect the whole interval says whether it is
-    there, its middle whether it is of the paper's size. Numbers from a smaller scale than the claim asks
-    for can at most hold in direction, or refute nothing.
+    holds or fails only if the whole interval says so. An effect holds if the whole interval lies between
+    half and twice the paper's effect. If only its sign is the paper's it holds in direction, and if its
+    middle is beyond ten times or below a tenth of the paper's it is another size. Numbers from a smaller
+    scale than the claim asks for can at most hold in direction, or refute nothing.
 
     Args:
         ours: number, bool (rule "true"), `measure.Stats`, or None if it was not measured.
@@ -142,7 +149,13 @@ def _bound(claim: Claim, low: float, high: float) -> tuple[str, str]:
     if low >= bound - _slack(bound):
         return HOLDS, f"{claim.rule} {text(limit)}"
     if null is not None and low > null:
-        return DIRECTION, "there, but smaller than the paper says"
+        times = ((low + high) / 2 - null) / (bound - null)
+        close = high >= bound or times >= OTHER_SIZE[0]
+        reach = "; our interval includes the paper's" if high >= bound else ""
+        return (
+            DIRECTION if close else SIZE,
+            f"there, {_times(times)} the least effect that the paper says{reach}",
+        )
     if high < (bound if null is None else null) + _slack(bound):
         return FAILS, f"off by ≈{bound - high:.2g}"
     return UNTESTABLE, "too noisy: our interval reaches across the limit"
@@ -159,10 +172,23 @@ def _effect(claim: Claim, low: float, high: float) -> tuple[str, str]:
         return FAILS, "the effect goes the other way"
     if least is None:
         return HOLDS, "the effect goes the paper's way"
-    middle, reach = (low + high) / 2, claim.tolerance + _slack(most)
-    if least - reach <= middle <= most + reach:
-        return HOLDS, "of the paper's size"
-    return DIRECTION, "the effect goes the paper's way; its size differs"
+    ours = sorted(abs(end - claim.null) for end in (low, high))
+    theirs = sorted(abs(end - claim.null) for end in (least, most))
+    whole = SAME_SIZE[0] * theirs[0] <= ours[0] + _slack(most) and ours[1] <= SAME_SIZE[1] * theirs[
+        1
+    ] + _slack(most)
+    middle = sum(ours) / 2
+    paper, end = (theirs[0], "lower") if middle < theirs[0] else (theirs[1], "upper")
+    if theirs[0] <= middle <= theirs[1] and least != most:
+        times, why = 1.0, "within the paper's range"
+    else:
+        times = middle / paper
+        why = f"{_times(times)} the paper's effect" + (f", {end} end" if least != most else "")
+    if low != high:
+        why += f" ({ours[0] / paper:.2g} to {ours[1] / paper:.2g})"
+    if whole:
+        return HOLDS, why
+    return (DIRECTION if OTHER_SIZE[0] <= times <= OTHER_SIZE[1] else SIZE), why
 
 
 def _at_scale(claim: Claim, verdict: Verdict, profile: str) -> Verdict:
@@ -200,6 +226,10 @@ def _interval(claim: Claim, ours: float, spread: float | None, n: int) -> tuple[
 def text(value: float, signed: bool = False) -> str:
     """A number as the tables show it: five significant digits, a sign if wanted."""
     return f"{value:+.5g}" if signed and value else f"{value:.5g}"
+
+
+def _times(factor: float) -> str:
+    return f"≈{factor:.2g} times"
 
 
 def _slack(value: float) -> float:

@@ -18,9 +18,11 @@ ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
 # in full, by size; "static", nobody; "oracle-block", a vote of v tokens, which is not causal.
 ROUTINGS = ("token", "activation", "static", "oracle-block")
 SELECTIONS = ("magnitude", "soft", "learned", "static")
-# What a product without a flag reads of a weight that its other product reads in 2:4: "whole", the stored
-# weight, as algorithms 1 and 2 print it; "same", the values that the other product reads, as autograd would.
-READINGS = ("whole", "same")
+# What a product without a flag reads of a weight that its other product reads in 2:4. "same": the values that
+# the other product reads, so that the backward pass is the gradient of what the forward pass computed, as
+# automatic differentiation has it; the stored weight alone is passed straight through. "whole": the stored
+# weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
+READINGS = ("same", "whole")
 METRICS = ("dot", "l2", "cosine")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
@@ -65,7 +67,7 @@ class SparsityConfig:
     w1_t: bool = False  # product 5, dx = dy1 S24(W1^T), groups along d_ff
     weight_method: str = "soft"  # "soft" (section 2.2) or "hard" (top 2 of 4)
     weight_scale: bool = False  # S-STE's beta, computed at the first sparse step and frozen
-    backward: str = "whole"  # see READINGS
+    backward: str = "same"  # see READINGS
 
     # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
     activation: str = "dense"
@@ -144,6 +146,11 @@ class SparsityConfig:
         """True if the sparse phase differs from the dense one."""
         weights = self.w1 or self.w2 or self.w1_t or self.w2_t
         return weights or self.activation != "dense" or self.wgrad != "dense"
+
+    @property
+    def reading_matters(self) -> bool:
+        """True if a weight is 2:4 in one of its two products only: `backward` is about the other one."""
+        return self.w1 != self.w1_t or self.w2 != self.w2_t
 
     @property
     def m(self) -> int:
@@ -338,6 +345,6 @@ HOW_NOT_WHAT = (
     "log_every",
     "checkpoint_every",
 )
-# Settings younger than some records: at these values they do not enter the hash.
+# Settings younger than some records: at these values they do not enter the hash. `SparsityConfig.backward` is
+# one too: records without it read weights whole, see `config_text`.
 ADDED = {"fold": False}
-ADDED_TO_SPARSITY = {"backward": "whole"}

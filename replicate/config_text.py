@@ -12,7 +12,7 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
-from replicate.config import ADDED, ADDED_TO_SPARSITY, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
+from replicate.config import ADDED, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
 
 
 def with_changes(config: Any, changes: dict[str, Any]) -> Any:
@@ -48,27 +48,39 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> TrainConfig:
-    """A TrainConfig from `to_dict`'s form. Raises ValueError for unknown keys."""
+    """A TrainConfig from `to_dict`'s form. Raises ValueError for unknown keys.
+
+    Configurations from before `backward` was a setting mean "whole" where it matters.
+    """
     data = dict(data)
     model = dict(data.pop("model", {}))
-    sparsity = _build(SparsityConfig, model.pop("sparsity", {}))
+    formats = model.pop("sparsity", {})
+    sparsity = _build(SparsityConfig, formats)
+    if "backward" not in formats and sparsity.reading_matters:
+        sparsity = replace(sparsity, backward="whole")
     return _build(TrainConfig, {**data, "model": _build(ModelConfig, {**model, "sparsity": sparsity})})
 
 
 def config_hash(config: Any) -> str:
     """First 16 hex digits of SHA-256 over the canonical JSON, without the fields that say only how.
 
-    Works for TrainConfig and for plain dictionaries of JSON types. What is ADDED counts once it is used.
+    Works for TrainConfig and for plain dictionaries of JSON types. What is ADDED counts once it is used, and
+    `SparsityConfig.backward` where it matters and is not "whole".
     """
     data = to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
     if isinstance(config, TrainConfig):
         unused = {k for k, default in ADDED.items() if data[k] == default}
         data = {k: v for k, v in data.items() if k not in {*HOW_NOT_WHAT, *unused}}
-        sparsity = data["model"]["sparsity"]
-        for name in [k for k, default in ADDED_TO_SPARSITY.items() if sparsity[k] == default]:
-            del sparsity[name]
+        sparsity = config.model.sparsity
+        if sparsity.backward == "whole" or not sparsity.reading_matters:
+            del data["model"]["sparsity"]["backward"]
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def same_formats(a: SparsityConfig, b: SparsityConfig) -> bool:
+    """True if two configurations compute the same: equal, but for `backward` where it does not matter."""
+    return a == b if a.reading_matters else a == replace(b, backward=a.backward)
 
 
 def _build(cls: type, data: dict[str, Any]) -> Any:

@@ -153,9 +153,13 @@ def _on(flag: Tensor) -> bool:
 
 
 def _formats(config: SparsityConfig) -> dict[str, Any]:
-    """The settings that say what a sparse layer computes, where they are not the default."""
-    default = vars(SparsityConfig())
-    return {k: v for k, v in vars(config).items() if v != default[k] and k != "refresh_every"}
+    """The settings that say what a sparse layer computes, where they are not the default.
+
+    States from before `backward` was a setting lack it and mean "whole", so that is what goes unsaid.
+    """
+    default = vars(SparsityConfig(backward="whole"))
+    silent = {"refresh_every"} if config.reading_matters else {"refresh_every", "backward"}
+    return {k: v for k, v in vars(config).items() if v != default[k] and k not in silent}
 
 
 def _upgrade(state: dict[str, Tensor], prefix: str) -> None:

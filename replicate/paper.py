@@ -23,6 +23,8 @@ from replicate.claims import (
     FAILS,
     HOLDS,
     PROFILES,
+    SAME_SIZE,
+    SIZE,
     UNTESTABLE,
     VERDICTS,
     Claim,
@@ -45,6 +47,7 @@ SHIPPED = paths.ROOT / "figures" / "claims.csv"
 COLOURS = {
     HOLDS: "#1b7837",
     DIRECTION: "#5a7d1b",
+    SIZE: "#8c510a",
     FAILS: "#b2182b",
     UNTESTABLE: "#6b6b6b",
     NOT_RUN: "#6b6b6b",
@@ -144,7 +147,7 @@ def check(
     }
     record = records.make_record("claim", {"claim": claim_id, "profile": profile}, results)
     (store or records.RecordStore()).put(record)
-    against = (FAILS,) if found.expected == HOLDS else (HOLDS, DIRECTION)
+    against = (FAILS,) if found.expected == HOLDS else (HOLDS, DIRECTION, SIZE)
     if found.stand_by and verdict.text in against:
         raise ClaimBroken(
             f"{claim_id} ({found.place}): {found.statement}. Verdict: {verdict.text}, {verdict.why}"
@@ -160,7 +163,7 @@ def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
                 "claim": row.claim.statement,
                 "paper": paper_text(row.claim),
                 "ours": ours_text(row.claim, row.ours, row.verdict, row.source),
-                "tolerance": text(row.claim.tolerance) if row.claim.tolerance else "",
+                "tolerance": tolerance_text(row.claim),
                 "verdict": row.verdict.text,
                 "because": row.verdict.why,
                 "numbers": origin_text(row.source, row.profile),
@@ -255,6 +258,13 @@ def paper_text(claim: Claim) -> str:
     return _with_unit(prefix + text(claim.paper, signed), claim.unit)
 
 
+def tolerance_text(claim: Claim) -> str:
+    """How far off ours may be for the claim to hold: "0.01", "0.5 to 2 times", or nothing."""
+    if claim.rule == "effect" and claim.paper is not None:
+        return " to ".join(map(text, SAME_SIZE)) + " times"
+    return text(claim.tolerance) if claim.tolerance else ""
+
+
 def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
     """Our side: the number, with half the interval's width where there is one.
 
@@ -295,7 +305,7 @@ def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
         "claim": claim.statement,
         "paper": paper_text(claim),
         "ours": ours_text(claim, stored.get("ours"), verdict, stored.get("source", "")),
-        "tolerance": text(claim.tolerance) if claim.tolerance else "",
+        "tolerance": tolerance_text(claim),
         "verdict": verdict.text,
         "because": verdict.why,
         "scale": record.config["profile"] if record else "",

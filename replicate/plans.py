@@ -13,12 +13,16 @@ TABLE3 = (
     *("dense", "w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t"),
     *("act24", "venom16", "venom32", "venom64", "recipe"),
 )
+# What the backward pass reads of a 2:4 weight: the values of the forward pass, not the whole weight
+SAME = ("w1, same", "w2, same", "w1+w2, same", "recipe, same")
 ACTIVE = ("active16", "active32", "active64", "active16x32", "active64x32")  # clusters by own activations
 CONTROLS = ("static16", "no-mask-reuse", "act24+wgrad", "recipe32", "recipe64")
 SHARES = (1 / 2, 2 / 3, 5 / 6)  # Table 4's 30, 40 and 50 of 60 thousand steps; 0 and 1 are arms of Table 3
 ORDERS = ("dense-sparse", "interleaved")
 RATES = ("dense", "w1+w2", "act24", "venom16", "recipe")  # arms that also run at half and twice the rate
 HARD, SCALED = {"model.sparsity.weight_method": "hard"}, {"model.sparsity.weight_scale": True}
+OF_64 = {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}
+BY_ACTIVATIONS = {"model.sparsity.routing": "activation"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, no warm-up": ("recipe", {"dense_warmup": 0}),
     "act24, no warm-up": ("act24", {"dense_warmup": 0}),
@@ -29,6 +33,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, scaled": ("recipe", SCALED),
     "w1+w2, hard": ("w1+w2", HARD),
     "w1+w2, scaled": ("w1+w2", SCALED),
+    "w1+w2, hard, same": ("w1+w2, same", HARD),
+    "w1+w2, scaled, same": ("w1+w2, same", SCALED),
+    "recipe, hard, same": ("recipe, same", HARD),
+    "recipe, scaled, same": ("recipe, same", SCALED),
+    "recipe, same, 64 clusters": ("recipe, same", OF_64),
+    "recipe, same, 64 clusters by activations": ("recipe, same", {**OF_64, **BY_ACTIVATIONS}),
     "venom16, no mask reuse": ("venom16", {"model.sparsity.mask_reuse": False}),
     "recipe, no mask reuse": ("recipe", {"model.sparsity.mask_reuse": False}),
     "venom16, no inner": ("venom16", {"model.sparsity.inner": False}),
@@ -38,11 +48,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "venom16, cosine": ("venom16", {"model.sparsity.metric": "cosine"}),
     "venom16, 8 clusters": ("venom16", {"model.sparsity.n_clusters": 8, "model.sparsity.top_k": 2}),
     "venom16, 32 clusters": ("venom16", {"model.sparsity.n_clusters": 32, "model.sparsity.top_k": 8}),
-    "venom16, 64 clusters": ("venom16", {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}),
+    "venom16, 64 clusters": ("venom16", OF_64),
     "recipe, l2": ("recipe", {"model.sparsity.metric": "l2"}),
     "recipe, no inner": ("recipe", {"model.sparsity.inner": False}),
     "recipe, learned": ("recipe", {"model.sparsity.selection": "learned"}),
-    "active16, 64 clusters": ("active16", {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}),
+    "active16, 64 clusters": ("active16", OF_64),
     "active16x32, W1 scaled": ("active16x32", {"model.sparsity.w1": True, **SCALED}),
     # Sparse steps first, a long dense end
     "active16x32, 50% sparse first": ("active16x32", {"sparse_share": 0.5}),
@@ -65,6 +75,11 @@ OPEN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("mask reuse", "recipe", ("recipe, no mask reuse",)),
     ("threshold", "w1+w2", ("w1+w2, scaled", "w1+w2, hard")),
     ("threshold", "recipe", ("recipe, scaled", "recipe, hard")),
+    ("threshold", "w1+w2, same", ("w1+w2, scaled, same", "w1+w2, hard, same")),
+    ("threshold", "recipe, same", ("recipe, scaled, same", "recipe, hard, same")),
+    *(("backward reads", name.removesuffix(", same"), (name,)) for name in SAME),
+    ("number of clusters", "recipe, same", ("recipe, same, 64 clusters",)),
+    ("clusters by activations", "recipe, same, 64 clusters", ("recipe, same, 64 clusters by activations",)),
     ("criterion for 2 of 4", "act24", ("act24, learned", "act24, soft", "act24, static")),
     ("criterion for 2 of 4", "recipe", ("recipe, learned",)),
     ("2:4 weight gradients", "act24", ("act24+wgrad",)),
@@ -81,7 +96,8 @@ MIXES = tuple(f"recipe, {share:.0%} sparse first" for share in SHARES) + tuple(
 )
 AT_40M = (
     *("dense", "recipe", "active16x32", "recipe, 50% sparse first"),
-    *("venom16", "venom16, 64 clusters", "active16, 64 clusters", "w1+w1t", "act24"),
+    *("venom16", "venom16, 64 clusters", "active16, 64 clusters", "act24"),
+    *("w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t", *SAME),
 )
 
 
@@ -93,7 +109,7 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
     Args:
         profile: a scale of `study.PRESET_OF`. seeds: of each arm.
     """
-    plan = {name: study.arms(profile, [name], seeds) for name in (*TABLE3, *ACTIVE, *CONTROLS)}
+    plan = {name: study.arms(profile, [name], seeds) for name in (*TABLE3, *SAME, *ACTIVE, *CONTROLS)}
     dense = plan["dense"][0]
     for share in SHARES:
         plan[f"recipe, {share:.0%} sparse first"] = study.arms(profile, ["recipe"], seeds, sparse_share=share)
@@ -144,7 +160,13 @@ def queue(
     elif profile == "gpu40m":
         stages = [(AT_40M, seeds)]
     else:
-        stages = [(SWEEP, seeds[:1]), (TABLE3, seeds), (MIXES, seeds), (ACTIVE, seeds), (PLANNED, seeds)]
+        stages = [
+            (SWEEP, seeds[:1]),
+            ((*TABLE3, *SAME), seeds),
+            (MIXES, seeds),
+            (ACTIVE, seeds),
+            (PLANNED, seeds),
+        ]
         stages += [(VARIANTS, seeds[:1]), (plan, seeds)]
     runs = {}
     for name, config in _in_order(plan, stages):

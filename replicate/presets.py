@@ -10,24 +10,31 @@ from replicate.config_text import with_changes
 
 SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "dense": SparsityConfig(),
-    # Table 3's rows
-    "w1": SparsityConfig(w1=True),
+    # Table 3's rows, read as algorithms 1 and 2 print them: a weight without a transpose is whole backward
+    "w1": SparsityConfig(w1=True, backward="whole"),
     "w1+w1t": SparsityConfig(w1=True, w1_t=True),
-    "w2": SparsityConfig(w2=True),
+    "w2": SparsityConfig(w2=True, backward="whole"),
     "w2+w2t": SparsityConfig(w2=True, w2_t=True),
-    "w1+w2": SparsityConfig(w1=True, w2=True),
+    "w1+w2": SparsityConfig(w1=True, w2=True, backward="whole"),
     "w1+w2+t": SparsityConfig(w1=True, w1_t=True, w2=True, w2_t=True),
     "act24": SparsityConfig(activation="24"),
     "act24+wgrad": SparsityConfig(activation="24", wgrad="24"),
     "act24+tile": SparsityConfig(activation="24", wgrad="tile"),
-    "all24": SparsityConfig(w1=True, w2_t=True, activation="24", wgrad="tile"),  # all six products 2:4
+    "all24": SparsityConfig(
+        w1=True, w2_t=True, activation="24", wgrad="tile", backward="whole"
+    ),  # all six products 2:4
     "venom16": SparsityConfig(activation="venom", top_k=4),
     "venom32": SparsityConfig(activation="venom", top_k=2),
     "venom64": SparsityConfig(activation="venom", top_k=1),
     # The recipe the paper's table lacks: algorithms 1 and 2 as printed
-    "recipe": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=4),
-    "recipe32": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=2),
-    "recipe64": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=1),
+    "recipe": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=4, backward="whole"),
+    "recipe32": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=2, backward="whole"),
+    "recipe64": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=1, backward="whole"),
+    # The same with a backward pass that reads the values which the forward pass read
+    "w1, same": SparsityConfig(w1=True),
+    "w2, same": SparsityConfig(w2=True),
+    "w1+w2, same": SparsityConfig(w1=True, w2=True),
+    "recipe, same": SparsityConfig(w1=True, w2_t=True, activation="venom", top_k=4),
     # Figure 4d: only the selected blocks, weights dense
     "figure4d": SparsityConfig(activation="venom", top_k=4, outputs="selected"),
     # Beyond the paper: a token's clusters are those it fires most in, known once y1 is there in full

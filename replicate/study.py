@@ -15,7 +15,7 @@ import torch
 
 from replicate import checkpoint, data, locks, pool, records
 from replicate.config import TrainConfig
-from replicate.config_text import config_hash
+from replicate.config_text import config_hash, same_formats
 from replicate.estimate import LongWork, ask_first
 from replicate.pool import run_dir
 from replicate.presets import PRESET_OF, SPARSITY_PRESETS, preset_of, train_preset
@@ -57,7 +57,8 @@ def arms(
 def describe(config: TrainConfig) -> str:
     """A short name of an arm: sparsity preset, seed, and the share of sparse steps if not all."""
     sparsity = config.model.sparsity
-    name = next((name for name, preset in SPARSITY_PRESETS.items() if preset == sparsity), "own sparsity")
+    alike = (name for name, preset in SPARSITY_PRESETS.items() if same_formats(preset, sparsity))
+    name = next(alike, "own sparsity")
     share = f" {config.order} {config.sparse_share:.0%}" if sparsity.any and config.sparse_share < 1 else ""
     activation = "" if config.model.activation == "relu2" else f" {config.model.activation}"
     return f"{name}{activation}{share} seed {config.seed}"

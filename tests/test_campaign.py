@@ -211,14 +211,14 @@ def test_every_scale_has_a_queue_of_runs_that_differ(profile):
 def test_the_queue_begins_with_what_matters():
     runs = [(name, config.seed) for name, config in plans.queue("gpu")]
     assert runs[:3] == [("dense", 1), ("dense, lr x 0.5", 1), ("dense, lr x 2", 1)]
-    rest = list(plans.TABLE3[1:])
-    assert runs[3:14] == [(name, 1) for name in rest]
-    assert runs[14:26] == [(name, 2) for name in plans.TABLE3]
-    assert [seed for _, seed in runs[38:53]] == [1] * 5 + [2] * 5 + [3] * 5  # Table 4's mixes
-    assert runs[53:58] == [(name, 1) for name in plans.ACTIVE]
-    assert runs[68:70] == [(name, 1) for name in plans.PLANNED]
+    costs = [*plans.TABLE3, *plans.SAME]
+    assert runs[3:18] == [(name, 1) for name in costs[1:]]
+    assert runs[18:34] == [(name, 2) for name in costs]
+    assert [seed for _, seed in runs[50:65]] == [1] * 5 + [2] * 5 + [3] * 5  # Table 4's mixes
+    assert runs[65:70] == [(name, 1) for name in plans.ACTIVE]
+    assert runs[80:82] == [(name, 1) for name in plans.PLANNED]
     assert [plans.everything("gpu", [1])[name][0].steps for name in plans.PLANNED] == [2727, 2500]
-    assert runs[74] == ("recipe, no warm-up", 1)
+    assert runs[86] == ("recipe, no warm-up", 1)
     assert set(plans.everything("gpu")) == {name for name, _ in runs}
     large = plans.queue("gpu40m", [1, 2])
     assert [(n, c.seed) for n, c in large] == [(n, s) for s in (1, 2) for n in plans.AT_40M]

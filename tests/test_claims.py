@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate import claims, measure, paper
-from replicate.claims import DIRECTION, FAILS, HOLDS, UNTESTABLE, Claim, judge
+from replicate.claims import DIRECTION, FAILS, HOLDS, SIZE, UNTESTABLE, Claim, judge
 
 BASE = Claim(
-    id="x", place="Table 0", statement="s", paper=0.03, unit="nats", rule="effect", tolerance=0.01, how="h",
+    id="x", place="Table 0", statement="s", paper=0.03, unit="nats", rule="effect", tolerance=0, how="h",
     notebook="00", stand_by=False, null=0.0,
 )  # fmt: skip
 
@@ -28,22 +28,26 @@ def spread_for(half, n=3):
     ("ours", "half", "expected"),
     [
         (0.03, 0.005, HOLDS),
-        (0.036, 0.02, HOLDS),  # the middle of the interval is of the paper's size
-        (0.045, 0.006, DIRECTION),  # the interval reaches the paper's size, its middle does not
+        (0.04, 0.018, HOLDS),
+        (0.036, 0.026, DIRECTION),  # the middle of the interval is of the paper's size, its ends are not
+        (0.058, 0.006, DIRECTION),  # so far off that part of the interval is beyond twice
         (0.08, 0.01, DIRECTION),  # there, but much larger
         (0.012, 0.004, DIRECTION),
+        (0.299, 0.01, DIRECTION),
+        (0.301, 0.01, SIZE),
+        (0.0029, 0.001, SIZE),
         (0.03, 0.031, UNTESTABLE),  # the interval includes zero
         (-0.001, 0.01, UNTESTABLE),
         (-0.03, 0.01, FAILS),
     ],
 )
-def test_a_signed_difference_gets_each_of_the_four_verdicts(ours, half, expected):
+def test_a_signed_difference_gets_each_of_the_five_verdicts(ours, half, expected):
     assert verdict(ours, spread_for(half), 3) == expected
     mirrored = verdict(-ours, spread_for(half), 3, paper=-0.03)
     assert mirrored == expected
 
 
-@pytest.mark.parametrize("ours", [0.012, 0.045, 0.08])
+@pytest.mark.parametrize("ours", [0.012, 0.061, 0.08])
 def test_noise_never_makes_an_effect_hold(ours):
     found = {verdict(ours, spread_for(half), 3) for half in (0.001, 0.01, 0.03, 0.1)}
     assert HOLDS not in found and DIRECTION in found
@@ -58,14 +62,38 @@ def test_an_effect_without_a_number_is_about_its_side_alone():
 
 
 def test_a_ratio_is_judged_against_one():
-    speed = {"paper": 1.5, "null": 1.0, "tolerance": 0.1}
-    assert [verdict(x, **speed) for x in (1.45, 1.2, 1.7, 0.9)] == [HOLDS, DIRECTION, DIRECTION, FAILS]
+    speed = {"paper": 1.5, "null": 1.0}
+    assert [verdict(x, **speed) for x in (1.25, 1.2, 2.0, 2.1)] == [HOLDS, DIRECTION, HOLDS, DIRECTION]
+    assert [verdict(x, **speed) for x in (1.05, 1.04, 6.0, 6.1, 0.9)] == [
+        DIRECTION,
+        SIZE,
+        DIRECTION,
+        SIZE,
+        FAILS,
+    ]
+
+
+def test_the_factor_of_a_speed_is_that_of_its_gain():
+    found = judge(replace(BASE, paper=1.352, null=1.0), 1.09, profile="gpu")
+    assert found.text == DIRECTION and found.why == "≈0.26 times the paper's effect"
+
+
+def test_every_verdict_on_an_effect_names_its_factor():
+    for ours, factor in ((0.03, 1), (0.09, 3), (0.6, 20), (0.0015, 0.05)):
+        found = judge(BASE, ours, spread_for(ours / 10), 3, "gpu")
+        assert found.why == f"≈{factor:g} times the paper's effect ({0.9 * factor:.2g} to {1.1 * factor:.2g})"
 
 
 def test_a_range_accepts_all_of_it():
-    speed = {"paper": [6, 8], "null": 1.0, "tolerance": 0.5}
-    assert [verdict(x, **speed) for x in (5.5, 6.0, 7.3, 8.5)] == [HOLDS] * 4
-    assert [verdict(x, **speed) for x in (5.4, 8.6, 0.5)] == [DIRECTION, DIRECTION, FAILS]
+    speed = {"paper": [6, 8], "null": 1.0}
+    assert [verdict(x, **speed) for x in (3.5, 6.0, 7.3, 15.0)] == [HOLDS] * 4
+    assert [verdict(x, **speed) for x in (3.4, 15.1, 0.5)] == [DIRECTION, DIRECTION, FAILS]
+    assert [verdict(x, **speed) for x in (1.5, 1.49, 71, 72)] == [DIRECTION, SIZE, DIRECTION, SIZE]
+    whys = [judge(replace(BASE, **speed), x, profile="gpu").why for x in (2.0, 7.0, 15.0)]
+    assert whys == [
+        "≈0.2 times the paper's effect, lower end", "within the paper's range",
+        "≈2 times the paper's effect, upper end",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -95,6 +123,10 @@ def test_at_least_with_a_null_knows_a_smaller_effect():
     assert [verdict(x, **sparse) for x in (0.95, 0.7, 0.5, 0.4)] == [HOLDS, DIRECTION, FAILS, FAILS]
     assert verdict(0.52, spread_for(0.05), 3, **sparse) == UNTESTABLE
     assert verdict(0.7, **{**sparse, "null": None}) == FAILS
+    assert verdict(0.53, **sparse) == SIZE
+    assert judge(replace(BASE, **sparse), 0.7).why == "there, ≈0.5 times the least effect that the paper says"
+    around = judge(replace(BASE, **sparse), 0.897, spread_for(0.01), 3)
+    assert around.text == DIRECTION and around.why.endswith("our interval includes the paper's")
 
 
 def test_true_or_false():
@@ -163,6 +195,7 @@ def test_bad_numbers_are_refused(ours, spread, n, profile, message):
         {"fails_from": "desk"},
         {"expected": DIRECTION},
         {"null": None},
+        {"tolerance": 0.01},
         {"paper": None, "sign": None},
         {"rule": "equals", "paper": None},
     ],
@@ -185,6 +218,7 @@ def test_no_sign_is_claimed_that_the_interval_does_not_show(ours, half, value, p
     if found.low <= 0 <= found.high:
         assert found.text == (FAILS if found.low == found.high == 0 else UNTESTABLE)
     else:
+        assert found.text != UNTESTABLE
         assert (found.text == FAILS) == ((found.low < 0) != (value < 0))  # a product may underflow
 
 
@@ -193,8 +227,8 @@ def test_no_sign_is_claimed_that_the_interval_does_not_show(ours, half, value, p
 def test_more_noise_never_turns_a_refutation_into_support(ours, half, wider):
     near = verdict(ours, spread_for(half), 3)
     far = verdict(ours, spread_for(half * wider), 3)
-    assert not (near == FAILS and far in (HOLDS, DIRECTION))
-    assert not (near in (HOLDS, DIRECTION) and far == FAILS)
+    assert not (near == FAILS and far in (HOLDS, DIRECTION, SIZE))
+    assert not (near in (HOLDS, DIRECTION, SIZE) and far == FAILS)
 
 
 def spoil(claim):

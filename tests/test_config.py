@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate.config import ADDED, HOW_NOT_WHAT, ModelConfig, SparsityConfig, TrainConfig
-from replicate.config_text import config_hash, from_dict, to_dict, with_changes
+from replicate.config_text import config_hash, from_dict, same_formats, to_dict, with_changes
 from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS, TRAIN_PRESETS, train_preset
 
 few = settings(max_examples=40, deadline=None)
@@ -78,9 +78,11 @@ def test_formats_of_the_six_products(name, kinds):
 
 
 def test_what_the_products_read_under_each_reading():
-    for name in ("w1", "recipe", "w2", "w1+w1t"):
-        assert SPARSITY_PRESETS[name].backward == "whole"
-    same = replace(SPARSITY_PRESETS["recipe"], backward="same")
+    assert SparsityConfig().backward == "same"
+    for name in ("w1", "w2", "w1+w2", "recipe"):
+        assert SPARSITY_PRESETS[name].backward == "whole", "as algorithms 1 and 2 print it"
+        assert SPARSITY_PRESETS[f"{name}, same"] == replace(SPARSITY_PRESETS[name], backward="same")
+    same = SPARSITY_PRESETS["recipe, same"]
     assert [formula for formula, _, _ in same.products()] == [
         "y1 = x W1", "y3 = y2 S24(W2^T)^T", "dy2 = dy3 W2^T", "dW2 = y2^T dy3", "dx = dy1 S24(W1)^T",
         "dW1^T = dy1^T x",
@@ -91,7 +93,20 @@ def test_what_the_products_read_under_each_reading():
     assert SparsityConfig(w1_t=True, backward="same").products()[0] == ("y1 = x S24(W1^T)^T", "-", "dense")
     own = SparsityConfig(w1=True, w1_t=True, backward="same")
     assert own.products() == replace(own, backward="whole").products(), "a flag keeps its own pattern"
-    refuses("choose one of whole, same", SparsityConfig, backward="mine")
+    refuses("choose one of same, whole", SparsityConfig, backward="mine")
+
+
+@pytest.mark.parametrize("name", ["dense", "w1+w1t", "w1+w2+t", "act24", "venom16"])
+def test_the_reading_does_not_matter_where_no_weight_is_read_twice_unlike(name):
+    config = train_preset("smoke", name)
+    whole, same = (
+        with_changes(config, {"model.sparsity.backward": reading}) for reading in ("whole", "same")
+    )
+    assert not config.model.sparsity.reading_matters
+    assert config_hash(whole) == config_hash(same) and same_formats(whole.model.sparsity, same.model.sparsity)
+    data = to_dict(whole)
+    del data["model"]["sparsity"]["backward"]
+    assert from_dict(data) == same
 
 
 def test_the_reading_enters_the_hash_only_if_it_is_not_the_recorded_one():

@@ -610,8 +610,12 @@ def test_weights_are_2_of_4_along_the_axis_their_product_sums(name, dim, method)
         check24(used, 1 - dim)
     assert list(ffn.weight_masks()) == [name]
     assert torch.equal(ffn.weight_masks()[name], mask24(w, dim))
-    for other in {"w1", "w2", "w2_t", "w1_t"} - {name}:
+    twin = name.removesuffix("_t") if name.endswith("_t") else f"{name}_t"
+    assert torch.equal(ffn.sparse_weight(twin, torch.float64), used), "the same values in the other product"
+    for other in {"w1", "w2", "w2_t", "w1_t"} - {name, twin}:
         assert torch.equal(ffn.sparse_weight(other, torch.float64), ffn.w1 if "1" in other else ffn.w2)
+    ffn.config = replace(ffn.config, backward="whole")
+    assert torch.equal(ffn.sparse_weight(twin, torch.float64), w)
 
 
 # Weight gradients with 2:4 along tokens
