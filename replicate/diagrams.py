@@ -44,13 +44,20 @@ def draw_products(ax: Axes, sparsity: SparsityConfig, title: str = "") -> None:
 
 
 def draw_formats(ax: Axes, recipes: Mapping[str, SparsityConfig], title: str = "") -> None:
-    """Draw a grid, one recipe a row and one product a column; its cell says the sparse operand and format."""
-    columns = [_pretty(text) for text, _, _ in SparsityConfig().products()]
+    """Draw a grid, one recipe a row and one product a column; its cell says the sparse operand and format.
+
+    Where a product reads a pruned weight that is not its sparse operand, the cell says which.
+    """
+    usual = [text for text, _, _ in SparsityConfig().products()]
+    columns = [_pretty(text) for text in usual]
     for y, sparsity in enumerate(recipes.values()):
-        for x, (_, operand, kind) in enumerate(sparsity.products()):
+        for x, (text, operand, kind) in enumerate(sparsity.products()):
             fill, ink = _colours(operand, kind)
             ax.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, fc=fill, ec="none"))
-            ax.text(x, y, _format(operand, kind), ha="center", va="center", color=ink, fontsize=8.5)
+            said = _format(operand, kind)
+            if text != usual[x]:
+                said += f", reads {_pretty(text.split()[-1])}"
+            ax.text(x, y, said, ha="center", va="center", color=ink, fontsize=8.5)
     ax.set(xlim=(-0.5, 5.5), ylim=(len(recipes) - 0.5, -0.5), title=title)
     ax.set_xticks(range(6), columns, fontsize=9)
     ax.set_yticks(range(len(recipes)), list(recipes))

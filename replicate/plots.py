@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from replicate import measure
+
 OVERLAP = {"both": "#9a9a9a", "first": "#0072B2", "second": "#D55E00"}
 
 
@@ -129,3 +131,51 @@ def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") ->
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     return int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+
+
+# Table 3's rows, and the arms that may be meant by one, by what the backward pass reads of a 2:4 weight
+ROWS: dict[str, dict[str, str]] = {
+    "W1": {"whole": "w1", "same": "w1, same"},
+    "W1 + W1ᵀ": {"own": "w1+w1t"},
+    "W2": {"whole": "w2", "same": "w2, same"},
+    "W2 + W2ᵀ": {"own": "w2+w2t"},
+    "W1, W2": {"whole": "w1+w2", "same": "w1+w2, same", "own": "w1+w2+t"},
+    "2:4 activations": {"own": "act24"},
+    "Venom": {"own": "venom16"},
+    "the recipe (no row)": {"whole": "recipe", "same": "recipe, same"},
+}
+_LOOKS = {  # colour, marker, shift within the row, what the legend says
+    "whole": ("#D55E00", "s", -0.22, "backward reads the weight whole, as printed"),
+    "same": ("#0072B2", "o", 0.0, "backward reads what forward read"),
+    "own": ("#444444", "^", 0.22, "nothing to choose (for W1, W2: with transposes)"),
+}
+
+
+def draw_readings(
+    ax: Axes, costs: Mapping[str, measure.Stats], paper: Mapping[str, float], title: str = ""
+) -> None:
+    """Table 3's rows, each with every arm it may mean: loss above dense, 95 % interval, the paper's number.
+
+    Args:
+        costs: arm -> statistics of its loss above dense, in nats; arms that are missing are left out.
+        paper: arm -> the paper's number for the row in which the arm is the first.
+    """
+    for y, arms in enumerate(ROWS.values()):
+        for reading, arm in arms.items():
+            if arm in costs:
+                colour, marker, shift, _ = _LOOKS[reading]
+                s = costs[arm]
+                half = (s.high - s.low) / 2 if s.n > 1 else 0
+                ax.errorbar(s.mean, y + shift, xerr=half, fmt=marker, color=colour, capsize=3, ms=6)
+        first = next(iter(arms.values()))
+        if first in paper:
+            ax.plot([paper[first]] * 2, [y - 0.38, y + 0.38], color="0.1", lw=2.5)
+    for colour, marker, _, label in _LOOKS.values():
+        ax.plot([], [], marker, color=colour, label=label)
+    ax.plot([], [], color="0.1", lw=2.5, label="the paper's Table 3")
+    ax.axvline(0, color="0.5", lw=0.8)
+    ax.set_xscale("symlog", linthresh=0.02)
+    ticks = [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ax.set(yticks=range(len(ROWS)), yticklabels=list(ROWS), ylim=(len(ROWS) - 0.5, -0.5), title=title)
+    ax.set_xlabel("training loss above dense (nats; logarithmic from 0.02 on)")

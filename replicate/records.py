@@ -47,7 +47,18 @@ SHOWING = frozenset(
         "layer_tables",
         "measure",
     }
-    | {"lm_eval_adapter", "notebooks", "paper", "paths", "plans", "plots", "pool", "presets", "probe"}
+    | {
+        "gradients",
+        "lm_eval_adapter",
+        "notebooks",
+        "paper",
+        "paths",
+        "plans",
+        "plots",
+        "pool",
+        "presets",
+        "probe",
+    }
     | {"readme", "records", "report", "results", "runner", "estimate", "locks", "progress"}
     | {"step_bench", "step_cases", "step_plots", "step_table", "study", "study_tables", "transplant"}
     | {f"kernels/{name}" for name in ("bench", "timing", "tune_tiles", "venom_bench", "venom_cases")}

@@ -17,7 +17,7 @@ def fills(ax):
     return [patch.get_facecolor() for patch in ax.patches]
 
 
-@pytest.mark.parametrize("name", ["dense", "recipe", "figure4d", "w1+w2+t", "no-mask-reuse"])
+@pytest.mark.parametrize("name", ["dense", "recipe", "recipe, same", "figure4d", "w1+w2+t", "no-mask-reuse"])
 def test_the_block_diagram_says_every_product_and_its_format(ax, name):
     sparsity = SPARSITY_PRESETS[name]
     diagrams.draw_products(ax, sparsity, title=name)
@@ -40,3 +40,9 @@ def test_the_grid_has_a_cell_for_each_recipe_and_product(ax):
     assert texts(ax)[6] == "W1: 2:4"
     assert texts(ax)[12:].count("y2: Venom") == 1
     assert [label.get_text() for label in ax.get_yticklabels()] == list(recipes)
+
+
+def test_the_grid_says_which_pruned_weight_a_dense_operand_is(ax):
+    diagrams.draw_formats(ax, {name: SPARSITY_PRESETS[name] for name in ("w2, same", "recipe, same")})
+    assert texts(ax)[:6] == ["dense", "W2: 2:4", "dense, reads S24(W2)ᵀ", "dense", "dense", "dense"]
+    assert texts(ax)[7] == "y2: Venom, reads S24(W2ᵀ)ᵀ" and texts(ax)[10] == "dy1: Venom, reads S24(W1)ᵀ"

@@ -1,0 +1,149 @@
+"""The gradient under both readings of a 2:4 weight: how long it is, where it points, layer by layer.
+
+If the backward pass reads what the forward pass read ("same"), it is the gradient of what was computed. If it
+reads the stored weight whole ("whole"), it is another one. Here the second is set against the first, in
+models that are being trained. `python -m replicate.gradients` keeps the records `gradients`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replicate import records, study
+from replicate.config import TrainConfig
+from replicate.config_text import config_hash
+from replicate.gpt import GPT
+from replicate.train import Trainer
+
+KIND = "gradients"
+ARMS = ("w1", "w2", "w1+w2", "recipe")
+SEQUENCES = 16  # of the batch that is measured
+
+
+def by_layer(model: GPT, x: Tensor, y: Tensor) -> list[dict[str, float]]:
+    """One row a layer, first to last: the gradient with weights read "whole" over that with "same".
+
+    `length` and `cosine` are about the gradient that reaches the layer's input [B, S, D]; `weights length`
+    and `weights cosine` about that of all its parameters. The loss is the mean over the batch x, y [B, S], in
+    the model's dtype, by the reference backend. The model and its gradients stay as they were.
+
+    Raises ValueError if the model is in its dense phase, or reads no weight in 2:4 in one product only.
+    """
+    ffns = model.ffns()
+    if any(ffn.phase != "sparse" for ffn in ffns):
+        raise ValueError("the model is in its dense phase, where no weight is 2:4; set_phase('sparse') first")
+    if not ffns[0].config.reading_matters:
+        raise ValueError("no weight is 2:4 in one of its products only, so both readings are one")
+    found = {}
+    for reading in ("same", "whole"):
+        with _reading(model, reading):
+            found[reading] = _gradients(model, x, y)
+    rows = []
+    for same, whole in zip(found["same"], found["whole"], strict=True):
+        rows.append(
+            {f"{name}length": float(b.norm() / a.norm()) for name, a, b in zip(("", "weights "), same, whole)}
+            | {f"{name}cosine": _cosine(a, b) for name, a, b in zip(("", "weights "), same, whole)}
+        )
+    return rows
+
+
+def measure(config: TrainConfig, steps: Sequence[int]) -> records.Record:
+    """Train `config` and compare the readings after each of `steps`; the first is the first sparse step.
+
+    Returns:
+        a record with results {"steps": [...], "layers": [`by_layer` after each], "losses": [...]}.
+    """
+    start = time.perf_counter()
+    trainer, layers = Trainer(config, progress=False), []
+    for step in steps:
+        trainer.run(step)
+        x, y = trainer.batch(step - 1)
+        layers.append(by_layer(trainer.model, x[:SEQUENCES], y[:SEQUENCES]))
+    results = {"steps": list(steps), "layers": layers, "losses": [trainer.losses[step - 1] for step in steps]}
+    asked = {"train": config_hash(config), "arm": study.describe(config), "steps": list(steps)}
+    seconds = time.perf_counter() - start
+    corpus = trainer.data.provenance()
+    return records.make_record(KIND, asked, results, seconds=seconds, corpus=corpus, device=config.device)
+
+
+@contextmanager
+def _reading(model: GPT, reading: str):
+    """The reference in eval mode, with every layer reading its 2:4 weights so."""
+    was, training = [(ffn.config, ffn.backend) for ffn in model.ffns()], model.training
+    model.eval()
+    for ffn in model.ffns():
+        ffn.config, ffn.backend = replace(ffn.config, backward=reading), "reference"
+    try:
+        yield
+    finally:
+        model.train(training)
+        for ffn, (config, backend) in zip(model.ffns(), was, strict=True):
+            ffn.config, ffn.backend = config, backend
+
+
+def _gradients(model: GPT, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(gradient of a layer's input, of its parameters in one line) for every layer."""
+    inputs: list[Tensor] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in model.blocks
+    ]
+    try:
+        loss = model(x, y)[1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    parameters = [list(block.parameters()) for block in model.blocks]
+    wanted = [*inputs, *(p for block in parameters for p in block)]
+    flat = [gradient.detach().double().flatten() for gradient in torch.autograd.grad(loss, wanted)]
+    of_inputs, rest = flat[: len(inputs)], iter(flat[len(inputs) :])
+    return [
+        (g, torch.cat([next(rest) for _ in block])) for g, block in zip(of_inputs, parameters, strict=True)
+    ]
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train arms of Table 3, compare the readings at the first sparse step, halfway and at the end."""
+    parser = argparse.ArgumentParser(prog="replicate.gradients", description=main.__doc__)
+    parser.add_argument("--profile", default="gpu")
+    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    for config in study.arms(args.profile, args.arms, (args.seed,)):
+        record = measure(config, (config.dense_warmup + 1, config.steps // 2, config.steps))
+        path = records.RecordStore().put(record, recorded=True)
+        print(f"{record.config['arm']}: {path}")
+        for step, rows in zip(record.results["steps"], record.results["layers"], strict=True):
+            shown = "  ".join(f"{row['length']:.2f} ({row['cosine']:.2f})" for row in rows)
+            print(f"  step {step}, length (cosine) a layer: {shown}", flush=True)
+    return 0
+
+
+def shown(store: records.RecordStore | None = None) -> list[dict[str, Any]]:
+    """One row a recorded arm and step: the first layer's input, and the mean over the layers' weights."""
+    rows = []
+    for record, _ in (store or records.RecordStore()).all(KIND):
+        for step, layers in zip(record.results["steps"], record.results["layers"], strict=True):
+            row: dict[str, Any] = {"arm": record.config["arm"], "step": step}
+            row |= {"length": layers[0]["length"], "cosine": layers[0]["cosine"]}
+            for name in ("weights length", "weights cosine"):
+                row[name] = sum(layer[name] for layer in layers) / len(layers)
+            rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    from replicate.console import ended
+
+    raise SystemExit(ended(main))
