@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,17 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def shown(store: records.RecordStore | None = None) -> list[dict[str, Any]]:
-    """One row a recorded arm and step: the first layer's input, and the mean over the layers' weights."""
-    rows = []
-    for record, _ in (store or records.RecordStore()).all(KIND):
-        for step, layers in zip(record.results["steps"], record.results["layers"], strict=True):
-            row: dict[str, Any] = {"arm": record.config["arm"], "step": step}
-            row |= {"length": layers[0]["length"], "cosine": layers[0]["cosine"]}
-            for name in ("weights length", "weights cosine"):
-                row[name] = sum(layer[name] for layer in layers) / len(layers)
-            rows.append(row)
-    return rows
+def ends(store: records.RecordStore | None = None) -> dict[str, list[dict[str, float]]]:
+    """Arm -> `by_layer` after the last step, of every record; arms in the order of ARMS."""
+    stored = (store or records.RecordStore()).all(KIND)
+    found = {r.config["arm"].rsplit(" seed ", 1)[0]: r.results["layers"][-1] for r, _ in stored}
+    return dict(sorted(found.items(), key=lambda item: ARMS.index(item[0])))
 
 
 if __name__ == "__main__":

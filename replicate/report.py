@@ -38,8 +38,10 @@ from replicate.study_tables import (
     SWITCHES,
     TRAIN,
     WEIGHTS,
+    across_cards,
     contrast,
     contrasts,
+    drift,
     losses,
     missing,
     mixes,
@@ -54,6 +56,9 @@ from replicate.study_tables import (
     sizes,
 )
 
+TABLE3 = tuple(
+    name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same") if name in plans.TABLE3 + plans.SAME
+)
 DOC = paths.ROOT / "docs" / "replication.md"
 GROUPS: dict[str, tuple[str, ...]] = {
     "The formats do what is said": (
@@ -68,8 +73,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("static-worse", "permuted-venom", "figure4d-same"),
     ),
     "What each sparse product costs (Table 3)": (
-        *("table3-w1", "table3-w1-w1t", "table3-w2", "table3-w2-w2t", "table3-w1-w2", "table3-venom"),
-        *("table3-act24", "table3-transpose", "table3-additive"),
+        *("table3-w1", "table3-w1-same", "table3-w1-w1t", "table3-w2", "table3-w2-same", "table3-w2-w2t"),
+        *("table3-w1-w2-whole", "table3-w1-w2-same", "table3-w1-w2", "table3-venom", "table3-act24"),
+        *("table3-transpose", "table3-transpose-same", "table3-transpose-w2", "table3-transpose-w2-same"),
+        *("table3-additive-whole", "table3-additive-same", "table3-additive"),
     ),
     "Sparse first, dense last recovers the dense model (Tables 2 and 4, figure 5)": (
         *("table4-30k", "table4-40k", "table4-50k", "table4-60k", "table4-recovers", "table4-helps"),
@@ -130,6 +137,7 @@ def tables() -> dict[str, str]:
         ),
         "audit": figures.markdown(_audit()),
         "mismatch": figures.markdown(_mismatch().reset_index()),
+        "spike": figures.markdown(_spike().reset_index(), digits=3),
         "sparse": figures.markdown(recipe_sparse("laptop")),
         "sparse-gpu": figures.markdown(recipe_sparse("gpu")),
         "switch": figures.markdown(losses("gpu", SWITCHES).drop(columns="paper")),
@@ -140,7 +148,7 @@ def tables() -> dict[str, str]:
         "missing": missing(),
     }
     for scale in SCALES:
-        out[f"table3-{scale}"] = figures.markdown(losses(scale, plans.TABLE3[1:]))
+        out[f"table3-{scale}"] = figures.markdown(losses(scale, TABLE3))
     for scale in SIZES:
         out[f"mixes-{scale}"] = figures.markdown(mixes(scale))
     out["sizes"] = figures.markdown(sizes())
@@ -179,6 +187,13 @@ def values() -> dict[str, str]:
     out["paper step"] = f"{paper.number('step_speedup_text')}x"
     out["paper layer"] = f"{flops.ffn_speedup(paper.number('venom_speedup_table2')):.2f}x"
     out["paper dense steps"] = f"{paper.number('mix_1b')[1]:,}"
+    for scale in SCALES[1:]:
+        out[f"{scale} drift"], out[f"{scale} drift, largest"] = (f"{x:.3f} nats" for x in drift(scale))
+        out[f"{scale} across cards"] = across_cards(scale)
+    ends = runs("gpu").groupby("arm")["record"]
+    for arm, found in ends:
+        norms = [record.results["stats"][-1]["grad_norm"] for record in found]
+        out[f"gpu norm {arm}"] = f"{sum(norms) / len(norms):.2g}"
     for arm, row in _mismatch().iterrows():
         out[f"dx {arm}"] = f"{row['dx sent down / true dx']} times"
     wide = pd.DataFrame(step_table.widths())
@@ -318,6 +333,11 @@ def _audit() -> pd.DataFrame:
 def _mismatch() -> pd.DataFrame:
     """Notebook 08's gradient sizes, by arm; "≈": rounded."""
     return pd.read_csv(paths.ROOT / "figures" / "08_gradient_mismatch.csv", index_col="arm", dtype=str)
+
+
+def _spike() -> pd.DataFrame:
+    """Notebook 08's losses around the switch to sparse steps, by arm."""
+    return pd.read_csv(paths.ROOT / "figures" / "08_spike.csv", index_col="arm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

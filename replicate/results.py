@@ -180,15 +180,22 @@ def open_questions(
 
     Args:
         studies: scale -> runs, as from `recorded_study`. questions: as `plans.OPEN`.
-        column: of the runs, to be subtracted seed by seed, where both arms ran.
+        column: of the runs, to be subtracted seed by seed, where both arms ran on one text (`of_one_text`).
     """
     rows = []
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
-            found = {scale: differences(part, base, column, [arm])[arm] for scale, part in there.items()}
+            pairs = {scale: of_one_text(part[part["arm"].isin([arm, base])]) for scale, part in there.items()}
+            found = {scale: differences(part, base, column, [arm])[arm] for scale, part in pairs.items()}
             rows.append((question, arm, base, found))
     return rows
+
+
+def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs without those of `plans.ON_CPU`, which read another text, if every arm has others."""
+    others = runs[~runs["seed"].isin(plans.ON_CPU)]
+    return others if set(others["arm"]) == set(runs["arm"]) else runs
 
 
 def interval(stats: measure.Stats, unit: str = "nats", digits: int = 2) -> str:

@@ -6,6 +6,7 @@ with one it has no interval.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -23,20 +24,23 @@ SCALES = ("laptop", "gpu")
 SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
 TRAIN, HELD = "final_loss", "valid_loss"
 WEIGHTS = {  # contrasts of training losses
-    "W1's transpose": ("w1+w1t", "w1"),
-    "W2's transpose": ("w2+w2t", "w2"),
-    "both transposes": ("w1+w2+t", "w1+w2"),
-    "what W1 and W2 add beyond their sum": ("w1+w2", "w1", "w2"),
-    "the same with transposes": ("w1+w2+t", "w1+w1t", "w2+w2t"),
-    "2:4 weights on top of Venom": ("recipe", "venom16"),
+    "W1's transpose, over W1 read whole": ("w1+w1t", "w1"),
+    "W1's transpose, over W1 read the same": ("w1+w1t", "w1, same"),
+    "W2's transpose, over W2 read whole": ("w2+w2t", "w2"),
+    "W2's transpose, over W2 read the same": ("w2+w2t", "w2, same"),
+    "beyond the sum of W1 and W2, read whole": ("w1+w2", "w1", "w2"),
+    "beyond the sum of W1 and W2, read the same": ("w1+w2, same", "w1, same", "w2, same"),
+    "beyond the sum, with transposes": ("w1+w2+t", "w1+w1t", "w2+w2t"),
+    "2:4 weights on top of Venom, read whole": ("recipe", "venom16"),
+    "2:4 weights on top of Venom, read the same": ("recipe, same", "venom16"),
 }
 HALF = "recipe, 50% sparse first"
 SWITCHES = (HALF, "recipe, folded, 50% sparse first", "active16x32, 50% sparse first")
 ENDS = {  # contrasts of held-out losses, at the very end
-    "half sparse, then dense, less dense": (HALF, "dense"),
-    "sparse to the end, less half sparse, then dense": ("recipe", HALF),
-    "dense first, less sparse first, half sparse": ("recipe, 50% dense-sparse", HALF),
-    "interleaved, less sparse first, half sparse": ("recipe, 50% interleaved", HALF),
+    "half sparse, then dense, above dense": (HALF, "dense"),
+    "sparse to the end, above half sparse, then dense": ("recipe", HALF),
+    "dense first, above sparse first, half sparse": ("recipe, 50% dense-sparse", HALF),
+    "interleaved, above sparse first, half sparse": ("recipe, 50% interleaved", HALF),
 }
 
 
@@ -46,11 +50,19 @@ def runs(scale: str) -> pd.DataFrame:
     return results.recorded_study(scale)
 
 
-def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> measure.Stats | None:
-    """Statistics over seeds of the first arm less the others, within a seed, each above the dense model.
+@lru_cache(maxsize=8)
+def every_run(scale: str) -> pd.DataFrame:
+    """`runs`, and at laptop scale those that a CPU trained on its own text, with seeds of their own."""
+    return results.recorded_study(scale, plans.EVERY_SEED)
 
-    A sum of several arms so has the dense model counted once. None if no seed has all of them.
+
+def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> measure.Stats | None:
+    """Statistics over seeds of the first arm minus the others, within a seed, each above the dense model.
+
+    A sum of several arms so has the dense model counted once. Of two texts (`results.of_one_text`) one is
+    taken. None if no seed has all of them.
     """
+    frame = results.of_one_text(frame[frame["arm"].isin([*arms, "dense"])])
     values = frame.pivot(index="seed", columns="arm", values=column)
     if not {*arms, "dense"} <= set(values):
         return None
@@ -76,14 +88,19 @@ def sentence(stats: measure.Stats) -> str:
     return f"{stats.mean:+.3f} nats ({interval}n = {stats.n})"
 
 
-def losses(scale: str, arms: tuple[str, ...]) -> pd.DataFrame:
-    """One row a recorded arm: the paper's cost, n, training and held-out loss above the dense model."""
+def losses(scale: str, arms: tuple[str, ...], frame: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row a recorded arm: the paper's cost, n, training and held-out loss above the dense model.
+
+    `frame` stands in for the scale's `runs`.
+    """
+    frame = runs(scale) if frame is None else frame
     costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
     printed = {name: f"{loss - costs['dense']:+.3f}" for name, loss in costs.items() if name != "dense"}
     printed["w1+w2+t"] = printed["w1+w2"]
+    printed |= {name: printed[name.removesuffix(", same")] for name in plans.SAME[:3]}
     rows = []
     for arm in arms:
-        both = [contrast(runs(scale), (arm,), column) for column in (TRAIN, HELD)]
+        both = [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
         if both[0] is not None:
             row = {"arm": arm, "paper": printed.get(arm, ""), "n": both[0].n}
             rows.append(row | cells(both[0], "training") | cells(both[1], "held-out"))
@@ -235,12 +252,12 @@ def recipe_sparse(scale: str) -> pd.DataFrame:
     plan = plans.everything(scale, (1,))
     dense = plan["dense"][0]
     chosen = []
-    for name in dict.fromkeys(runs(scale)["arm"]):
+    for name in dict.fromkeys(every_run(scale)["arm"]):
         c, s = plan[name][0], plan[name][0].model.sparsity
         whole = c.sparse_share == 1 and c.lr == dense.lr and c.dense_warmup == dense.dense_warmup
         if whole and s.activation == "venom" and s.inner and 4 * s.top_k <= s.n_clusters:
             chosen.append(name)
-    table = losses(scale, tuple(chosen)).drop(columns="paper")
+    table = losses(scale, tuple(chosen), every_run(scale)).drop(columns="paper")
     order = table["training"].astype(float).sort_values().index
     return table.loc[order].reset_index(drop=True)
 
@@ -252,7 +269,7 @@ def prize() -> str:
     lines = []
     for scale in SIZES:
         table = recipe_sparse(scale)
-        stats = {a: [contrast(runs(scale), (a,), k) for k in (TRAIN, HELD)] for a in table["arm"]}
+        stats = {a: [contrast(every_run(scale), (a,), k) for k in (TRAIN, HELD)] for a in table["arm"]}
         sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
         best = table["arm"].iloc[0]
         lines.append(
@@ -266,7 +283,7 @@ def prize() -> str:
 @lru_cache(maxsize=1)
 def open_questions() -> list[tuple[str, str, str, dict[str, measure.Stats]]]:
     """`results.open_questions` of the study: training loss, at each of SCALES."""
-    return results.open_questions({s: results.recorded_study(s, plans.EVERY_SEED) for s in SCALES})
+    return results.open_questions({s: every_run(s) for s in SCALES})
 
 
 def opened() -> pd.DataFrame:
@@ -288,7 +305,7 @@ def missing() -> str:
     lines = []
     for scale in SIZES:
         have: dict[str, set[int]] = {}
-        frame = runs(scale)
+        frame = every_run(scale)
         for arm, seed in frame[["arm", "seed"]].itertuples(index=False) if len(frame) else ():
             have.setdefault(arm, set()).add(seed)
         plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
@@ -299,6 +316,31 @@ def missing() -> str:
         if none:
             lines.append(f"- {scale}, not run: {', '.join(none)}")
     return "\n".join(lines) or "- nothing"
+
+
+def drift(scale: str, arm: str = "recipe", window: int = 100) -> tuple[float, float]:
+    """(root mean square, largest) difference in nats between runs that should be one, before they part.
+
+    Runs of a seed that turn dense after some of the steps are the same run until then; compared are the means
+    of their training losses over the last `window` steps that they share.
+    """
+    names = [arm, *(f"{arm}, {share:.0%} sparse first" for share in plans.SHARES)]
+    frame, gaps = runs(scale), []
+    for _, part in frame[frame["arm"].isin(names)].groupby("seed"):
+        found = [(sparse_steps(from_dict(r.config)), r.results["steps"]["loss"]) for r in part["record"]]
+        start = from_dict(part["record"].iloc[0].config).dense_warmup
+        for (one, a), (other, b) in itertools.combinations(found, 2):
+            end = start + min(one, other)
+            gaps.append(float(np.mean(a[end - window : end]) - np.mean(b[end - window : end])))
+    return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
+
+
+def across_cards(scale: str) -> str:
+    """How many runs ran on another kind of GPU than the dense run of their seed: "62 of 107"."""
+    frame = runs(scale).assign(device=[record.device for record in runs(scale)["record"]])
+    dense = frame[frame["arm"] == "dense"].set_index("seed")["device"]
+    others = frame[frame["arm"] != "dense"]
+    return f"{(others['device'] != others['seed'].map(dense)).sum()} of {len(others)}"
 
 
 def _millions(number: float) -> str:
