@@ -56,7 +56,7 @@ def draw_formats(ax: Axes, recipes: Mapping[str, SparsityConfig], title: str = "
             ax.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, fc=fill, ec="none"))
             said = _format(operand, kind)
             if text != usual[x]:
-                said += f", reads {_pretty(text.split()[-1])}"
+                said += f"\nreads {_pretty(text.split()[-1])}"
             ax.text(x, y, said, ha="center", va="center", color=ink, fontsize=8.5)
     ax.set(xlim=(-0.5, 5.5), ylim=(len(recipes) - 0.5, -0.5), title=title)
     ax.set_xticks(range(6), columns, fontsize=9)

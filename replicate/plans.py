@@ -21,6 +21,7 @@ SHARES = (1 / 2, 2 / 3, 5 / 6)  # Table 4's 30, 40 and 50 of 60 thousand steps; 
 ORDERS = ("dense-sparse", "interleaved")
 RATES = ("dense", "w1+w2", "act24", "venom16", "recipe")  # arms that also run at half and twice the rate
 HARD, SCALED = {"model.sparsity.weight_method": "hard"}, {"model.sparsity.weight_scale": True}
+WHOLE = {"model.sparsity.backward": "whole"}  # as the recipe is printed
 OF_64 = {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}
 BY_ACTIVATIONS = {"model.sparsity.routing": "activation"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,7 +54,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe, no inner": ("recipe", {"model.sparsity.inner": False}),
     "recipe, learned": ("recipe", {"model.sparsity.selection": "learned"}),
     "active16, 64 clusters": ("active16", OF_64),
-    "active16x32, W1 scaled": ("active16x32", {"model.sparsity.w1": True, **SCALED}),
+    "active16x32, W1 scaled": ("active16x32", {"model.sparsity.w1": True, **WHOLE, **SCALED}),
     # Sparse steps first, a long dense end
     "active16x32, 50% sparse first": ("active16x32", {"sparse_share": 0.5}),
     "recipe, folded, 50% sparse first": ("recipe", {"fold": True, "sparse_share": 0.5}),

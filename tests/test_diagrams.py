@@ -44,5 +44,5 @@ def test_the_grid_has_a_cell_for_each_recipe_and_product(ax):
 
 def test_the_grid_says_which_pruned_weight_a_dense_operand_is(ax):
     diagrams.draw_formats(ax, {name: SPARSITY_PRESETS[name] for name in ("w2, same", "recipe, same")})
-    assert texts(ax)[:6] == ["dense", "W2: 2:4", "dense, reads S24(W2)ᵀ", "dense", "dense", "dense"]
-    assert texts(ax)[7] == "y2: Venom, reads S24(W2ᵀ)ᵀ" and texts(ax)[10] == "dy1: Venom, reads S24(W1)ᵀ"
+    assert texts(ax)[:6] == ["dense", "W2: 2:4", "dense\nreads S24(W2)ᵀ", "dense", "dense", "dense"]
+    assert texts(ax)[7] == "y2: Venom\nreads S24(W2ᵀ)ᵀ" and texts(ax)[10] == "dy1: Venom\nreads S24(W1)ᵀ"
