@@ -80,7 +80,7 @@ OPEN: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("threshold", "recipe, same", ("recipe, scaled, same", "recipe, hard, same")),
     *(("backward reads", name.removesuffix(", same"), (name,)) for name in SAME),
     ("number of clusters", "recipe, same", ("recipe, same, 64 clusters",)),
-    ("clusters by activations", "recipe, same, 64 clusters", ("recipe, same, 64 clusters by activations",)),
+    ("who chooses", "recipe, same, 64 clusters", ("recipe, same, 64 clusters by activations",)),
     ("criterion for 2 of 4", "act24", ("act24, learned", "act24, soft", "act24, static")),
     ("criterion for 2 of 4", "recipe", ("recipe, learned",)),
     ("2:4 weight gradients", "act24", ("act24+wgrad",)),

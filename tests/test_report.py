@@ -14,7 +14,7 @@ TEXT = report.DOC.read_text(encoding="utf-8")
 NAMES = re.compile(
     r"\b2:4\b|\b2 of 4\b|\b4 of (?:16, 32 and 64|16|32|64)\b|\b95 % (?:t-)?interval|\bn = 1\b"
     r"|\bH[12]00\b|\b[17]B\b"
-    r"|\b(?:[Tt]able|[Ff]igure|[Ss]ection|[Aa]lgorithm|[Pp]roduct|notebook)s? \d+(?:\.\d+)*[a-d]?(?: and \d+)?"
+    r"|\b(?:[Tt]able|[Ff]igure|[Ss]ection|[Aa]lgorithm|product|notebook)s? \d+(?:\.\d+)*[a-d]?(?: and \d+)?"
     r"|\bW[12]\b|\bd?y[123]\b|\bL2\b|\bbfloat16\b|\barXiv \d{4}\.\d{5}\b"
 )
 
