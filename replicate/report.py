@@ -193,7 +193,7 @@ def values() -> dict[str, str]:
     ends = runs("gpu").groupby("arm")["record"]
     for arm, found in ends:
         norms = [record.results["stats"][-1]["grad_norm"] for record in found]
-        out[f"gpu norm {arm}"] = f"{sum(norms) / len(norms):.2g}"
+        out[f"gpu norm {arm}"] = f"{sum(norms) / len(norms):.3g}"
     for arm, row in _mismatch().iterrows():
         out[f"dx {arm}"] = f"{row['dx sent down / true dx']} times"
     wide = pd.DataFrame(step_table.widths())
