@@ -94,6 +94,8 @@ def test_what_the_prose_says_of_weights():
     highest = report._spike()["highest"]
     for arm in ("w1+w2", "recipe"):
         assert highest[f"{arm}, same"] > highest[arm] > highest[f"{arm}, scaled"] > highest[f"{arm}, hard"]
+    back = report._spike()["steps until back"]
+    assert 25 < back["recipe"] < 35 and 1.3 < back["recipe, same"] / back["recipe"] < 1.7
     assert highest["venom16"] < 4 and highest["act24"] <= highest["dense"] + 0.01
     assert gap("gpu", "w1").mean > 5 * costs["W1"] and gap("gpu", "w1+w2").mean > 5 * costs["W1, W2"]
     for arm, row in (("w1+w1t", "W1 + W1^T"), ("w2+w2t", "W2 + W2^T"), ("w1+w2+t", "W1, W2")):
