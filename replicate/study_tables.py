@@ -128,6 +128,7 @@ def setting(scale: str) -> dict[str, str]:
     frame = runs(scale)
     some: list[Record] = frame["record"].tolist()
     c, corpus = from_dict(some[0].config), some[0].corpus
+    on_cpu = int(every_run(scale)["seed"].isin(plans.ON_CPU).sum())
     size, tokens = param_count(c.model), c.steps * c.tokens_per_step
     return {
         "parameters without embedding": _millions(size["non_embedding"]),
@@ -143,11 +144,14 @@ def setting(scale: str) -> dict[str, str]:
         "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
         "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
         "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
-        "held-out tokens": _millions(corpus["valid_tokens"]),
+        "held-out tokens, of these evaluated": (
+            f"{_millions(corpus['valid_tokens'])}, "
+            f"{c.eval_batches * c.batch_size * c.model.seq_len / 1e6:.2f}M"
+        ),
         "dense, training / held-out": " / ".join(
             f"{frame.loc[frame['arm'] == 'dense', column].mean():.3f} nats" for column in (TRAIN, HELD)
         ),
-        "runs recorded": str(len(frame)),
+        "runs recorded": str(len(frame)) + (f", and {on_cpu} on a CPU with its own text" if on_cpu else ""),
         "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
         "commits": ", ".join(sorted({r.commit[:7] for r in some})),
         "hours of all runs, some side by side": f"{sum(r.seconds for r in some) / 3600:.2f}",
