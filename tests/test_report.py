@@ -94,6 +94,10 @@ def test_what_the_prose_says_of_weights():
     highest = report._spike()["highest"]
     for arm in ("w1+w2", "recipe"):
         assert highest[f"{arm}, same"] > highest[arm] > highest[f"{arm}, scaled"] > highest[f"{arm}, hard"]
+    spike = highest - report._spike()["before"]
+    assert 0.4 < spike["recipe, scaled"] / spike["recipe"] < 0.6 and spike["venom64"] > 2
+    assert 0.15 < spike["w1+w2, scaled"] / spike["w1+w2"] < 0.25
+    assert abs(highest["w1+w2, same"] - highest["w1+w2"]) < 0.2 < highest["recipe, same"] - highest["recipe"]
     back = report._spike()["steps until back"]
     assert 25 < back["recipe"] < 35 and 1.3 < back["recipe, same"] / back["recipe"] < 1.7
     assert highest["venom16"] < 4 and highest["act24"] <= highest["dense"] + 0.01
