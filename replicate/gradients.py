@@ -1,8 +1,8 @@
-"""The gradient under both readings of a 2:4 weight: how long it is, where it points, layer by layer.
+"""The gradient that a backward pass sends down against the true one: how long, in which direction, by layer.
 
-If the backward pass reads what the forward pass read ("same"), it is the gradient of what was computed. If it
-reads the stored weight whole ("whole"), it is another one. Here the second is set against the first, in
-models that are being trained. `python -m replicate.gradients` keeps the records `gradients`.
+The true gradient is that of what the forward pass computed: every product reads backward the weight that its
+partner read forward. A pass that reads weights whole, or in a 2:4 pattern of their own, sends another one.
+`python -m replicate.gradients` compares the two in models being trained and keeps the records `gradients`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from replicate import records, study
-from replicate.config import TrainConfig
+from replicate.config import SparsityConfig, TrainConfig
 from replicate.config_text import config_hash
 from replicate.gpt import GPT
 from replicate.train import Trainer
@@ -28,34 +28,38 @@ SEQUENCES = 16  # of the batch that is measured
 
 
 def by_layer(model: GPT, x: Tensor, y: Tensor) -> list[dict[str, float]]:
-    """One row a layer, first to last: the gradient with weights read "whole" over that with "same".
+    """One row a layer, first to last: the gradient as the model's backward pass has it over the true one.
 
     `length` and `cosine` are about the gradient that reaches the layer's input [B, S, D]; `weights length`
     and `weights cosine` about that of all its parameters. The loss is the mean over the batch x, y [B, S], in
     the model's dtype, by the reference backend. The model and its gradients stay as they were.
 
-    Raises ValueError if the model is in its dense phase, or reads no weight in 2:4 in one product only.
+    Raises ValueError if the model is in its dense phase, or if its backward pass is the true one already.
     """
-    ffns = model.ffns()
+    ffns, own = model.ffns(), model.ffns()[0].config
     if any(ffn.phase != "sparse" for ffn in ffns):
         raise ValueError("the model is in its dense phase, where no weight is 2:4; set_phase('sparse') first")
-    if not ffns[0].config.reading_matters:
-        raise ValueError("no weight is 2:4 in one of its products only, so both readings are one")
-    found = {}
-    for reading in ("same", "whole"):
-        with _reading(model, reading):
-            found[reading] = _gradients(model, x, y)
+    true = replace(own, w1_t=False, w2_t=False, backward="same")
+    if true == own or (own.reading_matters and own.backward == "same"):
+        raise ValueError("every product reads backward what was read forward: there is nothing to compare")
+    found = []
+    for config in (true, own):
+        with _formats(model, config):
+            found.append(_gradients(model, x, y))
     rows = []
-    for same, whole in zip(found["same"], found["whole"], strict=True):
+    for theirs, ours in zip(*found, strict=True):
         rows.append(
-            {f"{name}length": float(b.norm() / a.norm()) for name, a, b in zip(("", "weights "), same, whole)}
-            | {f"{name}cosine": _cosine(a, b) for name, a, b in zip(("", "weights "), same, whole)}
+            {
+                f"{name}length": float(b.norm() / a.norm())
+                for name, a, b in zip(("", "weights "), theirs, ours)
+            }
+            | {f"{name}cosine": _cosine(a, b) for name, a, b in zip(("", "weights "), theirs, ours)}
         )
     return rows
 
 
 def measure(config: TrainConfig, steps: Sequence[int]) -> records.Record:
-    """Train `config` and compare the readings after each of `steps`; the first is the first sparse step.
+    """Train `config` and compare the gradients after each of `steps`; the first is the first sparse step.
 
     Returns:
         a record with results {"steps": [...], "layers": [`by_layer` after each], "losses": [...]}.
@@ -74,18 +78,18 @@ def measure(config: TrainConfig, steps: Sequence[int]) -> records.Record:
 
 
 @contextmanager
-def _reading(model: GPT, reading: str):
-    """The reference in eval mode, with every layer reading its 2:4 weights so."""
+def _formats(model: GPT, config: SparsityConfig):
+    """The reference in eval mode, every layer in these formats."""
     was, training = [(ffn.config, ffn.backend) for ffn in model.ffns()], model.training
     model.eval()
     for ffn in model.ffns():
-        ffn.config, ffn.backend = replace(ffn.config, backward=reading), "reference"
+        ffn.config, ffn.backend = config, "reference"
     try:
         yield
     finally:
         model.train(training)
-        for ffn, (config, backend) in zip(model.ffns(), was, strict=True):
-            ffn.config, ffn.backend = config, backend
+        for ffn, (before, backend) in zip(model.ffns(), was, strict=True):
+            ffn.config, ffn.backend = before, backend
 
 
 def _gradients(model: GPT, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -113,7 +117,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train arms of Table 3, compare the readings at the first sparse step, halfway and at the end."""
+    """Train arms of Table 3, compare the gradients at the first sparse step, halfway and at the end."""
     parser = argparse.ArgumentParser(prog="replicate.gradients", description=main.__doc__)
     parser.add_argument("--profile", default="gpu")
     parser.add_argument("--arms", nargs="+", default=ARMS)

@@ -1,4 +1,4 @@
-"""The gradient under both readings of a 2:4 weight, in small models."""
+"""The gradient that a backward pass sends against the true one, in small models."""
 
 import math
 from dataclasses import replace
@@ -15,9 +15,12 @@ from replicate.records import RecordStore
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=8)
 
 
-def model(name, phase="sparse"):
+def model(name, phase="sparse", **changes):
     torch.manual_seed(0)
-    net = GPT(replace(MODEL, sparsity=SPARSITY_PRESETS[name])).double()
+    net = GPT(replace(MODEL, sparsity=replace(SPARSITY_PRESETS[name], n_clusters=4, **changes))).double()
+    for ffn in net.ffns():
+        if ffn.config.activation == "venom":
+            ffn.make_clusters(0)
     net.set_phase(phase)
     return net
 
@@ -41,9 +44,7 @@ def test_rows_compare_the_two_backward_passes(name):
     net = model(name)
     rows = gradients.by_layer(net, *batch())
     assert len(rows) == 2
-    assert {ffn.config for ffn in net.ffns()} == {SPARSITY_PRESETS[name]} and net.blocks[
-        0
-    ].ffn.w1.grad is None
+    assert {ffn.config.backward for ffn in net.ffns()} == {"whole"} and net.blocks[0].ffn.w1.grad is None
     assert all(row["length"] != 1 and 0 < row["cosine"] < 1 for row in rows)
     # the embedding is tied to the first block's input: its gradient there is dx of that block
     kept = {}
@@ -76,8 +77,28 @@ def test_the_last_layers_own_weights_get_the_same_gradient_from_w1():
 def test_where_there_is_nothing_to_compare_it_says_so():
     with pytest.raises(ValueError, match="dense phase"):
         gradients.by_layer(model("w1", "dense"), *batch())
-    with pytest.raises(ValueError, match="both readings are one"):
-        gradients.by_layer(model("w1+w1t"), *batch())
+    for name in ("act24", "w1, same", "recipe, same"):
+        with pytest.raises(ValueError, match="nothing to compare"):
+            gradients.by_layer(model(name), *batch())
+
+
+def test_the_recipe_is_compared_with_the_gradient_of_its_own_forward_pass():
+    """Its backward pass reads W1 whole and W2^T in 2:4; the forward pass read S24(W1) and W2 whole."""
+    net = model("recipe", top_k=2)
+    rows = gradients.by_layer(net, *batch())
+    kept = []
+    for config in (net.ffns()[0].config, replace(net.ffns()[0].config, w2_t=False, backward="same")):
+        for ffn in net.ffns():
+            ffn.config = config
+        kept.append(net(*batch())[1].item())
+    assert kept[0] == kept[1], "the forward pass is one"
+    assert all(abs(row["length"] - 1) > 1e-6 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["w1+w1t", "w2+w2t"])
+def test_a_transpose_of_its_own_pattern_sends_another_direction(name):
+    rows = gradients.by_layer(model(name), *batch())
+    assert all(row["cosine"] < 1 for row in rows)
 
 
 def test_a_record_holds_every_layer_at_every_step(tmp_path):
