@@ -20,6 +20,7 @@ from replicate import records, study
 from replicate.config import SparsityConfig, TrainConfig
 from replicate.config_text import config_hash
 from replicate.gpt import GPT
+from replicate.presets import SPARSITY_PRESETS
 from replicate.train import Trainer
 
 KIND = "gradients"
@@ -134,10 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ends(store: records.RecordStore | None = None) -> dict[str, list[dict[str, float]]]:
-    """Arm -> `by_layer` after the last step, of every record; arms in the order of ARMS."""
+    """Arm -> `by_layer` after the last step, of every record; arms in the order of the presets."""
     stored = (store or records.RecordStore()).all(KIND)
     found = {r.config["arm"].rsplit(" seed ", 1)[0]: r.results["layers"][-1] for r, _ in stored}
-    return dict(sorted(found.items(), key=lambda item: ARMS.index(item[0])))
+    return dict(sorted(found.items(), key=lambda item: list(SPARSITY_PRESETS).index(item[0])))
 
 
 if __name__ == "__main__":

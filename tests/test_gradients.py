@@ -111,4 +111,6 @@ def test_a_record_holds_every_layer_at_every_step(tmp_path):
     assert all(math.isfinite(loss) for loss in record.results["losses"])
     store = RecordStore(tmp_path / "own", recorded=tmp_path / "recorded")
     store.put(record, recorded=True)
-    assert gradients.ends(store) == {"w1": record.results["layers"][-1]}
+    other = replace(record, config={**record.config, "arm": "w1+w1t seed 1"}, config_hash="0" * 16)
+    store.put(other, recorded=True)  # any preset's arm may be measured
+    assert gradients.ends(store) == dict.fromkeys(("w1", "w1+w1t"), record.results["layers"][-1])

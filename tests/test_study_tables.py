@@ -71,3 +71,20 @@ def test_an_arm_that_never_gets_there_or_ends_dense_has_no_time():
         patch.setattr(study_tables, "runs", lambda scale: half)
         with pytest.raises(ValueError, match="'recipe' has dense steps after its warm-up; leave it out"):
             study_tables.time_to_loss("gpu", ("dense", "recipe"))
+
+
+def test_the_drift_is_that_of_runs_until_they_part():
+    """Runs of one seed share a beginning; their last shared steps are compared, not what comes after."""
+    frame = study_tables.runs("gpu")
+    pair = frame[frame["arm"].isin(["recipe", "recipe, 50% sparse first"]) & (frame["seed"] == 1)]
+    a, b = (record.results["steps"]["loss"] for record in pair["record"])
+    own = abs(sum(a[1500:1600]) - sum(b[1500:1600])) / 100  # 200 dense steps, then half of 2800
+    rms, largest = study_tables.drift("gpu")
+    assert 0 < rms < largest and largest >= own
+
+
+def test_pairs_across_cards_are_counted():
+    found = study_tables.across_cards("gpu40m").split(" of ")
+    devices = {record.device for record in study_tables.runs("gpu40m")["record"]}
+    assert int(found[1]) == (study_tables.runs("gpu40m")["arm"] != "dense").sum()
+    assert (found[0] == "0") == (len(devices) == 1)
