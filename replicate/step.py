@@ -13,7 +13,7 @@ import gc
 import hashlib
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -191,6 +191,7 @@ class OptimizerStep:
                 result = self._launch(self._batches)
         except BaseException as error:
             torch.cuda.set_stream(before)
+            _leave_capture(self.device)
             self.optimizer.zero_grad(set_to_none=True)
             self.forget()
             if self.config.cuda_graph == "on" or not isinstance(error, RuntimeError):
@@ -224,6 +225,13 @@ class OptimizerStep:
         places = tuple(t.data_ptr() for t in (*parameters, *self.model.buffers(), *moments, *rates))
         trained = tuple(p.requires_grad for p in parameters)
         return id(self.forward), formats, settings, _switches(), shapes, trained, places
+
+
+def _leave_capture(device: torch.device) -> None:
+    """Capture nothing: after a capture that failed torch's generator still waits for the end of one."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    with suppress(RuntimeError), torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
+        pass
 
 
 def _switches() -> tuple[bool, ...]:

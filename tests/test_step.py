@@ -220,6 +220,7 @@ def test_a_step_that_cannot_be_captured_goes_on_launched(tmp_path):
     reference = trained(config(cuda_graph="off"), tmp_path, 8)
     assert trainer.losses == reference.losses
     assert step.captured == 0
+    assert torch.rand(8, device="cuda").std() > 0, "torch draws again"
 
 
 def test_a_launched_step_reports_loss_and_norm(tmp_path):
