@@ -2,7 +2,7 @@
 
 A configuration is complete: two runs with equal `config_hash` on the same machine give the same
 losses (on a GPU with `deterministic`; else its attention sums in no fixed order). Impossible values raise
-`ValueError` with a value that would work. `config_text` has the text form.
+`ValueError` with a value that would work. `settings` has presets, the text form and the hash.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import numbers
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from replicate.ablations import SELECTIONS, WGRADS
+from replicate.router import METRICS, RULES
+
 ACTIVATIONS = ("relu2", "gelu", "swiglu")
 ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
-# Who chooses a token's clusters: "token", the router, from x (algorithm 3); "activation", its own y2, from y1
-# in full, by size; "static", nobody; "oracle-block", a vote of v tokens, which is not causal.
-ROUTINGS = ("token", "activation", "static", "oracle-block")
-SELECTIONS = ("magnitude", "soft", "learned", "static")
+ROUTINGS = (*RULES, "oracle-block")  # who chooses a token's clusters; a vote of v tokens is not causal
 # What a product without a flag reads of a weight that its other product reads in 2:4. "same": the values that
 # the other product reads, so that the backward pass is the gradient of what the forward pass computed, as
 # automatic differentiation has it; the stored weight alone is passed straight through. "whole": the stored
 # weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
 READINGS = ("same", "whole")
-METRICS = ("dot", "l2", "cosine")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
 
@@ -71,10 +70,9 @@ class SparsityConfig:
 
     # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
     activation: str = "dense"
-    selection: str = "magnitude"  # the 2 of 4, see SELECTIONS and `sparsity.select24`
+    selection: str = "magnitude"  # the 2 of 4, see `ablations.select24`
     inner: bool = True  # Venom only: also keep 2 of 4 inside the chosen clusters
     mask_reuse: bool = True  # dy1 carries the forward mask; False prunes dy1 on its own
-    outputs: str = "full"  # y1 and dy2 in "full", then masked (algorithms 1, 2); or "selected" (figure 4d)
 
     # dW2 = y2^T dy3 and dW1 = x^T dy1, whose reduction runs over tokens (2503.16672).
     wgrad: str = "dense"  # "dense"; "24" (2 of 4 tokens by magnitude), "mvue" (unbiased draw), "tile" (4 x 4)
@@ -82,10 +80,10 @@ class SparsityConfig:
     wgrad_permute: bool = True  # shuffle tokens by a fixed permutation before grouping them
 
     # Venom's blocks. With n clusters and top-k, M = 4 n / k: top-4, 2, 1 of 16 give M = 16, 32, 64.
-    routing: str = "token"  # see ROUTINGS
+    routing: str = "token"  # who chooses, see `router.RULES`
     n_clusters: int = 16
     top_k: int = 4
-    metric: str = "dot"  # see METRICS
+    metric: str = "dot"  # see `router.scores`
     v: int = 64  # tokens of a block of "oracle-block"; kernels take theirs from venom_ffn.block_rows
     refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
 
@@ -95,8 +93,7 @@ class SparsityConfig:
         _one_of("backward", self.backward, READINGS)
         _one_of("activation", self.activation, ("dense", "24", "venom"))
         _one_of("selection", self.selection, SELECTIONS)
-        _one_of("outputs", self.outputs, ("full", "selected"))
-        _one_of("wgrad", self.wgrad, ("dense", "24", "mvue", "tile"))
+        _one_of("wgrad", self.wgrad, WGRADS)
         _one_of("routing", self.routing, ROUTINGS)
         _one_of("metric", self.metric, METRICS)
         _at_least("n_clusters", self.n_clusters, 1)
@@ -116,18 +113,6 @@ class SparsityConfig:
             raise ValueError(
                 "products 2 and 5 already have a sparse activation; set w2=False and w1_t=False "
                 "(one sparse operand a product, as sparse tensor cores require)"
-            )
-        if self.outputs == "selected" and (self.activation != "venom" or self.w1 or self.w2_t):
-            raise ValueError(
-                "outputs='selected' computes only Venom's blocks of products 1 and 3; it needs "
-                "activation='venom', w1=False and w2_t=False"
-            )
-        if self.outputs == "selected" and (
-            self.routing in ("activation", "oracle-block") or not self.mask_reuse
-        ):
-            raise ValueError(
-                "outputs='selected' never has y1 and dy2 in full, from which routing 'activation' and "
-                "gradient masks are read; it needs routing='token' or 'static' and mask_reuse=True"
             )
         if self.weight_scale and self.weight_method == "hard":
             raise ValueError(
@@ -187,11 +172,12 @@ class SparsityConfig:
                 return formula, "-", "dense"
             return formula, output if activation == "sampled" else left, activation
 
-        selected = self.outputs == "selected"
-        # Clusters chosen by y1 itself are known once it is there in full: only then are blocks enough.
-        known = selected or (self.activation == "venom" and self.routing == "activation" and self.mask_reuse)
+        # Only the blocks of a known mask are computed (figure 4d): of dy2 by the forward mask, and of y1 too
+        # unless y1 itself chooses the clusters.
+        known = kind == "venom" and self.routing != "oracle-block" and self.mask_reuse and not self.w2_t
+        chosen = known and not self.w1 and self.routing != "activation"
         return [
-            row("y1 = x W1", "w1", "sampled" if selected else "dense"),
+            row("y1 = x W1", "w1", "sampled" if chosen else "dense"),
             row("y3 = y2 W2", "w2", kind),
             row("dy2 = dy3 W2^T", "w2_t", "sampled" if known else "dense"),
             row("dW2 = y2^T dy3", "", tokens),
@@ -334,17 +320,3 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """Training tokens one optimiser step reads."""
         return self.batch_size * self.grad_accum * self.model.seq_len
-
-
-HOW_NOT_WHAT = (
-    "device",
-    "backend",
-    "compile",
-    "cuda_graph",
-    "deterministic",
-    "log_every",
-    "checkpoint_every",
-)
-# Settings younger than some records: at these values they do not enter the hash. `SparsityConfig.backward` is
-# one too: records without it read weights whole, see `config_text`.
-ADDED = {"fold": False}

@@ -1,25 +1,22 @@
 """One look for every figure and table, and files that come out the same each time.
 
 figures/ holds what is drawn from records and exact values alone: the same on every machine, at every scale
-and seed. What a run trained or drew at random itself goes to figures/fresh/, which git ignores: `save` and
-`save_table` with `fresh=True`, or `both` for a picture of either kind. Numbers that depend on the machine are
-shown through `about`.
+and seed. What a run trained or drew at random itself goes to figures/fresh/, which git ignores: `fresh=True`,
+or `both` for a picture of either kind. Numbers that depend on the machine are shown through `about`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import os
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from replicate import paths
-from replicate.files import write_atomic
-from replicate.presets import SPARSITY_PRESETS
+from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.system import paths
+from replicate.system.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,35 +35,33 @@ PALETTE: dict[str, str] = {
 MARKERS: dict[str, str] = dict(zip(PALETTE, "osD^vXP", strict=True))
 LINES = ("-", "--", ":", "-.")
 
+Formats = Mapping[str, Callable[[Any], str]]  # by column
 DPI = 150
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def theme() -> None:
     """Set seaborn's and matplotlib's look; idempotent."""
-    import matplotlib as mpl
     import seaborn as sns
 
-    sns.set_theme(context="notebook", style="whitegrid", palette=list(PALETTE.values()))
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (7.0, 4.2),
-            "figure.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "savefig.dpi": DPI,
-            "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same size anywhere
-            "font.size": 10,
-            "axes.titlesize": 11,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-            "svg.hashsalt": "replicate",  # else every SVG has new random ids
-            "svg.fonttype": "none",
-        }
-    )
+    look = {
+        "figure.figsize": (7.0, 4.2),
+        "figure.dpi": 100,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": DPI,
+        "font.family": "DejaVu Sans",  # ships with matplotlib, so text has the same size anywhere
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "svg.hashsalt": "replicate",  # else every SVG has new random ids
+        "svg.fonttype": "none",
+    }
+    sns.set_theme(context="notebook", style="whitegrid", palette=list(PALETTE.values()), rc=look)
 
 
 def family(arm: str) -> str:
@@ -77,10 +72,9 @@ def family(arm: str) -> str:
     if arm in PALETTE:
         return arm
     if arm not in SPARSITY_PRESETS:
-        known = ", ".join([*PALETTE, *SPARSITY_PRESETS])
-        raise ValueError(f"{arm!r} has no colour; known: {known}")
+        raise ValueError(f"{arm!r} has no colour; known: {', '.join([*PALETTE, *SPARSITY_PRESETS])}")
     config = SPARSITY_PRESETS[arm]
-    if config.activation == "venom" and (config.routing != "token" or config.outputs == "selected"):
+    if config.activation == "venom" and config.routing != "token":
         return "control"
     if config.activation == "24":
         return "2:4 activations" if config.mask_reuse else "control"
@@ -98,10 +92,9 @@ def style(arm: str) -> dict[str, str]:
 
 
 def about(value: float | None, digits: int = 3, spread: float | None = None) -> str:
-    """A measured number for a notebook's output: about(2.7581) == "≈2.76".
+    """A measured number with `digits` significant digits: about(2.7581) == "≈2.76"; None is "not run".
 
-    The sign says that the digits may differ on another machine; the notebook tests mask exactly
-    these numbers. `digits` are significant digits; None gives "not run".
+    The sign says that the digits may differ on another machine; the notebook tests mask these numbers.
     """
     if value is None:
         return "not run"
@@ -112,79 +105,52 @@ def about(value: float | None, digits: int = 3, spread: float | None = None) -> 
 def save(fig: Figure, name: str, *, fresh: bool = False) -> None:
     """Write <name>.png and .svg: the same bytes for the same figure.
 
-    A picture in figures/ that looks the same already, or that other versions of the drawing libraries than
-    the pinned ones would replace, is left as it is.
-
-    Args:
-        fig: the matplotlib figure.
-        name: lower-case letters, digits, - and _, like "03_natural_sparsity".
-        fresh: it shows what this run trained or drew at random: write to figures/fresh/.
-    Raises ValueError for other names.
+    A PNG that looks the same already is left as it is. Raises ValueError for a name that is not made of
+    lower-case letters, digits, - and _, like "03_natural_sparsity".
     """
     stem = _stem(name, fresh)
-    nothing = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    for kind, metadata in nothing.items():
+    for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}.items():
         buffer = io.BytesIO()
         fig.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        path, content = stem.with_name(f"{name}.{kind}"), buffer.getvalue()
-        if kind == "png" and path.exists() and (_looks_alike(path.read_bytes(), content) or not _pinned()):
+        path, content = stem.with_suffix(f".{kind}"), buffer.getvalue()
+        if kind == "png" and path.exists() and _looks_alike(path.read_bytes(), content):
             os.utime(path)  # it belongs to this run
         else:
             write_atomic(path, content)
 
 
 def both(
-    draw: Callable[[Mapping[str, Any]], Figure],
-    name: str,
-    *,
-    recorded: Mapping[str, Any],
-    fresh: Mapping[str, Any],
+    draw: Callable[..., Figure], name: str, *, recorded: Mapping[str, Any], fresh: Mapping[str, Any]
 ) -> None:
-    """Draw, save and show a figure twice: of what is recorded, and of what this run has trained.
+    """Draw, save and show a figure twice: of the recorded scales, and of those that this run has trained.
 
-    Args:
-        draw: makes the figure of a mapping scale -> runs.
-        name: as for `save`.
-        recorded: the recorded scales, for figures/. fresh: this run's, for figures/fresh/. An empty one is
-            left out.
+    `draw` makes the figure of a mapping scale -> runs; an empty mapping is left out.
     """
     import matplotlib.pyplot as plt
 
-    for studies, ours in ((recorded, False), (fresh, True)):
-        if studies:
-            save(draw(studies), name, fresh=ours)
+    for scales, ours in ((recorded, False), (fresh, True)):
+        if scales:
+            save(draw(scales), name, fresh=ours)
             plt.show()
 
 
 def save_table(
-    df: pd.DataFrame,
-    name: str,
-    *,
-    digits: int = 4,
-    columns: dict[str, Callable] | None = None,
-    fresh: bool = False,
+    df: pd.DataFrame, name: str, *, digits: int = 4, columns: Formats | None = None, fresh: bool = False
 ) -> None:
-    """Write <name>.csv (12 digits) and .md (`digits` significant digits).
-
-    Args:
-        df: the table; its index is written where it has a name.
-        name: as for `save`.
-        digits: significant digits of floats in the Markdown table.
-        columns: column -> function that formats its values in the Markdown table.
-        fresh: as for `save`.
-    """
+    """Write <name>.csv (12 digits) and .md, see `markdown`; the index is written where it has a name."""
     stem = _stem(name, fresh)
     if any(level is not None for level in df.index.names):
         df = df.reset_index()
-    write_atomic(
-        stem.with_name(f"{name}.csv"),
-        df.to_csv(index=False, lineterminator="\n", float_format="%.12g").encode(),
-    )
-    write_atomic(stem.with_name(f"{name}.md"), markdown(df, digits=digits, columns=columns).encode())
+    csv = df.to_csv(index=False, lineterminator="\n", float_format="%.12g")
+    write_atomic(stem.with_suffix(".csv"), csv.encode())
+    write_atomic(stem.with_suffix(".md"), markdown(df, digits=digits, columns=columns).encode())
 
 
-def markdown(df: pd.DataFrame, *, digits: int = 4, columns: dict[str, Callable] | None = None) -> str:
-    """The table in Markdown: floats with `digits` significant digits, an empty cell for None and NaN."""
+def markdown(df: pd.DataFrame, *, digits: int = 4, columns: Formats | None = None) -> str:
+    """The table in Markdown: floats with `digits` significant digits, an empty cell for None and NaN.
+
+    `columns` maps a column to the function that formats its values.
+    """
     import pandas as pd
 
     def cell(column: str, value: object) -> str:
@@ -212,14 +178,3 @@ def _looks_alike(one: bytes, other: bytes) -> bool:
 
     a, b = (np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=np.int16) for png in (one, other))
     return a.shape == b.shape and int(np.abs(a - b).max()) <= 3
-
-
-@lru_cache(maxsize=1)
-def _pinned() -> bool:
-    """True if the libraries that draw have the versions of requirements.txt."""
-    pins = paths.ROOT / "requirements.txt"
-    text = pins.read_text(encoding="utf-8") if pins.exists() else ""
-    return all(
-        importlib.metadata.version(package) in re.findall(rf"^{package}==([^\s;]+)", text, re.MULTILINE)
-        for package in ("matplotlib", "pillow", "seaborn")
-    )

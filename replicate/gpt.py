@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replicate.config import ModelConfig
-from replicate.dense_ffn import INIT_STD, DenseFFN
-from replicate.ffn import SparseFFN
-from replicate.layer_state import PHASES
+from replicate.config import ACTIVATIONS, ModelConfig
+from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
+from replicate.training.layer_state import PHASES
 
 
 class GPT(nn.Module):
@@ -153,6 +152,30 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
+class DenseFFN(nn.Module):
+    """Dense baselines: squared ReLU or GELU with two matrices, SwiGLU with three.
+
+    relu2 and gelu: y = act(x W1) W2. swiglu: y = (silu(x W1) * (x W3)) W2, which has 1.5 times the
+    parameters at equal d_ff. Weights are [d_model, d_ff] and [d_ff, d_model], as in the paper.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, activation: str = "relu2") -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        self.activation = activation
+        self.w1 = new_weight(d_model, d_ff)
+        self.w2 = new_weight(d_ff, d_model)
+        self.w3 = new_weight(d_model, d_ff) if activation == "swiglu" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model]."""
+        y1 = x @ self.w1
+        if self.w3 is not None:
+            return (F.silu(y1) * (x @ self.w3)) @ self.w2
+        return (relu2(y1) if self.activation == "relu2" else F.gelu(y1)) @ self.w2
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; `n_kv_head` < `n_head` shares keys and values."""
 
@@ -203,25 +226,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pair (x_i, x_(i + H/2)) of each head by its place's angle. x [..., S, H]."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-
-
-def param_count(config: ModelConfig) -> dict[str, int]:
-    """Number of parameters, by formula: nothing is allocated.
-
-    Per layer 2 D (N + K) H for attention (N heads and K key-value heads of width H, as in section 3.2),
-    2 D F for the FFN (3 D F for SwiGLU, F more for learned scores) and 2 D for the norms.
-
-    Returns:
-        total; embedding (the token table, twice if the head is not tied); non_embedding.
-    """
-    d = config.d_model
-    attention = 2 * d * (config.n_head + config.kv_heads) * (d // config.n_head)
-    ffn = (3 if config.activation == "swiglu" else 2) * d * config.d_ff
-    s = config.sparsity
-    learned = config.n_layer * config.d_ff if s.activation != "dense" and s.selection == "learned" else 0
-    non_embedding = config.n_layer * (attention + ffn + 2 * d) + d + learned
-    embedding = config.vocab_size * d * (1 if config.tie_embeddings else 2)
-    return {"total": embedding + non_embedding, "embedding": embedding, "non_embedding": non_embedding}
 
 
 def _linear(d_in: int, d_out: int) -> nn.Linear:

@@ -8,12 +8,16 @@ reads one token alone, so it is causal.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from replicate.config import METRICS
+if TYPE_CHECKING:
+    from replicate.ffn import SparseFFN
+
+METRICS = ("dot", "l2", "cosine")
 
 
 class TokenLists(NamedTuple):
@@ -128,6 +132,41 @@ def route(x: Tensor, means: Tensor, top_k: int, *, metric: str = "dot") -> Tenso
     if not 1 <= top_k <= means.shape[0]:
         raise ValueError(f"top_k is {top_k}; choose 1 to the number of experts, {means.shape[0]}")
     return scores(x, means, metric).argsort(dim=1, descending=True, stable=True)[:, :top_k]
+
+
+def top_clusters(y: Tensor, n_clusters: int, top_k: int) -> Tensor:
+    """[T, top_k] clusters of the largest summed magnitude in y [T, F], neurons in cluster order."""
+    return energy(y, n_clusters).argsort(dim=1, descending=True, stable=True)[:, :top_k]
+
+
+def energy(y: Tensor, n_clusters: int) -> Tensor:
+    """[T, n]: the magnitudes of each cluster's neurons in y [T, F], summed."""
+    return y.abs().unflatten(1, (n_clusters, -1)).to(torch.float32).sum(2)
+
+
+def by_token(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
+    """The paper's rule (algorithm 3): the experts whose means are nearest to the token."""
+    return route(x, ffn.expert_means().to(x.dtype), ffn.config.top_k, metric=ffn.config.metric)
+
+
+def by_activation(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
+    """The clusters in which the token fires most, known once product 1 is there in full."""
+    y2 = (x @ ffn.sparse_weight("w1", x.dtype)).relu().square() if y2 is None else y2
+    return top_clusters(y2, ffn.config.n_clusters, ffn.config.top_k)
+
+
+def fixed(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
+    """The same clusters for every token, chosen once by `make_clusters`: the control."""
+    return ffn.fixed_experts().expand(len(x), -1)
+
+
+# Who chooses a token's clusters, by the name in `SparsityConfig.routing`. A rule reads the layer, its inputs
+# x [T, D] and, if they are there already, the activations y2 [T, F] before any mask; it returns [T, k].
+RULES: dict[str, Callable[[SparseFFN, Tensor, Tensor | None], Tensor]] = {
+    "token": by_token,
+    "activation": by_activation,
+    "static": fixed,
+}
 
 
 def cluster_mask(experts: Tensor, labels: Tensor, n_clusters: int) -> Tensor:

@@ -7,15 +7,8 @@ here is vectorised, deterministic (ties go to the lower index), keeps the dtype,
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
-
-from replicate.config import SELECTIONS
-
-# The six pairs of columns k < l; pair 5 - n has the columns that pair n has not.
-PAIRS_K, PAIRS_L = (0, 0, 0, 1, 1, 2), (1, 2, 3, 2, 3, 3)
 
 
 def mask24(x: Tensor, dim: int = -1) -> Tensor:
@@ -61,8 +54,8 @@ def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor | None = No
     Raises:
         ValueError: w is not floating point, or `dim` is no multiple of 4.
     """
-    _check_float(w)
-    _check_groups(w, dim)
+    check_float(w)
+    check_groups(w, dim)
     wide = w.to(torch.promote_types(w.dtype, torch.float32))
     mag = wide.abs()
     a, b, c, d = four = _split(_order_key(w), dim)
@@ -100,7 +93,7 @@ def venom_mask(x: Tensor, v: int, m: int, n: int = 2) -> Tensor:
     Raises:
         ValueError: x is not floating point, or a shape or one of v, m, n does not fit.
     """
-    _check_float(x)
+    check_float(x)
     rows, cols = _check_blocks(x, v, m, n)
     blocks = x.reshape(rows // v, v, cols // m, m).movedim(2, 1)  # [R/v, C/m, v, m]
     weight = blocks.abs().to(torch.promote_types(x.dtype, torch.float32)).sum(2)
@@ -114,7 +107,7 @@ def venom_mask(x: Tensor, v: int, m: int, n: int = 2) -> Tensor:
 
 def check24(x: Tensor, dim: int = -1) -> None:
     """Raise ValueError naming the first group of four along `dim` with more than two non-zeros."""
-    _check_groups(x, dim)
+    check_groups(x, dim)
     counts = (x != 0).movedim(dim, -1).unflatten(-1, (-1, 4)).sum(-1)
     bad = (counts > 2).nonzero()
     if len(bad):
@@ -169,112 +162,9 @@ def sparsity(x: Tensor) -> float:
     return float((x == 0).double().mean())
 
 
-def mvue24(x: Tensor, dim: int = -1, generator: torch.Generator | None = None) -> Tensor:
-    """Minimum-variance unbiased 2:4 estimate of x (2203.10991): E[mvue24(x)] = x.
-
-    Of each four, two are drawn without replacement with inclusion probability p_i = min(1, c |x_i|),
-    sum p_i = 2, and divided by p_i. Systematic sampling meets these probabilities exactly: element i is
-    drawn when its interval of the running sum of p covers u or u + 1, u uniform.
-
-    Args:
-        x: floating-point tensor; `dim` a multiple of 4.
-        generator: source of the draws; None uses torch's default one.
-
-    Raises:
-        ValueError: x is not floating point, or `dim` is no multiple of 4.
-    """
-    _check_float(x)
-    _check_groups(x, dim)
-    groups = x.movedim(dim, -1).unflatten(-1, (-1, 4)).to(torch.promote_types(x.dtype, torch.float32))
-    tiny = torch.finfo(groups.dtype).tiny
-    mag = groups.abs().clamp_max(torch.finfo(groups.dtype).max / 8)  # sums stay finite
-    is_top = torch.arange(4, device=x.device) == mag.argmax(-1, keepdim=True)
-    top = mag.amax(-1, keepdim=True)
-    rest = mag.masked_fill(is_top, 0).sum(-1, keepdim=True)
-    capped = torch.where(is_top, torch.ones_like(mag), mag / rest.clamp_min(tiny))
-    p = torch.where(top >= rest, capped, 2 * mag / (top + rest).clamp_min(tiny))
-    u = torch.rand(top.shape, generator=generator, device=x.device, dtype=p.dtype)
-    high = p.cumsum(-1)
-    low = torch.cat([torch.zeros_like(u), high[..., :-1]], -1)
-    # Two points in disjoint intervals draw two at most, however the sums of p are rounded.
-    drawn = ((low <= u) & (u < high)) | ((low <= u + 1) & (u + 1 < high))
-    kept = torch.where(drawn & (mag > 0), groups / p.clamp_min(tiny), torch.zeros_like(groups))
-    kept = torch.where(groups.isnan(), groups, kept)
-    return kept.flatten(-2).movedim(-1, dim).to(x.dtype)
-
-
-def transposable_mask(w: Tensor) -> Tensor:
-    """Mask that is 2:4 along both axes: in each 4 x 4 tile the best of the 90 patterns (2404.01847).
-
-    "Best" keeps the largest summed magnitude. The search is exhaustive; its sums are rounded, in float32 or
-    in w's dtype if that is wider, so patterns closer than that rounding count as equal. NaN, infinity and
-    the largest numbers count alike, as more than the rest.
-
-    Ties keep the first pattern in this order: rows 0 and 1 keep the same two columns (01, 02, 03, 12, 13,
-    23); they share a column i, and rows 2 and 3 a column j (by i, then j, then the lower other column in
-    row 0, then in row 2); they share none (row 0, then row 2, keeps 02, 03, 12, 13, 01, 23).
-
-    Args:
-        w: [R, C], both multiples of 4.
-
-    Returns:
-        Boolean [R, C] with two True in each group of four of every row and every column.
-
-    Raises:
-        ValueError: w is not floating point, or does not tile by 4 x 4.
-    """
-    _check_float(w)
-    if w.dim() != 2 or w.shape[0] % 4 or w.shape[1] % 4:
-        fix = [-(-size // 4) * 4 for size in w.shape]
-        raise ValueError(
-            f"shape {tuple(w.shape)} does not tile by 4 x 4; "
-            + (f"pad it to {tuple(fix)}" if w.dim() == 2 else "use a matrix")
-        )
-    rows, cols = w.shape
-    tiles = w.detach().abs().reshape(rows // 4, 4, cols // 4, 4).movedim(2, 1)
-    wide = tiles.to(torch.promote_types(w.dtype, torch.float32))
-    top = torch.finfo(wide.dtype).max / 8  # sums of eight stay finite
-    code = _best_pattern(wide.nan_to_num(nan=top).clamp_max(top))
-    bits = code[..., None] >> torch.arange(16, device=w.device) & 1
-    return bits.bool().unflatten(-1, (4, 4)).movedim(1, 2).reshape(rows, cols)
-
-
-def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The neuron-level 2:4 activation: keep two of every four adjacent neurons of each token.
-
-    Args:
-        y: activations [..., F], F a multiple of 4.
-        method: "magnitude" keeps the two largest; "soft" also subtracts the second-smallest magnitude
-            from them (section 2.2 on activations); "learned" ranks by |y_f| exp(score_f); "static"
-            always keeps the first two of four, the control.
-        score: learned scores [F], for "learned" only.
-
-    Returns:
-        (values [..., F] in y's dtype, mask [..., F] bool).
-
-    Raises:
-        ValueError: unknown method, F no multiple of 4, or score missing or of the wrong shape.
-    """
-    if method == "magnitude":
-        mask = mask24(y)
-    elif method == "soft":
-        return soft_threshold24(y), mask24(y)
-    elif method == "learned":
-        if score is None or score.shape != y.shape[-1:]:
-            got = None if score is None else tuple(score.shape)
-            raise ValueError(f"method 'learned' needs a score of shape ({y.shape[-1]},), got {got}")
-        mask = mask24(y.abs().to(torch.promote_types(y.dtype, torch.float32)) * score.exp())
-    elif method == "static":
-        _check_groups(y, -1)
-        mask = (torch.arange(y.shape[-1], device=y.device) % 4 < 2).expand(y.shape)
-    else:
-        raise ValueError(f"method is {method!r}; choose one of {', '.join(SELECTIONS)}")
-    return torch.where(mask, y, torch.zeros_like(y)), mask
-
-
 def _order_key(x: Tensor) -> Tensor:
     """Integers that order like |x|, with NaN above infinity: the bits without the sign."""
-    _check_float(x)
+    check_float(x)
     as_int = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.detach().abs().contiguous().view(as_int)
 
@@ -291,7 +181,7 @@ def _top_of_four(four: list[Tensor], n: int) -> list[Tensor]:
 
 def _split(x: Tensor, dim: int) -> list[Tensor]:
     """The four members of each group along `dim`, as four tensors of a quarter of the size."""
-    _check_groups(x, dim)
+    check_groups(x, dim)
     dim %= x.dim()
     return list(x.unflatten(dim, (-1, 4)).unbind(dim + 1))
 
@@ -302,12 +192,14 @@ def _join(four: list[Tensor], dim: int) -> Tensor:
     return torch.stack(four, dim + 1).flatten(dim, dim + 1)
 
 
-def _check_float(x: Tensor) -> None:
+def check_float(x: Tensor) -> None:
+    """Raise ValueError unless x is floating point."""
     if not x.is_floating_point():
         raise ValueError(f"the tensor is {x.dtype}; sparsity by magnitude needs a floating-point one")
 
 
-def _check_groups(x: Tensor, dim: int) -> None:
+def check_groups(x: Tensor, dim: int) -> None:
+    """Raise ValueError unless x has whole groups of four along `dim`."""
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim {dim} is not an axis of a tensor of shape {tuple(x.shape)}")
     if x.shape[dim] % 4:
@@ -328,37 +220,3 @@ def _check_blocks(x: Tensor, v: int, m: int, n: int) -> tuple[int, int]:
             f"shape {rows} x {cols} does not divide into blocks of v = {v} rows x m = {m} columns"
         )
     return rows, cols
-
-
-def _best_pattern(tiles: Tensor) -> Tensor:
-    """The pattern of `transposable_mask` for tiles [..., 4, 4] >= 0, as an integer: bit 4 r + c.
-
-    Rows 0 and 1 use each column twice, once or never, and rows 2 and 3 complement them. The best way of
-    using two columns k < l once in each half does not depend on the other columns, so 19 sums stand for
-    the 90 patterns. Kernels add in the same order, to round alike.
-    """
-    k, l = PAIRS_K, PAIRS_L
-    row, below = tiles[..., 0::2, :], tiles[..., 1::2, :]  # rows 0 and 2, rows 1 and 3: [..., half, 4]
-    twice = row + below
-    straight, swapped = row[..., k] + below[..., l], row[..., l] + below[..., k]
-    once = torch.maximum(straight, swapped)  # [..., half, 6]
-    unit = torch.tensor([[1], [1 << 8]], device=tiles.device)
-    k_bit, l_bit = (unit << torch.tensor(columns, device=tiles.device) for columns in (k, l))
-    ways = torch.where(swapped > straight, l_bit | k_bit << 4, k_bit | l_bit << 4)
-
-    twice = twice[..., 0, :, None] + twice[..., 1, None, :]  # column i above, j below
-    sums = [twice[..., k[n], k[5 - n]] + twice[..., l[n], l[5 - n]] for n in range(6)]
-    codes = [
-        ways.new_tensor(17 << k[n] | 17 << l[n] | 17 << k[5 - n] + 8 | 17 << l[5 - n] + 8) for n in range(6)
-    ]
-    both_once, both_ways = once.sum(-2), ways.sum(-2)
-    for i, j in itertools.permutations(range(4), 2):
-        rest = 5 - [*zip(k, l)].index((min(i, j), max(i, j)))
-        sums.append(twice[..., i, j] + both_once[..., rest])
-        codes.append(both_ways[..., rest] | 17 << i | 17 << j + 8)
-    first, second = once[..., 0] + once[..., 5], once[..., 1] + once[..., 4]
-    sums.append(torch.maximum(first, second).sum(-1))
-    ways = torch.where(second > first, ways[..., 1] | ways[..., 4], ways[..., 0] | ways[..., 5])
-    codes.append(ways.sum(-1))
-    best = torch.stack(sums, -1).argmax(-1, keepdim=True)
-    return torch.stack(torch.broadcast_tensors(*codes), -1).gather(-1, best).squeeze(-1)

@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replicate import checkpoint, evaluate, records, schedule
-from replicate.compiled import compiled_loss
+from replicate import evaluate, schedule
 from replicate.config import TrainConfig
-from replicate.config_text import config_hash, to_dict
 from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.kernels import backend as engines
-from replicate.progress import Progress
-from replicate.runtime import (
+from replicate.settings.text import config_hash, to_dict
+from replicate.system import provenance
+from replicate.training import checkpoint
+from replicate.training.compiled import compiled_loss
+from replicate.training.progress import Progress
+from replicate.training.runtime import (
     NonFiniteLoss,
     check_same_run,
     interrupts_between_steps,
@@ -37,7 +39,7 @@ from replicate.runtime import (
     stats_rows,
     stopped_at,
 )
-from replicate.step import OptimizerStep, make_optimizer
+from replicate.training.step import OptimizerStep, make_optimizer
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]
 
@@ -72,7 +74,7 @@ class Trainer:
         resume: continue from the newest intact checkpoint in run_dir; "exactly": only if the losses will be
             those of a run never stopped, else start over; False starts over.
         keep: False does without the checkpoint at the end.
-        progress: show progress, see `progress.Display`.
+        progress: show progress on stderr.
         callback: called as callback(step, trainer) after each optimiser step.
         data: tokens to train on instead of config.corpus's.
 
@@ -333,6 +335,6 @@ class Trainer:
             "config_hash": config_hash(self.config),
             "corpus_sha256": self.data.provenance()["sha256"],
             "torch": torch.__version__,
-            "code": records.code_fingerprint(),
+            "code": provenance.code_fingerprint(),
             "device": str(self.device.type),
         }

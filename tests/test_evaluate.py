@@ -9,7 +9,8 @@ from replicate import evaluate
 from replicate.config import ModelConfig, SparsityConfig
 from replicate.data import TokenData
 from replicate.gpt import GPT
-from replicate.transplant import with_sparsity
+from replicate.study import completion
+from replicate.study.transplant import with_sparsity
 
 CONFIG = ModelConfig(vocab_size=16, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=24)
 
@@ -65,7 +66,7 @@ def test_valid_loss_is_that_of_the_present_phase(data):
 
 
 def test_completion_questions_come_from_the_held_out_text(data):
-    task = evaluate.completion_task(data, 30, n_choices=5, length=4)
+    task = completion.completion_task(data, 30, n_choices=5, length=4)
     assert task.contexts.shape == (30, 20)
     assert task.choices.shape == (30, 5, 4)
     assert task.chance == 0.2
@@ -79,7 +80,7 @@ def test_completion_questions_come_from_the_held_out_text(data):
 
 
 def test_near_wrong_answers_come_from_the_next_tokens(data):
-    task = evaluate.completion_task(data, 20, n_choices=3, length=4, near=12)
+    task = completion.completion_task(data, 20, n_choices=3, length=4, near=12)
     text = data.valid.tolist()
     for context, choices, answer in zip(task.contexts.tolist(), task.choices.tolist(), task.answers.tolist()):
         start = next(i for i in range(len(text)) if text[i : i + 24] == [*context, *choices[answer]])
@@ -87,23 +88,23 @@ def test_near_wrong_answers_come_from_the_next_tokens(data):
         for place, choice in enumerate(choices):
             found = any(after[i : i + 4] == choice for i in range(9))
             assert found or place == answer
-    assert evaluate.question(5, near=64) == {**evaluate.question(5), "near": 64}
+    assert completion.question(5, near=64) == {**completion.question(5), "near": 64}
     with pytest.raises(ValueError, match="near is 8; choose 0, or at least"):
-        evaluate.completion_task(data, 5, n_choices=3, length=4, near=8)
+        completion.completion_task(data, 5, n_choices=3, length=4, near=8)
 
 
 def test_completion_questions_repeat_for_a_seed(data):
-    one, two, other = (evaluate.completion_task(data, 10, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (completion.completion_task(data, 10, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.choices, two.choices)
     assert torch.equal(one.contexts, two.contexts)
     assert not torch.equal(one.contexts, other.contexts)
 
 
 def test_who_knows_the_text_answers_right_and_who_knows_nothing_guesses(data):
-    task = evaluate.completion_task(data, 40, length=8)
-    assert evaluate.completion(Oracle(task, 5.0), task)["accuracy"] == 1
-    assert evaluate.completion(Oracle(task, -5.0), task)["accuracy"] == 0
-    random = evaluate.completion(make(), evaluate.completion_task(data, 200))
+    task = completion.completion_task(data, 40, length=8)
+    assert completion.completion(Oracle(task, 5.0), task)["accuracy"] == 1
+    assert completion.completion(Oracle(task, -5.0), task)["accuracy"] == 0
+    random = completion.completion(make(), completion.completion_task(data, 200))
     assert random["accuracy"] == pytest.approx(0.25, abs=5 * random["stderr"])
     p = random["accuracy"]
     assert random["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / 200))
@@ -111,24 +112,24 @@ def test_who_knows_the_text_answers_right_and_who_knows_nothing_guesses(data):
 
 
 def test_completion_scores_do_not_depend_on_the_batch_size(data):
-    model, task = make(), evaluate.completion_task(data, 20)
-    assert evaluate.completion(model, task, 3) == evaluate.completion(model, task, 20)
+    model, task = make(), completion.completion_task(data, 20)
+    assert completion.completion(model, task, 3) == completion.completion(model, task, 20)
 
 
 def test_impossible_tasks_are_named(data):
     with pytest.raises(ValueError, match=r"context 20 \+ length 8 tokens.*at most seq_len = 24"):
-        evaluate.completion_task(data, 5, context=20, length=8)
+        completion.completion_task(data, 5, context=20, length=8)
     with pytest.raises(ValueError, match="n_choices 1"):
-        evaluate.completion_task(data, 5, n_choices=1)
+        completion.completion_task(data, 5, n_choices=1)
 
     class Monotone:
         seq_len, valid = 24, np.zeros(500, np.uint16)
 
     with pytest.raises(ValueError, match="repeats itself"):
-        evaluate.completion_task(Monotone(), 2)
+        completion.completion_task(Monotone(), 2)
     Monotone.valid = np.zeros(20, np.uint16)
     with pytest.raises(ValueError, match="20 held-out tokens are too few"):
-        evaluate.completion_task(Monotone(), 2)
+        completion.completion_task(Monotone(), 2)
 
 
 def test_a_transplanted_model_is_the_same_but_for_its_format(data):

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbval_by_tokens import masked
 
-from replicate import figures, plots
-from replicate.presets import SPARSITY_PRESETS
+from replicate import figures
+from replicate.report import study_plots as plots
+from replicate.settings.presets import SPARSITY_PRESETS
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_every_preset_has_a_style():
     expected = {
         "dense": "dense", "w1+w2+t": "2:4 weights", "act24": "2:4 activations",
         "act24+wgrad": "2:4 activations", "venom32": "venom", "recipe64": "recipe", "static16": "control",
-        "figure4d": "control", "no-mask-reuse": "control", "paper": "paper",
+        "no-mask-reuse": "control", "paper": "paper",
     }  # fmt: skip
     assert {name: figures.family(name) for name in expected} == expected
     with pytest.raises(ValueError, match="'recip' has no colour"):
@@ -180,7 +181,7 @@ def test_what_a_run_trained_stands_beside_what_is_tracked(folder):
     }
 
 
-def test_a_picture_that_looks_the_same_is_left_as_it_is(folder, monkeypatch):
+def test_a_picture_that_looks_the_same_is_left_as_it_is(folder):
     from PIL import Image
 
     path = folder / "03_loss.png"
@@ -192,20 +193,3 @@ def test_a_picture_that_looks_the_same_is_left_as_it_is(folder, monkeypatch):
         before = path.read_bytes()
         figures.save(draw(), "03_loss")
         assert (path.read_bytes() == before) == stays
-    monkeypatch.setattr(figures, "_pinned", lambda: False)  # other versions draw all of it otherwise
-    picture[:] = 0
-    Image.fromarray(picture).save(path)
-    before = path.read_bytes()
-    figures.save(draw(), "03_loss")
-    assert path.read_bytes() == before
-    path.unlink()
-    figures.save(draw(), "03_loss")
-    assert path.exists()
-
-
-def test_the_drawing_libraries_here_are_the_pinned_ones():
-    import importlib.metadata
-
-    text = (figures.paths.ROOT / "requirements.txt").read_text(encoding="utf-8")
-    pinned = f"matplotlib=={importlib.metadata.version('matplotlib')}" in text
-    assert figures._pinned() == pinned

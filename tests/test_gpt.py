@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from replicate.config import ModelConfig, SparsityConfig
-from replicate.gpt import GPT, Attention, param_count, rope_tables, rotate
-from replicate.presets import MODEL_PRESETS, SPARSITY_PRESETS
+from replicate.gpt import GPT, Attention, rope_tables, rotate
+from replicate.settings.presets import MODEL_PRESETS, SPARSITY_PRESETS
+from replicate.training.flops import param_count
 
 TINY = ModelConfig(vocab_size=40, n_layer=2, d_model=24, d_ff=128, n_head=4, seq_len=16)
 

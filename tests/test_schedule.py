@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate.config import ORDERS, TrainConfig
-from replicate.presets import train_preset
 from replicate.schedule import learning_rate, phase_at, phase_plan, sparse_before, sparse_steps
+from replicate.settings.presets import train_preset
 
 RUN = train_preset("smoke", "recipe", steps=100, dense_warmup=20, lr_warmup=10)
 

@@ -7,17 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate import sparsity as sp
+from replicate.ablations import mvue24, select24, transposable_mask
 from replicate.sparsity import (
     check24,
     check_venom,
     flip_rate,
     mask24,
-    mvue24,
     prune24,
-    select24,
     soft_scale,
     soft_threshold24,
-    transposable_mask,
     venom_mask,
 )
 

@@ -14,15 +14,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replicate import checkpoint, paths, schedule
-from replicate.bench import PlainLoop, RandomTokens, train_bench
+from replicate import schedule
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
-from replicate.config_text import to_dict
 from replicate.data import TokenData
-from replicate.progress import Progress, clock
-from replicate.runtime import pick_device, stats_rows
-from replicate.step import OptimizerStep
+from replicate.settings.text import to_dict
+from replicate.system import paths
 from replicate.train import NonFiniteLoss, Trainer, train
+from replicate.training import checkpoint
+from replicate.training.progress import Progress
+from replicate.training.runtime import pick_device, stats_rows
+from replicate.training.step import OptimizerStep
 
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=16)
 VENOM = SparsityConfig(w1=True, w2_t=True, activation="venom", n_clusters=4, top_k=2)
@@ -155,7 +156,7 @@ def test_a_resumed_run_is_bit_identical(config, data, tmp_path):
 # A process that has torch loaded and forks a training process for every line on its stdin.
 FORKING = """
 import json, os, sys, torch
-from replicate.config_text import from_dict
+from replicate.settings.text import from_dict
 from replicate.train import train
 torch.set_num_threads(1)
 torch.optim.AdamW([torch.zeros(1)])  # imports what the first optimiser does
@@ -300,7 +301,7 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
 
 def test_other_code_is_warned_about(data, tmp_path, monkeypatch):
     run(RUN, data, run_dir=tmp_path)
-    monkeypatch.setattr("replicate.records.code_fingerprint", lambda: "other")
+    monkeypatch.setattr("replicate.system.provenance.code_fingerprint", lambda: "other")
     with pytest.warns(UserWarning, match="made with code .* losses may differ"):
         Trainer(RUN, run_dir=tmp_path, data=data, progress=False)
 
@@ -515,12 +516,14 @@ def test_progress_in_a_log_file_is_whole_lines(data):
     assert "step 8: sparse steps begin" in lines
     assert "step 16: dense steps begin" in lines
     assert any(
-        re.match(r"step 12/24 sparse loss \d\.\d{4} lr \d\.\d\de-\d\d .*k tokens/s, 0:\d\d left", x)
+        re.match(r"step 12/24 sparse, loss \d\.\d{4}, lr \d\.\d\de-\d\d, .*k tokens/s, 00:\d\d left", x)
         for x in lines
     )
-    assert re.match(r"step 24/24, loss \d\.\d{4}, held-out loss \d\.\d{4}, 0:\d\d", lines[-1])
+    assert re.match(r"step 24/24, loss \d\.\d{4}, held-out loss \d\.\d{4}, 00:\d\d", lines[-1])
     quiet = io.StringIO()
-    Progress(False, RUN, quiet).finish(1, 1.0, 1.0, 1.0)
+    trainer = Trainer(RUN, data=data, progress=False)
+    trainer.progress = Progress(False, RUN, quiet, every=0)
+    trainer.run()
     assert quiet.getvalue() == ""
 
 
@@ -528,13 +531,14 @@ def test_progress_in_a_terminal_renews_one_line():
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     progress = Progress(True, RUN, terminal)
+    progress.start(1000, 0, torch.device("cpu"), torch.float32)
+    progress.bar.mininterval = 0
     progress.update(4, 2.0, 1000.0)
     progress.update(8, 1.9, 1000.0)
     progress.finish(24, 1.5, None, 3.0)
     text = terminal.getvalue()
-    assert text.count("\r") == 3
-    assert text.count("\n") == 1
-    assert text.rstrip().endswith("step 24/24, loss 1.5000, 0:03")
+    assert "step 4/24 dense, loss 2.0000" in text and "step 8/24 dense, loss 1.9000" in text
+    assert text.count("\n") == 2 and "step 24/24, loss 1.5000, 00:03\n" in text
 
 
 @pytest.mark.parametrize(
@@ -563,7 +567,7 @@ def test_a_backend_that_cannot_run_here_is_refused_before_the_warm_up(data):
         Trainer(dense, data=data, progress=False)
 
 
-def test_devices_and_durations():
+def test_devices_that_are_not_here_are_refused():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match=r"'gpu0'.*choose 'auto' or 'cpu'"):
         pick_device("gpu0")
@@ -571,43 +575,6 @@ def test_devices_and_durations():
         ValueError, match="'meta', on which nothing trains here; choose 'auto', 'cpu' or 'cuda'"
     ):
         pick_device("meta")
-    assert [clock(s) for s in (7, 750, 11100)] == ["0:07", "12:30", "3:05:00"]
-
-
-def test_the_bench_compares_the_same_training(data):
-    result = train_bench(replace(RUN, stats_every=0, clip=0.5), repeats=2, steps=3, data=data)
-    assert result["config"]["model"]["sparsity"]["activation"] == "dense"
-    assert result["low"] <= result["ratio"] <= result["high"]
-    assert result["ratio"] * (1 + result["overhead"]) == pytest.approx(1)
-    assert (result["device"], result["threads"], result["repeats"]) == ("cpu", 1, 2)
-    trainer = Trainer(
-        replace(RUN, model=MODEL, lr_warmup=0, min_lr_share=1.0, weight_decay=0), data=data, progress=False
-    )
-    plain = Trainer(trainer.config, data=data, progress=False)
-    PlainLoop(plain).run(0, 4)
-    trainer.run(4)
-    assert_same_state(plain.model.state_dict(), trainer.model.state_dict())
-    with pytest.raises(ValueError, match="repeats 0"):
-        train_bench(repeats=0)
-
-
-def test_the_bench_compiles_plain_loops_two_ways_and_draws_tokens_of_a_large_vocabulary(monkeypatch):
-    asked = []
-
-    def compile(fn, mode=None, **_):
-        asked.append(mode)
-        return fn
-
-    monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr("replicate.train.compiled_loss", lambda model: model)
-    large = replace(RUN, model=replace(MODEL, vocab_size=70_000), compile=True, stats_every=0)
-    result = train_bench(large, repeats=1, steps=1)
-    assert asked == ["default", "reduce-overhead"]
-    names = [f"plain loop, {mode}" for mode in asked]
-    assert list(result["plain_tokens_per_s"]) == names and result["fastest"] in names
-    first, again, other = (RandomTokens(70_000, 16).batch("train", step, 4, 1) for step in (0, 0, 1))
-    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
-    assert torch.equal(first[0][:, 1:], first[1][:, :-1])
 
 
 GPU_RUN = replace(

@@ -8,23 +8,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from replicate import fused_ffn, kernels
+from replicate import kernels
 from replicate.config import SparsityConfig
 from replicate.ffn import SparseFFN
 from replicate.kernels import backend
-from replicate.kernels.venom_down import venom_down
-from replicate.kernels.venom_gather import venom_compress
-from replicate.kernels.venom_select import venom_select
-from replicate.kernels.venom_up import venom_up, venom_up_backward
-from replicate.kernels.venom_wgrad import venom_wgrad
-from replicate.paths import ROOT
-from replicate.presets import SPARSITY_PRESETS
+from replicate.kernels import layer as fused_ffn
+from replicate.kernels.venom.down import venom_down
+from replicate.kernels.venom.gather import venom_compress
+from replicate.kernels.venom.select import venom_select
+from replicate.kernels.venom.up import venom_up, venom_up_backward
+from replicate.kernels.venom.wgrad import venom_wgrad
+from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.system.paths import ROOT
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 LAUNCH = re.compile(r"\b(_\w+_kernel)\[")
 CONFIGS = {
     **{name: SPARSITY_PRESETS[name] for name in ("w1", "w1+w2+t", "act24", "act24+tile", "all24")},
-    **{name: SPARSITY_PRESETS[name] for name in ("venom16", "recipe", "figure4d", "active16", "static16")},
+    **{name: SPARSITY_PRESETS[name] for name in ("venom16", "recipe", "active16", "static16")},
     "scaled": SparsityConfig(w1=True, w2_t=True, activation="24", weight_scale=True),
     "learned": SparsityConfig(activation="24", selection="learned"),
 }
@@ -32,8 +33,12 @@ CONFIGS = {
 
 def launched():
     """(module, kernel) of every launch in the package."""
-    files = sorted((ROOT / "replicate" / "kernels").glob("*.py"))
-    return [(file.stem, name) for file in files for name in LAUNCH.findall(file.read_text(encoding="utf-8"))]
+    folder = ROOT / "replicate" / "kernels"
+    files = sorted(folder.rglob("*.py"))
+    modules = {file: ".".join(file.relative_to(folder).with_suffix("").parts) for file in files}
+    return [
+        (modules[file], name) for file in files for name in LAUNCH.findall(file.read_text(encoding="utf-8"))
+    ]
 
 
 def test_every_launch_is_on_its_device():

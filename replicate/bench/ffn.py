@@ -1,0 +1,156 @@
+"""Benchmark of one FFN layer, forward and backward, sparse against dense, all in one process.
+
+A step is a training step's, in bf16 with float32 weights: outputs, gradients of x, W1 and W2, routing and
+permutation, and once a step the weights cast or compressed. The dense side is the same layer in its dense
+phase, compiled by torch.compile, and eager (cuBLAS and torch's element-wise kernels). Correctness comes
+first: nothing is timed before every sparse layer agreed with the reference on the inputs that are timed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+
+from replicate.bench import timing
+from replicate.bench.ffn_cases import DENSE, LayerCase, check
+from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.study import records
+
+KIND = "bench-ffn"
+SHAPES = ((16384, 4096, 16384), (16384, 2048, 8192))  # tokens, d_model, d_ff: the 7B and the 1B model
+PAPERS = (
+    *("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64"),
+    *("act24", "act24+tile", "all24"),
+)
+ACTIVE = ("active16", "active64", "active16x32", "active64x32")  # clusters by a token's own activations
+SPARSITIES = (*PAPERS, *ACTIVE)
+EAGER = "dense, eager"
+PROFILED = ("recipe", "act24")
+# Stages of a step and the kernels that belong to them, first match first; what matches none is element-wise.
+STAGES = {
+    "weight refresh": r"soft_threshold_prune24",
+    "routing and lists": r"route_topk|_energy_kernel|_top_k_kernel|_(count|scan|place)_kernel|gather_sum",
+    "Venom products": r"venom_(up|down|wgrad|gather)",
+    "2:4 products": r"[a-z_]sparse|sptensor|spmma|cslt|Sparse(Gemm|Mma)",
+    "dense products": r"gemm|nvjet|cutlass|cublas|aten::(add|b)?mm$",
+    "element-wise": r"",
+}
+SECONDS = 0.2  # of back-to-back steps, twice an arm
+Row = dict[str, Any]
+
+
+def config(
+    shapes: Sequence[Sequence[int]] = SHAPES, sparsity: Sequence[str] = SPARSITIES, repeats: int = 15
+) -> Row:
+    """What identifies a run: shapes (tokens, d_model, d_ff), sparsity presets, repeats and seed.
+
+    Raises ValueError for an unknown or dense preset, or a shape that a preset cannot carry.
+    """
+    for name in sparsity:
+        if name not in SPARSITY_PRESETS or not SPARSITY_PRESETS[name].any:
+            known = ", ".join(known for known, c in SPARSITY_PRESETS.items() if c.any)
+            raise ValueError(f"sparsity {name!r} is none of the sparse presets {known}")
+        for _, d_model, d_ff in shapes:
+            SPARSITY_PRESETS[name].check_shape(d_model, d_ff)
+    c = {"shapes": [list(shape) for shape in shapes], "sparsity": list(sparsity)}
+    return c | {"dtype": "bfloat16", "seed": 0, "repeats": repeats}
+
+
+def run(c: Row, device: str = "cuda") -> records.Record:
+    """Check all shapes, then measure them, then profile them.
+
+    On a CPU nothing is compiled, and there are no graphs and no peak memory.
+
+    Returns:
+        a record whose results are {"shapes": [see `ffn_cases.check`, `measure` and `profile`]}.
+    """
+    start, results = time.perf_counter(), [{"shape": shape} for shape in c["shapes"]]
+    for stage in (lambda c, p: check(p, c["sparsity"]), measure, profile):
+        for found in results:
+            found |= stage(c, LayerCase(found["shape"], c["seed"], device))
+            timing.release()
+    return records.make_record(KIND, c, {"shapes": results}, seconds=time.perf_counter() - start)
+
+
+def measure(c: Row, p: LayerCase) -> Row:
+    """By arm: milliseconds ("graph", "launches", "sustained"), "peak_bytes", and "load" of routed ones."""
+    routed = [name for name in c["sparsity"] if SPARSITY_PRESETS[name].activation == "venom"]
+    calls, out = _steps(p, c["sparsity"]), {"load": {name: p.load(p.layer(name)) for name in routed}}
+    on_gpu = p.device != "cpu"
+    if on_gpu:
+        out["peak_bytes"] = {name: timing.peak_bytes(call) for name, call in calls.items()}
+    out["launches"] = timing.compare(calls, p.device, c["repeats"])
+    if on_gpu:
+        graphs = timing.graphed_all(calls)
+        out["graph"] = timing.compare(graphs, p.device, c["repeats"])
+        out["sustained"] = {name: timing.sustained_ms(graph, SECONDS) for name, graph in graphs.items()}
+    return out
+
+
+def profile(c: Row, p: LayerCase) -> Row:
+    """ "kernels": milliseconds of every kernel of a step, by arm."""
+    calls = _steps(p, [name for name in PROFILED if name in c["sparsity"]])
+    return {"kernels": {name: timing.kernel_ms(call, device=p.device) for name, call in calls.items()}}
+
+
+def _steps(p: LayerCase, sparsity: Sequence[str]) -> timing.Calls:
+    """A step of every arm: DENSE, compiled on a GPU, the presets, and EAGER."""
+    forwards: dict[str, Callable] = {name: p.layer(name) for name in (DENSE, *sparsity)}
+    forwards[EAGER] = forwards[DENSE]
+    if p.device != "cpu":
+        forwards[DENSE] = torch.compile(forwards[DENSE], dynamic=False)
+    return {name: partial(p.step, forward) for name, forward in forwards.items()}
+
+
+def stages(shape: Row, name: str) -> dict[str, float]:
+    """Milliseconds of each of STAGES in a profiled arm's step, its kernels sorted by name.
+
+    Casts of weights are element-wise; "weight refresh" is their compression.
+    """
+    found = dict.fromkeys(STAGES, 0.0)
+    for kernel, ms in shape["kernels"][name].items():
+        found[next(stage for stage, pattern in STAGES.items() if re.search(pattern, kernel))] += ms
+    return found
+
+
+def rows(record: records.Record) -> list[Row]:
+    """One row a shape and arm: milliseconds with spread, times as fast as dense, memory, largest error.
+
+    "x" is over the compiled dense FFN, by CUDA graphs with a cold cache; "x sustained" back to back,
+    "x launches" without graphs, "x eager" over the dense FFN that is not compiled.
+    """
+    table = []
+    for s in record.results["shapes"]:
+        times, launches = s.get("graph", s["launches"]), s["launches"]
+        for name, ms in times.items():
+            row = {"shape": tuple(s["shape"]), "arm": name, **ms, "x": times[DENSE]["ms"] / ms["ms"]}
+            row["x launches"] = launches[DENSE]["ms"] / launches[name]["ms"]
+            row["x eager"] = times[EAGER]["ms"] / ms["ms"]
+            if "sustained" in s:
+                row["x sustained"] = s["sustained"][DENSE] / s["sustained"][name]
+                row["peak GiB"] = s["peak_bytes"][name] / 2**30
+                row["of dense"] = s["peak_bytes"][name] / s["peak_bytes"][DENSE]
+            if name in s["errors"]:
+                row["error"] = max(s["errors"][name]["error"].values())
+            table.append(row)
+    return table
+
+
+def table(record: records.Record) -> str:
+    """Times, speed-ups, memory and stages as plain text."""
+    frame, lines = pd.DataFrame(rows(record)), []
+    for s in record.results["shapes"]:
+        lines.append("tokens {}, d_model {}, d_ff {}".format(*s["shape"]))
+        own = frame[frame["shape"] == tuple(s["shape"])].drop(columns="shape").set_index("arm")
+        lines.append(own.to_string(float_format="{:.4g}".format, na_rep=""))
+        split = pd.DataFrame({name: stages(s, name) for name in s["kernels"]}).rename_axis("ms by kernel")
+        lines.append(split.to_string(float_format="{:.3f}".format))
+        if s["load"]:
+            lines.append(f"busiest cluster over the mean: at most {max(s['load'].values()):.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""A whole training step of a GPT, the arms that take turns on it, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from replicate import evaluate, router
+from replicate.bench import timing
+from replicate.gpt import GPT, Block
+from replicate.settings.presets import SPARSITY_PRESETS, train_preset
+from replicate.training import compiled
+from replicate.training.step import make_optimizer
+
+DENSE, WHOLE = "dense", "dense, in one piece"
+ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+LR = 1e-6  # small, so that all arms, which take turns on the same weights, see about the same ones
+
+
+class TrainingStep:
+    """A GPT of a preset at some depth, its optimiser and one batch of random tokens, shared by all arms.
+
+    An arm is a sparsity preset, DENSE or WHOLE. DENSE and the sparse arms are compiled as in training, see
+    `compiled`; WHOLE is torch.compile of the whole dense model. The neurons count as clustered as they
+    stand: of independent random neurons no order is better.
+
+    Args:
+        preset: training preset; its batch, sequence, optimiser and clipping are used.
+        n_layer: depth instead of the preset's.
+        seed: of weights and tokens. device: "cuda" or "cpu".
+        compile: False runs everything as it is.
+    """
+
+    def __init__(
+        self, preset: str, n_layer: int, *, seed: int = 0, device: str = "cuda", compile: bool = True
+    ) -> None:
+        base = train_preset(preset)
+        self.config = replace(base, model=replace(base.model, n_layer=n_layer), lr=LR)
+        self.device, shape = device, self.config.model
+        self.pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
+        with torch.random.fork_rng(), torch.device(device):
+            torch.manual_seed(seed)
+            self.model = GPT(shape)
+            tokens = torch.randint(shape.vocab_size, (self.config.batch_size, shape.seq_len + 1))
+        self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        for ffn in self.model.ffns():
+            ffn.clustered.fill_(True)
+        self.model.set_phase("sparse")  # a dense configuration is dense in every phase
+        self.parameters = list(self.model.parameters())
+        self.optimizer = make_optimizer(self.model, self.config)
+        self.compiled: Callable[[Any], Any] = lambda piece: piece
+        if compile:
+            self.compiled = partial(torch.compile, dynamic=False, backend=compiled.BACKEND)
+        self.forward = compiled.compiled_loss(self.model) if compile else self.model
+        self.whole = self.compiled(self.model)
+
+    def use(self, name: str) -> None:
+        """Give every FFN the formats of arm `name`."""
+        for ffn in self.model.ffns():
+            ffn.config = SPARSITY_PRESETS[DENSE if name == WHOLE else name]
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of all arms: bfloat16, weights in float32."""
+        return torch.autocast(self.device, torch.bfloat16)
+
+    def loss(self, name: str) -> Tensor:
+        """Mean cross-entropy of the batch, as arm `name` computes it."""
+        self.use(name)
+        with self.autocast():
+            return (self.whole if name == WHOLE else self.forward)(self.inputs, self.targets)[1]
+
+    def step(self, name: str) -> Tensor:
+        """One optimiser step of arm `name`, from tokens to new weights; the loss."""
+        loss = self.loss(name)
+        loss.backward()
+        self.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def update(self) -> None:
+        """Clip the gradients and step the optimiser."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+
+    def last_step(self, name: str) -> tuple[float, int | None]:
+        """A step's loss, and the most GPU memory allocated in it: weights, optimiser, activations."""
+        if self.device == "cpu":
+            return float(self.step(name)), None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return float(self.step(name)), torch.cuda.max_memory_allocated()
+
+    def load(self, name: str) -> list[float]:
+        """Tokens of each layer's busiest cluster over the mean, on an eighth of the sequence."""
+        self.use(name)
+        c = SPARSITY_PRESETS[name]
+        with self.autocast():
+            inputs = evaluate.ffn_inputs(self.model, self.inputs[:, : -(-self.inputs.shape[1] // 8)])
+        found = []
+        for ffn, x in zip(self.model.ffns(), inputs, strict=True):
+            with torch.no_grad():
+                experts = ffn.experts(x.flatten(0, 1))
+            found.append(router.load_stats(experts, c.n_clusters)["max_over_mean"])
+        return found
+
+    def attention_ms(self) -> dict[str, float]:
+        """Milliseconds of an attention layer, not compiled, by each of torch's fused kernels that works."""
+        attention, found = self.model.blocks[0].attn, {}
+        x, *angles = self._hidden()
+        call = partial(self._gradients, attention, (x, *angles), [x, *attention.parameters()])
+        for name in ATTENTION:
+            with attention_by(name):
+                try:
+                    found[name] = timing.compare({name: call}, self.device, 5)[name]["ms"]
+                except RuntimeError:  # not in this build, or not on this chip
+                    continue
+        return found
+
+    def components(self, arms: Sequence[str], repeats: int) -> dict[str, Any]:
+        """Milliseconds of the step's parts alone, forward and backward, in turns; CUDA graphs on a GPU.
+
+        Returns:
+            "attention" and, by arm, "ffn" of one layer, norm and residual sum included; "head and loss";
+            "optimiser" with clipping. Each with its spread, see `timing.compare`.
+        """
+        model, block = self.model, self.model.blocks[0]
+        x, cos, sin = self._hidden()
+        weight = model.embed.weight if model.head is None else model.head.weight
+        attend, dense, normed, head = map(self.compiled, (attention_half, ffn_half, ffn_input, head_loss))
+        of_ffn = [x, *block.ffn_norm.parameters(), block.ffn.w1, block.ffn.w2]
+
+        def ffn(name: str) -> None:
+            block.ffn.config = SPARSITY_PRESETS[name]
+            sparse = partial(ffn_half, normed=normed)
+            self._gradients(dense if name == DENSE else sparse, (block, x), of_ffn)
+
+        of_attention = [x, *block.attn_norm.parameters(), *block.attn.parameters()]
+        of_head = [x, *model.norm.parameters(), weight]
+        calls: dict[str, Callable[[], Any]] = {
+            "attention": partial(self._gradients, attend, (block, x, cos, sin), of_attention),
+            "head and loss": partial(self._gradients, head, (model.norm, weight, x, self.targets), of_head),
+            "optimiser": self.update,
+        }
+        self.loss(DENSE).backward()  # for the optimiser
+        timed = calls | {f"ffn {a}": partial(ffn, a) for a in arms}
+        on_cpu = self.device == "cpu"
+        found = timing.compare(timed, "cpu", repeats) if on_cpu else timing.compare_graphs(timed, repeats)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {name: found[name] for name in calls} | {"ffn": {a: found[f"ffn {a}"] for a in arms}}
+
+    def _hidden(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Random x [B, S, D] of the residual stream's dtype, cos and sin."""
+        length, d_model = self.inputs.shape[1], self.model.config.d_model
+        x = torch.randn(*self.inputs.shape, d_model, device=self.device, requires_grad=True)
+        return x, self.model.cos[:length], self.model.sin[:length]
+
+    def _gradients(self, fn: Callable[..., Tensor], arguments: tuple, wanted: list[Tensor]) -> None:
+        with self.autocast():
+            y = fn(*arguments)
+        torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+
+def attention_half(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The first half of a layer, x [B, S, D]."""
+    return x + block.attn(block.attn_norm(x), cos, sin)
+
+
+def ffn_input(block: Block, x: Tensor) -> Tensor:
+    """What the FFN reads of x [B, S, D], in bf16."""
+    return block.ffn_norm(x).bfloat16()
+
+
+def ffn_half(block: Block, x: Tensor, normed: Callable[[Block, Tensor], Tensor] = ffn_input) -> Tensor:
+    """The second half of a layer, x [B, S, D]."""
+    return x + block.ffn(normed(block, x))
+
+
+def head_loss(norm: torch.nn.Module, weight: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+    """Final norm, vocabulary head and mean cross-entropy of x [B, S, D]."""
+    return F.cross_entropy(F.linear(norm(x), weight).flatten(0, 1).float(), targets.flatten())
+
+
+def attention_by(name: str | None) -> AbstractContextManager:
+    """Attention by one of torch's fused kernels, "flash" or "cudnn"; None leaves the choice to torch."""
+    return sdpa_kernel(ATTENTION[name]) if name else nullcontext()

@@ -1,0 +1,85 @@
+"""Compact activations from full ones: the step between the 2:4 and the Venom products of algorithms 1 and 2.
+
+There products 1 and 3 give all of y1 and dy2 [T, F]; the rows r of expert e, token t(r), take their part:
+
+    forward     y2[r]  = S(relu(y1[t(r), C_e])^2)          "MoEToVenom" and equation 2
+    backward    dy1[r] = 2 dy2[t(r), C_e] sqrt(y2[r])      equation 6 under the forward's mask
+
+S and the compact layout are those of `venom_up`; padding rows are zero.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from replicate.kernels.backend import on_its_device, tl, triton
+from replicate.kernels.venom.common import check_operands, cluster_width, two_of_four
+from replicate.kernels.venom.token_lists import BlockLists
+from replicate.sparsity import prune24
+
+
+def venom_select_reference(full: Tensor, lists: BlockLists, y2: Tensor | None = None) -> Tensor:
+    """[R, W] in torch: y2 from y1 with 2 of 4, or dy1 from dy2 and y2; other rows are zero."""
+    n = len(lists.starts)
+    out = full.new_zeros(len(lists.tokens), full.shape[1] // n)
+    for e, (start, count) in enumerate(zip(lists.starts.tolist(), lists.counts.tolist(), strict=True)):
+        rows = slice(start, start + count)
+        part = full[lists.tokens[rows].long()].chunk(n, 1)[e]
+        out[rows] = part.relu().square() if y2 is None else 2 * part * y2[rows].sqrt()
+    return prune24(out) if y2 is None else out
+
+
+@on_its_device
+@triton.jit
+def _venom_select_kernel(
+    full, y2, out, tokens, block_expert, d_ff, width,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, BACKWARD: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of a block by N neurons."""
+    expert = tl.load(block_expert + tl.program_id(0) * ROWS // BLOCK)
+    if expert < 0:
+        return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(1) * N + tl.arange(0, N)
+    token = tl.load(tokens + row).to(tl.int64)
+    mask = (token >= 0)[:, None] & (col < width)[None, :]
+    value = tl.load(full + token[:, None] * d_ff + (expert * width + col)[None, :], mask=mask, other=0.0)
+    value = value.to(tl.float32)
+    own = row.to(tl.int64)[:, None] * width + col[None, :]
+    inside = (col < width)[None, :]
+    if BACKWARD:
+        value = 2 * value * tl.sqrt(tl.load(y2 + own, mask=inside, other=0.0).to(tl.float32))
+    else:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        value = value * value
+        if INNER:
+            value = two_of_four(value, ROWS, N)
+    tl.store(out + own, value.to(out.dtype.element_ty), mask=inside)
+
+
+def venom_select(full: Tensor, lists: BlockLists, y2: Tensor | None = None, *, inner: bool = True) -> Tensor:
+    """Compact y2 from y1, or, given y2, compact dy1 from dy2.
+
+    Args:
+        full: [T, F], y1 or dy2. lists: from `token_lists`. y2: [R, F / n] of the forward pass.
+        inner: keep 2 of each 4 adjacent neurons (forward; the backward inherits it).
+
+    Returns:
+        [R, F / n] in full's dtype; rows past the last used block are not written.
+
+    Raises:
+        ValueError: shapes, dtypes or strides do not fit.
+    """
+    check_operands(full=full, **({} if y2 is None else {"y2": y2}))
+    rows, width = len(lists.tokens), cluster_width(full.shape[1], len(lists.starts))
+    if y2 is not None and y2.shape != (rows, width):
+        raise ValueError(f"y2 must be [{rows}, {width}], got {tuple(y2.shape)}")
+    out = full.new_empty(rows, width)
+    n = min(512, max(16, triton.next_power_of_2(width)))
+    part = min(lists.block, 16) if full.is_cuda else lists.block
+    if out.numel():
+        _venom_select_kernel[(rows // part, triton.cdiv(width, n))](
+            full, full if y2 is None else y2, out, lists.tokens, lists.block_expert, full.shape[1], width,
+            BLOCK=lists.block, ROWS=part, N=n, BACKWARD=y2 is not None, INNER=inner, num_warps=8,
+        )  # fmt: skip
+    return out

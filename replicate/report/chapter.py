@@ -1,0 +1,46 @@
+"""What every notebook begins with: its parameters are checked, figures and interrupts get their look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from replicate import figures
+from replicate.report.runner import check_profile, check_seed
+from replicate.training.runtime import quiet_interrupts
+
+
+class BadParameter(ValueError):
+    """A notebook was started with a parameter it cannot run with; shown as one line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks an exception for
+        return [f"{type(self).__name__}: {self}"]
+
+
+def begin(profile: Any, seed: Any) -> None:
+    """Check a notebook's parameters, set the look of its figures, and let an interrupt be one line.
+
+    Args:
+        profile: "smoke", "laptop" or "gpu". seed: a whole number, 0 or more.
+    Raises BadParameter, naming what would work.
+    """
+    try:
+        check_profile(profile)
+        check_seed(seed)
+    except ValueError as error:
+        raise BadParameter(str(error)) from None
+    quiet_interrupts()
+    figures.theme()
+
+
+def normal_numbers(seed: int = 0) -> Callable[..., Tensor]:
+    """A function of a shape: standard normal float64 numbers, the same on every processor.
+
+    torch.randn draws others where a processor has other instructions, so that a picture would differ.
+    """
+    random = np.random.default_rng(seed)
+    return lambda *shape: torch.from_numpy(random.standard_normal(shape))

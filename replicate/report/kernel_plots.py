@@ -1,0 +1,266 @@
+"""Pictures of the kernels: times and speed-ups, a roofline, cuSPARSELt's metadata layout, a kernel's text."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from replicate.figures import PALETTE
+from replicate.kernels.two_four.compressed24 import TILE, metadata_position
+from replicate.report import kernel_tables
+
+# Data sheet of the H100 and H200 SXM, TFLOP/s of bf16 products; a sparse operand doubles it.
+PEAK_DENSE, PEAK_SPARSE = 989.0, 1979.0
+KINDS = {  # of a roofline's points: label, colour, marker
+    "dense": ("cuBLAS product", PALETTE["dense"], "o"),
+    "2:4": ("2:4 product (FLOPs of the dense one)", PALETTE["2:4 weights"], "s"),
+    "pass": ("our pass over memory", PALETTE["2:4 activations"], "D"),
+    "torch": ("copies, torch's eager relu^2", PALETTE["control"], "o"),
+    "compressor": ("torch's compressor", PALETTE["recipe"], "X"),
+}
+STAGE_COLOURS = (PALETTE["2:4 weights"], PALETTE["control"], PALETTE["2:4 activations"])
+STAGE_COLOURS += (PALETTE["venom"], PALETTE["recipe"], PALETTE["paper"])
+LAYER_COLOURS = {  # of `ffn_bench.STAGES`, in their order
+    "weight refresh": PALETTE["2:4 activations"],
+    "routing and lists": PALETTE["paper"],
+    "Venom products": PALETTE["recipe"],
+    "2:4 products": PALETTE["2:4 weights"],
+    "dense products": PALETTE["dense"],
+    "element-wise": PALETTE["control"],
+}
+
+
+def excerpt(kernel: Any, start: str | None = None, stop: str | None = None) -> str:
+    """Lines of a kernel's own source as Markdown: from the first with `start` to the next with `stop`.
+
+    Args:
+        kernel: a function, or what `triton.jit` made of one.
+        start, stop: text in the first and in the last line; None is the beginning, or the end.
+
+    Raises ValueError if a text is not there.
+    """
+    lines = inspect.getsource(getattr(kernel, "fn", kernel)).rstrip().splitlines()
+
+    def find(text: str, first: int) -> int:
+        for i, line in enumerate(lines[first:], first):
+            if text in line:
+                return i
+        raise ValueError(f"no line from {first} on has {text!r}")
+
+    first = find(start, 0) if start else 0
+    last = find(stop, first) if stop else len(lines) - 1
+    return "```python\n" + textwrap.dedent("\n".join(lines[first : last + 1])) + "\n```"
+
+
+def draw_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> None:
+    """Grouped bars with their numbers on top.
+
+    Args:
+        groups: group (a place on the x-axis) -> series -> height.
+        colours: by series, in the order of drawing.
+    """
+    width = 0.84 / len(colours)
+    for i, (series, colour) in enumerate(colours.items()):
+        at = np.arange(len(groups)) + (i - (len(colours) - 1) / 2) * width
+        heights = [group.get(series, np.nan) for group in groups.values()]
+        bars = ax.bar(at, heights, width * 0.92, color=colour, label=series, edgecolor="white")
+        ax.bar_label(bars, ["" if np.isnan(h) else f"{h:.3g}" for h in heights], fontsize=8, padding=1)
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.grid(False, axis="x")
+
+
+def draw_stacks(
+    ax: Axes, stacks: Mapping[str, Mapping[str, float]], colours: Sequence[str], *, least: float = 0.0
+) -> None:
+    """Horizontal stacked bars of milliseconds, first bar on top.
+
+    Args:
+        stacks: bar -> stage -> ms; the stages are the same in every bar.
+        least: stages shorter than this share of the longest bar get no number.
+    """
+    frame = pd.DataFrame(stacks).T
+    totals = frame.sum(axis=1)
+    longest = totals.max()
+    look = {"stacked": True, "width": 0.62, "edgecolor": "white", "legend": False}
+    frame.plot.barh(ax=ax, color=list(colours)[: len(frame.columns)], **look)
+    for bars, stage in zip(ax.containers, frame.columns, strict=True):
+        numbers = [f"{ms:.3g}" if ms > least * longest else "" for ms in frame[stage]]
+        ax.bar_label(bars, numbers, label_type="center", color="white", fontsize=9)
+    for y, total in enumerate(totals):
+        ax.text(total + 0.01 * longest, y, f"{total:.3g} ms", va="center", fontsize=9)
+    ax.set(xlabel="milliseconds", xlim=(0, 1.12 * longest), ylim=(len(stacks) - 0.5, -0.5))
+    ax.grid(False, axis="y")
+
+
+def draw_rows(
+    ax: Axes,
+    rows: Mapping[str, Mapping[str, float]],
+    colours: Mapping[str, str],
+    *,
+    marks: Mapping[str, float] | None = None,
+    mark: str = "",
+) -> None:
+    """Grouped horizontal bars with their numbers, first row on top, and a diamond where others would be.
+
+    Args:
+        rows: row -> series -> length.
+        colours: by series, from top to bottom within a row.
+        marks: row -> a number to compare with; `mark` is its name in the legend.
+    """
+    height = 0.8 / len(colours)
+    longest = max(*(marks or {}).values(), *(max(row.values()) for row in rows.values()))
+    for i, (series, colour) in enumerate(colours.items()):
+        at = np.arange(len(rows)) + (i - (len(colours) - 1) / 2) * height
+        lengths = [row[series] for row in rows.values()]
+        ax.barh(at, lengths, height * 0.92, color=colour, label=series)
+        for y, length, row in zip(at, lengths, rows, strict=True):
+            other = (marks or {}).get(row, 0)
+            hidden = -0.02 < (other - length) / longest < 0.08  # the number would be under the diamond
+            text = {"va": "center", "fontsize": 9, "bbox": {"fc": "white", "ec": "none", "pad": 0.6}}
+            ax.text(max(length, hidden * other) + 0.015 * longest, y, f"{length:.2f}", **text)
+    if marks:
+        at = [y for y, row in enumerate(rows) if row in marks]
+        place = [marks[row] for row in rows if row in marks]
+        style = {"color": PALETTE["paper"], "edgecolor": "black", "lw": 0.6, "zorder": 3}
+        ax.scatter(place, at, 55, marker="D", label=mark, **style)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.12 * longest))
+    ax.grid(False, axis="y")
+
+
+def draw_tile(ax: Axes, values: np.ndarray, kept: np.ndarray) -> None:
+    """A small matrix, its kept elements coloured, with how many are kept of each row and column."""
+    rows, cols = values.shape
+    for r, c in np.ndindex(rows, cols):
+        colour = PALETTE["2:4 activations"] if kept[r, c] else "0.85"
+        ax.add_patch(Rectangle((c, r), 0.94, 0.94, color=colour, alpha=0.6, lw=0))
+        ax.text(c + 0.47, r + 0.47, f"{values[r, c]:g}", ha="center", va="center", fontsize=11)
+    counts = {"color": "0.35", "fontsize": 10, "ha": "center", "va": "center"}
+    for r, n in enumerate(kept.sum(1)):
+        ax.text(cols + 0.4, r + 0.47, str(n), weight="normal" if n <= 2 else "bold", **counts)
+    for c, n in enumerate(kept.sum(0)):
+        ax.text(c + 0.47, rows + 0.4, str(n), weight="normal" if n <= 2 else "bold", **counts)
+    ax.set(xlim=(-0.1, cols + 0.8), ylim=(rows + 0.8, -0.1), aspect="equal")
+    ax.axis("off")
+
+
+def draw_amortised(ax: Axes, row: pd.Series, most: int = 64) -> None:
+    """Speed-up of figure 6's product over the number of products that one conversion serves."""
+    times = np.arange(1, most + 1)
+    arms = {"convert_ms": ("our pass", "2:4 activations"), "eager_ms": ("torch, eager", "recipe")}
+    for key, (label, colour) in arms.items():
+        gains = [kernel_tables.amortised(row, key, int(n)) for n in times]
+        ax.semilogx(times, gains, color=PALETTE[colour], label=f"conversion by {label}", base=2)
+    ax.axhline(row["speedup"], color=PALETTE["2:4 weights"], ls=":", label="product alone")
+    ax.axhline(1, color=PALETTE["dense"], lw=1)
+    ax.set(xlabel="products that share one conversion", ylabel="speed-up over cuBLAS")
+    ax.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
+
+
+def draw_sweep(ax: Axes, frame: pd.DataFrame) -> None:
+    """Speed-up over the work of a product: alone, with our conversion, with torch's."""
+    series = {
+        "speedup": ("product alone", "2:4 weights", "s"),
+        "speedup_with_conversion": ("with our conversion", "2:4 activations", "D"),
+        "with eager conversion": ("with torch's conversion", "recipe", "X"),
+    }
+    for column, (label, colour, marker) in series.items():
+        ax.plot(range(len(frame)), frame[column], color=PALETTE[colour], marker=marker, label=label)
+        text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": PALETTE[colour]}
+        for x, value in enumerate(frame[column]):
+            ax.annotate(f"{value:.2f}", (x, value), (0, 6 if column == "speedup" else -13), **text)
+    ax.axhline(1, color=PALETTE["dense"], lw=1)
+    labels = [f"{m}\n{n}\n{k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
+    ax.set_xticks(range(len(frame)), labels)
+    ax.set(xlabel="m, n, k (least work first)", ylabel="speed-up over cuBLAS", xlim=(-0.4, len(frame) - 0.6))
+
+
+def draw_roofline(ax: Axes, points: Sequence[Mapping[str, Any]], bandwidth: float) -> None:
+    """FLOPs a byte against TFLOP/s, under the roof of a measured bandwidth and the data sheet's peaks.
+
+    Args:
+        points: from `kernel_tables.intensities`.
+        bandwidth: TB/s of a copy.
+    """
+    x = np.geomspace(0.5, 8000, 400)
+    for peak, name, style in ((PEAK_DENSE, "dense", "-"), (PEAK_SPARSE, "2:4", "--")):
+        ax.loglog(x, np.minimum(peak, bandwidth * x), style, color="0.55", lw=1.4)
+        ax.text(8600, peak, f"{name}: {peak:.0f}", va="center", fontsize=8, color="0.35")
+    ax.text(1.3, 9.5, f"copy: {bandwidth:.2f} TB/s", rotation=33, fontsize=8, color="0.35")
+    for kind, (label, colour, marker) in KINDS.items():
+        x, y = zip(*((p["x"], p["y"]) for p in points if p["kind"] == kind), strict=True)
+        ax.plot(x, y, marker, color=colour, ms=6, alpha=0.8, label=label)
+    ridge = PEAK_DENSE / bandwidth
+    ax.axvline(ridge, color="0.8", lw=1)
+    ax.text(ridge * 0.9, 0.13, "memory-bound", ha="right", fontsize=9, color="0.35")
+    ax.text(ridge * 1.1, 0.13, "compute-bound", ha="left", fontsize=9, color="0.35")
+    ax.set(xlabel="FLOPs for each byte that must move", ylabel="TFLOP/s", xlim=(0.5, 8000), ylim=(0.08, 4000))
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8)
+
+
+def draw_metadata_tile(ax: Axes) -> None:
+    """One metadata tile, 64 rows x 16 groups: the order of its 64-bit words, by colour and number."""
+    word = (metadata_position(TILE, TILE) // 16).numpy()
+    ax.imshow(word, cmap="viridis", aspect="auto", interpolation="nearest", vmin=0, vmax=63)
+    for r in range(TILE):
+        for half in (0, 8):
+            value = word[r, half]
+            colour = "white" if value < 40 else "black"
+            ax.text(half + 3.5, r, str(value), ha="center", va="center", fontsize=6.5, color=colour)
+    for r in range(0, TILE, 8):
+        ax.axhline(r - 0.5, color="white", lw=1.6 if r % 16 == 0 else 0.5)
+    ax.axvline(7.5, color="white", lw=1.6)
+    ax.set(xlabel="group of four columns", ylabel="row", xticks=range(0, 16, 2), yticks=range(0, TILE, 8))
+    ax.set_title("a tile of 64 rows x 64 columns:\nwhich 64-bit word holds which groups")
+    ax.grid(False)
+
+
+def draw_metadata_word(ax: Axes) -> None:
+    """One 64-bit word: rows r and r + 8, eight groups; the byte and the nibble of each group."""
+    place = metadata_position(TILE, TILE).numpy()[[0, 8], :8]
+    cmap = [*STAGE_COLOURS, "#7f7f7f", "#b08d57"]
+    for i in range(2):
+        for g in range(8):
+            nibble = int(place[i, g])
+            corner = (g - 0.5, i - 0.5)
+            ax.add_patch(Rectangle(corner, 1, 1, color=cmap[nibble // 2], alpha=0.45, lw=0))
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="white", lw=2))
+            text = f"byte {nibble // 2}\n{'low' if nibble % 2 == 0 else 'high'}"
+            ax.text(g, i, text, ha="center", va="center", fontsize=8.5)
+    ax.set(xlim=(-0.5, 7.5), ylim=(1.5, -0.5), xticks=range(8), xlabel="group of four columns")
+    ax.set_yticks([0, 1], ["row r", "row r+8"])
+    ax.set_title("one word: 16 nibbles; the two rows share bytes")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def draw_group(ax: Axes, group: Sequence[float]) -> None:
+    """One group of four: the two kept values, their positions i0 < i1, and the nibble i0 | i1 << 2."""
+    order = sorted(sorted(range(4), key=lambda i: -abs(group[i]))[:2])
+    colours = {order[0]: PALETTE["2:4 weights"], order[1]: PALETTE["venom"]}
+    for i, value in enumerate(group):
+        shade = colours.get(i, "0.88")
+        ax.add_patch(Rectangle((i, 0), 0.94, 0.9, color=shade, alpha=0.6, lw=0))
+        ax.text(i + 0.47, 0.45, f"{value:g}", ha="center", va="center", fontsize=11)
+        ax.text(i + 0.47, -0.12, f"{i} = {i:02b}", ha="center", va="top", fontsize=8, color="0.35")
+    for place, i in enumerate(order):
+        ax.add_patch(Rectangle((5.2 + place, 0), 0.94, 0.9, color=colours[i], alpha=0.6, lw=0))
+        ax.text(5.67 + place, 0.45, f"{group[i]:g}", ha="center", va="center", fontsize=11)
+    bits = [(order[1], 8.4), (order[0], 9.4)]
+    for i, x in bits:
+        ax.add_patch(Rectangle((x, 0), 0.94, 0.9, color=colours[i], alpha=0.6, lw=0))
+        ax.text(x + 0.47, 0.45, f"{i:02b}", ha="center", va="center", fontsize=11, family="monospace")
+    ax.annotate("", (5.1, 0.45), (4.1, 0.45), arrowprops={"arrowstyle": "->"})
+    ax.text(2, 1.05, "a group of four", ha="center", fontsize=9)
+    ax.text(6.2, 1.05, "stored values", ha="center", fontsize=9)
+    ax.text(9.35, 1.05, f"nibble i1, i0 = {order[0] | order[1] << 2}", ha="center", fontsize=9)
+    ax.set(xlim=(-0.1, 10.5), ylim=(-0.5, 1.5))
+    ax.set_title("one group: two values and one nibble")
+    ax.axis("off")

@@ -1,0 +1,87 @@
+"""Tables of the whole sparse layer from the records `bench-ffn` and `bench-backends`."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from replicate.bench import ffn as ffn_bench
+from replicate.study.records import CARD, Record, RecordStore
+
+NAMES = {
+    "dense": "dense, compiled",
+    "dense, eager": "dense, eager",
+    "venom16": "figure 4d, 4 of 16",
+    "venom32": "figure 4d, 4 of 32",
+    "venom64": "figure 4d, 4 of 64",
+    "recipe": "algorithms 1, 2, 4 of 16",
+    "recipe32": "algorithms 1, 2, 4 of 32",
+    "recipe64": "algorithms 1, 2, 4 of 64",
+    "active16": "by activations, 4 of 16",
+    "active64": "by activations, 4 of 64",
+    "active16x32": "by activations, 8 of 32 clusters",
+    "active64x32": "by activations, 2 of 32 clusters",
+    "act24": "2:4 activations",
+    "act24+tile": "2:4 activations, weight gradients too",
+    "all24": "all six products 2:4",
+}
+
+
+def layer(record: Record, d_model: int) -> pd.DataFrame:
+    """One row a format: ms a step, times as fast as dense (four ways), peak memory over dense's.
+
+    Columns: "x" by CUDA graphs, "sustained" back to back, "launches" without graphs, "eager" over a dense
+    layer that is not compiled.
+    """
+    rows = [row for row in ffn_bench.rows(record) if row["shape"][1] == d_model]
+    if not rows:
+        raise ValueError(f"the record has no shape with d_model {d_model}")
+    frame = pd.DataFrame(rows).rename(columns=lambda name: name.removeprefix("x "))
+    frame["layer"] = frame["arm"].replace(NAMES)
+    columns = ["arm", "layer", "ms", "x", "sustained", "launches", "eager", "memory"]
+    return frame.rename(columns={"of dense": "memory"})[columns]
+
+
+def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str, float]:
+    """Arm -> a column of `layer`, from those of a GPU's records that have timed this shape.
+
+    Each is over the dense layer of its own record.
+    """
+    found = RecordStore().widest_last(ffn_bench.KIND, device=device)
+    there = [r for r in found if d_model in {s["shape"][1] for s in r.results["shapes"]}]
+    frames = [layer(record, d_model) for record in there]
+    return {arm: x for frame in frames for arm, x in zip(frame["arm"], frame[column], strict=True)}
+
+
+def cards() -> pd.DataFrame:
+    """Times as fast as the compiled dense layer, one row a format, a column a GPU and model shape.
+
+    Only formats that every recorded GPU has timed; each figure is over that GPU's own dense layer.
+    """
+    devices = sorted(
+        {r.device for r in RecordStore().widest_last(ffn_bench.KIND)}, key=lambda d: (d != CARD, d)
+    )
+    found = {
+        f"{device.removeprefix('NVIDIA ')}, {model}": over_dense(d_model, device=device)
+        for d_model, model in ((4096, "7B"), (2048, "1B"))
+        for device in devices
+    }
+    frame = pd.DataFrame(found).dropna().drop(index="dense")
+    named = [name for name in NAMES if name in frame.index]
+    return frame.loc[named].rename(index=NAMES).rename_axis("layer").reset_index()
+
+
+def stages(record: Record, d_model: int) -> pd.DataFrame:
+    """Milliseconds of a step by kind of kernel: one row a stage, one column a profiled format."""
+    (shape,) = [s for s in record.results["shapes"] if s["shape"][1] == d_model]
+    found = {NAMES.get(name, name): ffn_bench.stages(shape, name) for name in shape["kernels"]}
+    frame = pd.DataFrame(found)
+    return frame[(frame > 0).any(axis=1)].rename_axis("stage, ms").reset_index()
+
+
+def agreement(record: Record) -> pd.DataFrame:
+    """Gaps in nats between training curves by kernels and by the reference, beside those of two seeds."""
+    names = {"arm": "arm", "backends": "largest gap of the curves", "seeds": "of two seeds"}
+    names |= {"final_backends": "gap of the last 100 steps", "final_seeds": "of two seeds, last 100"}
+    frame = pd.DataFrame(record.results["arms"]).rename(columns=names)
+    frame["within"] = frame["within"].map({True: "yes", False: "no"})
+    return frame[[*names.values(), "within"]]

@@ -1,0 +1,157 @@
+"""The notebooks as files: finding them, their parameters, and refreshing their stored outputs."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from replicate.system import paths
+from replicate.system.files import write_atomic
+
+_FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
+# Keep kernels quiet and in this environment, whatever else the user has installed. Who runs notebooks by a
+# command has chosen the scale, and is not asked again before long work.
+KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "REPLICATE_LONG": "1"}
+# They import the package of this checkout, whichever is installed.
+KERNEL_ENV["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of the reading order."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """File name without ending, like "03_minimal_gpt"."""
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        """Its two digits."""
+        return self.name[:2]
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The file as JSON."""
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    @property
+    def title(self) -> str:
+        """The first heading."""
+        for cell in self.content["cells"]:
+            found = re.search(r"^# (.+)$", source(cell), re.MULTILINE)
+            if cell["cell_type"] == "markdown" and found:
+                return found.group(1).strip()
+        return self.name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Names and default values of the parameters cell."""
+        found = {}
+        for cell in self.content["cells"]:
+            if "parameters" in tags(cell):
+                for node in ast.parse(source(cell)).body:
+                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                        found[node.targets[0].id] = ast.literal_eval(node.value)
+        return found
+
+    def minutes(self, profile: str) -> float | None:
+        """Minutes it says it takes at this profile (metadata `replicate.minutes`), if it says so."""
+        return self.content["metadata"].get("replicate", {}).get("minutes", {}).get(profile)
+
+
+def source(cell: dict[str, Any]) -> str:
+    """A cell's text, which files hold as a string or as lines."""
+    return "".join(cell["source"])
+
+
+def tags(cell: dict[str, Any]) -> list[str]:
+    """A cell's tags."""
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def discover(folder: Path | None = None) -> list[Notebook]:
+    """The notebooks NN_topic.ipynb of a folder (default: notebooks/) in reading order."""
+    folder = folder or paths.NOTEBOOKS
+    return [Notebook(path) for path in sorted(folder.glob("*.ipynb")) if _FILE.fullmatch(path.name)]
+
+
+def select(books: list[Notebook], only: Iterable[str] | None = None) -> list[Notebook]:
+    """The notebooks named by number ("3", "03") or name; all for None. Raises ValueError for others."""
+    if not only:
+        return books
+    wanted = [str(name).zfill(2) for name in only]
+    for name in wanted:
+        if not any(name in (book.number, book.name) for book in books):
+            raise ValueError(f"no notebook {name!r}; there are {', '.join(b.name for b in books) or 'none'}")
+    return [book for book in books if book.number in wanted or book.name in wanted]
+
+
+def check_parameters(book: Notebook, given: dict[str, Any]) -> None:
+    """Raise ValueError for a parameter the notebook does not have: papermill would accept it silently."""
+    known = book.parameters
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise ValueError(f"notebook {book.name} has no parameter {name!r}; {hint}")
+
+
+def refresh(only: Iterable[str] | None = None, folder: Path | None = None) -> list[str]:
+    """Execute notebooks at their default parameters and store the outputs in them; returns the names.
+
+    Outputs are kept without what changes from run to run: timings, progress, stderr, versions in metadata.
+    Raises ValueError if an output names a folder of this machine.
+    """
+    import nbclient
+    import nbformat
+
+    os.environ.update(KERNEL_ENV)
+    names = []
+    for book in select(discover(folder), only):
+        content = nbformat.read(book.path, as_version=4)
+        resources = {"metadata": {"path": str(book.path.parent)}}
+        client = nbclient.NotebookClient(content, timeout=None, kernel_name="python3", resources=resources)
+        client.record_timing = False
+        client.execute()
+        text = nbformat.writes(clean(content)).rstrip("\n") + "\n"
+        if str(paths.ROOT) in text or str(Path.home()) + os.sep in text:
+            raise ValueError(f"{book.name} prints a path of this machine; print it relative to the checkout")
+        write_atomic(book.path, text.encode())
+        names.append(book.name)
+    return names
+
+
+def clean(content: Any) -> Any:
+    """The notebook without what differs from run to run; changes and returns it."""
+    kept = content["metadata"].get("replicate")
+    content["metadata"] = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        **({"replicate": kept} if kept else {}),
+    }
+    for cell in content["cells"]:
+        cell["metadata"] = {"tags": tags(cell)} if tags(cell) else {}
+        if cell["cell_type"] != "code":
+            continue
+        outputs: list[Any] = []
+        for output in cell["outputs"]:
+            stream = output["output_type"] == "stream"
+            if stream and output["name"] == "stderr":
+                continue
+            if stream and outputs and outputs[-1]["output_type"] == "stream":
+                outputs[-1]["text"] += output["text"]
+            else:
+                outputs.append(output)
+        cell["outputs"] = outputs
+    return content

@@ -1,0 +1,47 @@
+"""What README.md shows: verdicts on the main claims, and speeds of the layer and of a whole step."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from replicate import figures, paper, study
+from replicate.paper.table import shipped_table, verdict_counts
+from replicate.paper.verdicts import FAILS, HOLDS
+from replicate.report import layer_tables, step_table
+
+ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run
+
+
+def tables() -> dict[str, str]:
+    """Name -> Markdown of both tables, from the records and from what `replicate claims --write` wrote."""
+    return {"verdicts": _verdicts(shipped_table()), "speed": _speed()}
+
+
+def _verdicts(claims: pd.DataFrame) -> str:
+    columns = ["place", "claim", "paper", "ours", "verdict", "scale", "notebook"]
+    shown = figures.markdown(claims.loc[paper.data()["claims_in_readme"], columns])
+    return f"{verdict_counts(claims)}. {_kinds(claims)}\n\n{shown}"
+
+
+def _kinds(claims: pd.DataFrame) -> str:
+    """What the counts are made of: arithmetic and formulas, or runs and timings."""
+    failed, held = (claims[claims["verdict"] == verdict] for verdict in (FAILS, HOLDS))
+    sums = failed[failed["notebook"].isin(ON_PAPER)]
+    large = int(held["scale"].isin(study.PRESET_OF.keys() - {"smoke"}).sum())
+    places = ", ".join(sorted(set(sums["notebook"])))
+    return (
+        f"Of the {len(failed)} that do not hold, {len(sums)} are arithmetic or formulas (notebooks {places}) "
+        f"and {len(failed) - len(sums)} measured; of the {len(held)} that hold, {large} "
+        "rest on runs or timings at laptop scale or larger."
+    )
+
+
+def _speed() -> str:
+    """Times as fast as dense, of the FFN and of a whole training step, by format and model."""
+    columns: dict[str, dict[str, float]] = {}
+    for model, (preset, d_model) in step_table.MODELS.items():
+        columns[f"FFN, {model} shape"] = layer_tables.over_dense(d_model, device=step_table.CARD)
+        columns[f"whole step, {model}"] = step_table.speeds(preset)
+    shown = pd.DataFrame(columns).reindex([arm for arm in layer_tables.NAMES if not arm.startswith("dense")])
+    cells = shown.rename(index=layer_tables.NAMES).map(lambda x: "" if pd.isna(x) else f"{x:.2f}x")
+    return figures.markdown(cells.rename_axis("times as fast as dense").reset_index())

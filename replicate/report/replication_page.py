@@ -1,0 +1,214 @@
+"""What docs/replication.md shows: its tables and every figure in its sentences, from the records.
+
+Losses come from data/recorded/, the paper's numbers from data/paper.json, verdicts and gradient sizes from
+figures/, where the claim table and notebook 08 keep them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from replicate import figures, paper
+from replicate.bench import step
+from replicate.paper import audit
+from replicate.paper.table import shipped_table, verdict_counts
+from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.report import study_tables as study
+from replicate.schedule import sparse_steps
+from replicate.study import plans
+from replicate.system import paths
+from replicate.training import flops
+
+TABLE3 = tuple(
+    name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same") if name in plans.TABLE3 + plans.SAME
+)
+
+
+def tables() -> dict[str, str]:
+    """Name -> Markdown of every table of the page."""
+    text, short = figures.markdown, partial(figures.markdown, digits=3)
+    settings = pd.DataFrame({scale: study.setting(scale) for scale in study.SIZES})
+    out = {
+        "scope": text(_scope()),
+        "setting": text(settings.rename_axis("").reset_index()),
+        "table3-verdicts": text(_verdicts(slice(3, 5))),
+        "weights": text(study.contrasts(study.WEIGHTS, study.TRAIN)),
+        "ends": text(study.contrasts(study.ENDS, study.HELD, study.SIZES)),
+        "rates": text(study.rates()),
+        "speed-verdicts": text(_verdicts(slice(5, 7))),
+        "layer": short(layers()),
+        "step": text(_steps()),
+        "ways": text(_ways()),
+        "agreement": short(layer_tables.agreement(kernel_tables.recorded(kernel_tables.BACKENDS))),
+        "audit": text(_audit()),
+        "mismatch": text(mismatch().reset_index()),
+        "spike": short(spike().reset_index()),
+        "sparse": text(study.recipe_sparse("laptop")),
+        "sparse-gpu": text(study.recipe_sparse("gpu")),
+        "switch": text(study.losses("gpu", study.SWITCHES).drop(columns="paper")),
+        "active": short(_active()),
+        "clock": short(clock()),
+        "open": text(study.opened()),
+        "prize": study.prize(),
+        "missing": study.missing(),
+        "sizes": text(study.sizes()),
+        "planned": text(study.losses("gpu", tuple(plans.PLANNED)).drop(columns="paper")),
+        "cards": short(layer_tables.cards()),
+    }
+    out |= {f"table3-{scale}": text(study.losses(scale, TABLE3)) for scale in study.SCALES}
+    return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
+
+
+def values() -> dict[str, str]:
+    """Name -> text of every single number that the page's sentences may use."""
+    out = {"counts": verdict_counts(shipped_table())} | _paper_values()
+    for scale in study.SIZES:
+        out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
+    for model in step_table.MODELS:
+        out |= {f"{model} {name}": text for name, text in _speed_values(model).items()}
+        out |= {f"H100 {model} {name}": text for name, text in _layer_values(model, step_table.CARD).items()}
+    out |= {f"dx {arm}": f"{length} times" for arm, length in mismatch()["dx sent down / true dx"].items()}
+    wide = step_table.widths()
+    for arm in step_table.AT_WIDTHS:
+        out[f"pays {arm}"] = str(step_table.pays_from(wide, arm))
+        out[f"pays launched {arm}"] = str(step_table.pays_from(wide, arm, "x launched"))
+    return out
+
+
+def _study_values(scale: str) -> dict[str, str]:
+    """Losses of the study at a scale, what was trained there, and how much alike its runs are."""
+    frame, out = study.runs(scale), study.setting(scale)
+    for arm in frame["arm"].unique():
+        for word, column in (("training", study.TRAIN), ("held-out", study.HELD)):
+            out[f"{arm}, {word}"] = study.sentence(study.contrast(frame, (arm,), column))
+    for label, arms in study.WEIGHTS.items():
+        out[label] = study.sentence(study.contrast(frame, arms, study.TRAIN))
+    for _, arm, _, found in study.open_questions():
+        out[f"open {arm}"] = study.sentence(found.get(scale))
+    half = plans.everything(scale, (1,))[study.HALF][0]
+    out["dense end"] = str(half.steps - half.dense_warmup - sparse_steps(half))
+    if scale != "laptop":  # where no arm's runs part
+        out["drift"], out["drift, largest"] = (f"{x:.3f} nats" for x in study.drift(scale))
+        out["across cards"] = study.across_cards(scale)
+        for arm, found in frame.groupby("arm")["record"]:
+            norms = [record.results["stats"][-1]["grad_norm"] for record in found]
+            out[f"norm {arm}"] = f"{sum(norms) / len(norms):.3g}"
+    return out
+
+
+def _paper_values() -> dict[str, str]:
+    out = {name: f"{cost:+.3f} nats" for name, cost in audit.table3_costs().items()}
+    by_row = {row["preset"]: row["loss"] for row in paper.rows(3)}
+    out["transpose"] = f"{by_row['w1+w1t'] - by_row['w1']:+.3f} nats"
+    out["headline"] = "{} to {}x".format(*paper.number("headline"))
+    out["step"] = f"{paper.number('step_speedup_text')}x"
+    out["layer"] = f"{flops.ffn_speedup(paper.number('venom_speedup_table2')):.2f}x"
+    out["dense steps"] = f"{paper.number('mix_1b')[1]:,}"
+    return {f"paper {name}": text for name, text in out.items()}
+
+
+def _speed_values(model: str) -> dict[str, str]:
+    """Times as fast as dense of the products, the layer, the step and the runs of one of the two models."""
+    preset, d_model = step_table.MODELS[model]
+    record = step_table.recorded(preset)
+    products = kernel_tables.venom_formats(kernel_tables.recorded(kernel_tables.VENOM), d_model)
+    out = {f"products {form}": f"{x:.2f}x" for form, x in products.set_index("format")["clusters"].items()}
+    out |= _layer_values(model) | {f"step {a}": f"{x:.2f}x" for a, x in step_table.speeds(preset).items()}
+    for row in step_table.runs(record):
+        for mix in step_table.mixes():
+            out[f"run {row['arm']}, {row['way']}, {mix}"] = f"{row[mix]:.2f}x"
+    dense = next(row for row in step_table.parts(record) if row["arm"] == "dense")
+    share = dense["ffn"] / dense["step"]
+    return out | {"share": f"{share:.0%}", "ceiling": f"{1 / (1 - share):.2f}x"}
+
+
+def _layer_values(model: str, device: str = layer_tables.CARD) -> dict[str, str]:
+    d_model = step_table.MODELS[model][1]
+    out = {f"layer {arm}": f"{x:.2f}x" for arm, x in layer_tables.over_dense(d_model, device=device).items()}
+    memory = layer_tables.over_dense(d_model, "memory", device)
+    return out | {f"memory {arm}": f"{share:.2f}" for arm, share in memory.items()}
+
+
+def _scope() -> pd.DataFrame:
+    rows = []
+    for title, ids in paper.data()["claim_groups"].items():
+        counts = verdict_counts(shipped_table().loc[ids]).split(": ", 1)[1]
+        rows.append({"claims": title, "ids": ", ".join(f"`{i}`" for i in ids), "verdicts": counts})
+    return pd.DataFrame(rows)
+
+
+def _verdicts(groups: slice) -> pd.DataFrame:
+    """The claim table's rows of some of the groups of claims."""
+    ids = [i for group in list(paper.data()["claim_groups"].values())[groups] for i in group]
+    return shipped_table().loc[ids, ["place", "claim", "paper", "ours", "verdict", "because"]]
+
+
+def layers() -> pd.DataFrame:
+    """The layer of both models: milliseconds, times as fast as dense three ways, memory over dense."""
+    record, parts = kernel_tables.recorded(kernel_tables.LAYER), []
+    for model, (_, d_model) in step_table.MODELS.items():
+        frame = layer_tables.layer(record, d_model).set_index("layer")
+        shown = frame[["ms", "x", "sustained", "launches", "memory"]]
+        parts.append(shown.add_suffix(f", {model}"))
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def _steps() -> pd.DataFrame:
+    rows = []
+    for (preset, _), model in zip(step_table.MODELS.values(), ("1B", "7B, composed"), strict=True):
+        for row in step.rows(step_table.recorded(preset)):
+            spread = f"{row['ms_p10']:.0f} to {row['ms_p90']:.0f}" if "ms_p10" in row else ""
+            fit = f"{row['residual']:.1%}" if "residual" in row else ""
+            name = layer_tables.NAMES.get(row["arm"], row["arm"])
+            shown = {"ms": row["ms"], "p10 to p90": spread, "off the line by": fit, "x": row["x"]}
+            shown |= {"x, launched": row["x launched"], "peak GiB": row.get("peak GiB")}
+            rows.append({"model": model, "format": name} | shown)
+    return pd.DataFrame(rows)
+
+
+def _ways() -> pd.DataFrame:
+    rows = [
+        {"model": model, **row, "arm": layer_tables.NAMES[row["arm"]]}
+        for model, (preset, _) in step_table.MODELS.items()
+        for row in step_table.runs(step_table.recorded(preset))
+        if row["arm"] in ("recipe", "venom16", "venom64")
+    ]
+    return pd.DataFrame(rows).rename(columns={"arm": "format", "way": "by"})
+
+
+def _active() -> pd.DataFrame:
+    """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
+    card, columns = step_table.CARD, {}
+    for model, (_, d_model) in step_table.MODELS.items():
+        columns[f"layer, {model}"] = layer_tables.over_dense(d_model, device=card)
+    columns["step, 1B"] = step_table.speeds("llama1b")
+    for model, (_, d_model) in step_table.MODELS.items():
+        columns[f"memory, {model}"] = layer_tables.over_dense(d_model, "memory", card)
+    table = pd.DataFrame(columns).loc[[arm for arm in layer_tables.NAMES if arm.startswith("active")]]
+    return table.rename(index=layer_tables.NAMES).rename_axis("format").reset_index()
+
+
+def _audit() -> pd.DataFrame:
+    rows = []
+    for f in audit.findings():
+        own = shipped_table().loc[f.claim]
+        row = {"id": f"`{f.claim}`", "place": own["place"], "claim": own["claim"], "printed": own["paper"]}
+        rows.append(row | {"follows": own["ours"], "verdict": own["verdict"], "arithmetic": f.arithmetic})
+    return pd.DataFrame(rows)
+
+
+def clock() -> pd.DataFrame:
+    """Notebook 10's times of the small model to a held-out loss."""
+    return pd.read_csv(paths.ROOT / "figures" / "10_time_to_loss.csv").round({"steps": 0})
+
+
+def mismatch() -> pd.DataFrame:
+    """Notebook 08's gradient sizes, by arm; "≈": rounded."""
+    return pd.read_csv(paths.ROOT / "figures" / "08_gradient_mismatch.csv", index_col="arm", dtype=str)
+
+
+def spike() -> pd.DataFrame:
+    """Notebook 08's losses around the switch to sparse steps, by arm."""
+    return pd.read_csv(paths.ROOT / "figures" / "08_spike.csv", index_col="arm")

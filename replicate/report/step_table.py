@@ -1,0 +1,143 @@
+"""The step benchmark's record as tables: widths, parts of a step, and speed-ups of runs.
+
+A run's speed-up is given three ways: by the paper's arithmetic, by the same arithmetic with two FFN matrices,
+causal attention and the vocabulary head counted, and from the measured step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from replicate import paper
+from replicate.bench.step import KIND, PAPERS, baseline, rows, step_times
+from replicate.bench.step_cases import DENSE
+from replicate.report.layer_tables import NAMES
+from replicate.settings.presets import SPARSITY_PRESETS, WIDTHS, train_preset
+from replicate.study.records import Record, RecordStore
+from replicate.training import flops
+from replicate.training.flops import param_count
+
+CARD = "NVIDIA H100 80GB HBM3"  # whose steps the tables show
+AT_WIDTHS = ("venom16", "recipe", "active16x32")  # timed at every width, 4 of 16 each
+WAYS = ("paper", "corrected", "measured")
+PARTS = ("attention", "ffn", "head and loss", "optimiser", "rest")
+MODELS = {"1B": ("llama1b", 2048), "7B": ("llama7b", 4096)}  # name -> preset of its step, d_model
+Row = dict[str, Any]
+
+
+def recorded(preset: str, timed: Sequence[str] = PAPERS) -> Record:
+    """The latest shipped record of a preset's step on `CARD` that has timed these arms.
+
+    Raises ValueError if there is none.
+    """
+    return RecordStore().latest(KIND, timed=timed, device=CARD, preset=preset)
+
+
+def widths() -> pd.DataFrame:
+    """One row a width of `presets.WIDTHS` and arm: parameters and the columns of `bench.step.rows`."""
+    table: list[Row] = []
+    for d_model, record in zip(WIDTHS, width_records(), strict=True):
+        total = param_count(train_preset(record.config["preset"]).model)["total"]
+        table += [{"d_model": d_model, "parameters": total, **row} for row in rows(record)]
+    return pd.DataFrame(table)
+
+
+def width_records() -> list[Record]:
+    """The record of every width; ValueError if one is missing."""
+    return [recorded(f"width{d_model}", AT_WIDTHS) for d_model in WIDTHS]
+
+
+def width_table(found: pd.DataFrame, arms: Sequence[str] = AT_WIDTHS) -> pd.DataFrame:
+    """One row a width: parameters, ms of the dense step, and how many times as fast each arm's is, both ways.
+
+    Args:
+        found: rows of `widths`.
+    """
+    of = {arm: part.set_index("d_model") for arm, part in found.groupby("arm")}
+    dense = of[DENSE]
+    columns = {"parameters": dense["parameters"].map(size), "dense, ms": dense["ms"].map("{:.1f}".format)}
+    for arm in arms:
+        columns[NAMES[arm]] = of[arm]["x"].map("{:.2f}".format)
+        columns[f"{NAMES[arm]}, launched"] = of[arm]["x launched"].map("{:.2f}".format)
+    return pd.DataFrame(columns).reset_index()
+
+
+def size(parameters: float) -> str:
+    """A number of parameters in two digits: 9.1M, 1.1B."""
+    unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    number = parameters / unit
+    return f"{number:.1f}{name}" if number < 10 else f"{number:.0f}{name}"
+
+
+def pays_from(found: pd.DataFrame, arm: str, column: str = "x") -> int | None:
+    """The least d_model from which on an arm's step is over 2 % faster than dense; None if there is none.
+
+    Args:
+        found: rows of `widths`. column: "x", or "x launched".
+    """
+    part = found[found["arm"] == arm].sort_values("d_model", ascending=False)
+    faster = part["d_model"][(part[column] > 1.02).cummin()]
+    return int(faster.min()) if len(faster) else None
+
+
+def speeds(preset: str) -> dict[str, float]:
+    """Arm -> a step's times as fast as dense, by the preset's records on `CARD`, each over its own dense."""
+    found = RecordStore().widest_last(KIND, device=CARD, preset=preset)
+    return {row["arm"]: row["x"] for record in found for row in rows(record)}
+
+
+def arithmetic(preset: str, sparsity: str) -> dict[str, float]:
+    """A step's speed-up by the formula of section 3.2: the "paper" way, and "corrected" (see the module).
+
+    Venom products count as v = 8 times as fast, as in Table 2, 2:4 products as 1.5 times.
+    """
+    model, c = train_preset(preset).model, SPARSITY_PRESETS[sparsity]
+    n24, n_venom = flops.sparse_counts(c)
+    shares = (flops.formula_share(model), flops.honest_share(model))
+    v = paper.number("venom_speedup_table2")
+    steps = [flops.step_speedup(r, v, n24=n24, n_venom=n_venom) for r in shares]
+    return dict(zip(WAYS, steps))
+
+
+def mixes() -> dict[str, float]:
+    """Share of sparse steps of every mix in Table 4, and of the 7B run of Table 2."""
+    total = sum(paper.number("mix_1b"))
+    counts = [row["sparse_steps"] for row in paper.rows(4) if row["sparse_steps"]]
+    found = {f"{n // 1000}k of {total // 1000}k": n / total for n in counts}
+    sparse, dense = paper.number("mix_7b")
+    return found | {f"{sparse // 1000}k of {(sparse + dense) // 1000}k": sparse / (sparse + dense)}
+
+
+def runs(record: Record) -> list[Row]:
+    """One row a sparse arm and way: the step's speed-up and, for each of `mixes`, the run's."""
+    measured = {row["arm"]: row["x"] for row in rows(record)}
+    table = []
+    for name in record.config["sparsity"]:
+        steps = arithmetic(record.config["preset"], name) | {"measured": measured[name]}
+        for way in WAYS:
+            run = {mix: flops.run_speedup(share, steps[way]) for mix, share in mixes().items()}
+            table.append({"arm": name, "way": way, "step": steps[way], **run})
+    return table
+
+
+def parts(record: Record) -> list[Row]:
+    """One row an arm: milliseconds of the parts of a whole model's step; "rest" is what they leave of it.
+
+    Each part was timed alone at the greatest depth. Layers count n_layer times, the optimiser by the number
+    of parameters.
+    """
+    c, times = record.config, step_times(record)
+    deepest = record.results["depths"][str(max(c["layers"]))]
+    found, n = deepest["components"], c["n_layer"]
+    grown = param_count(train_preset(c["preset"]).model)["total"] / deepest["parameters"]
+    table = []
+    for name, ffn in found["ffn"].items():
+        row = {"attention": n * found["attention"]["ms"], "ffn": n * ffn["ms"]}
+        row["head and loss"] = found["head and loss"]["ms"]
+        row["optimiser"] = grown * found["optimiser"]["ms"]
+        step = times[baseline(times) if name == DENSE else name]["ms"]
+        table.append({"arm": name, **row, "rest": step - sum(row.values()), "step": step})
+    return table

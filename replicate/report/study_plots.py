@@ -1,0 +1,180 @@
+"""Pictures that several notebooks share: sparse matrices, groups along a line, arms with their spread."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from replicate.study import statistics
+
+OVERLAP = {"both": "#9a9a9a", "first": "#0072B2", "second": "#D55E00"}
+
+
+def draw_matrix(
+    ax: Axes,
+    x: Tensor,
+    *,
+    v: int | None = None,
+    m: int = 4,
+    title: str = "",
+    row_labels: Sequence[int] | None = None,
+    cmap: str = "Blues",
+) -> None:
+    """Draw a matrix with zeros white and magnitudes shaded, cut into blocks of v rows x m columns.
+
+    Args:
+        x: [R, C]. v, m: rows and columns of a block; v None draws only the column groups.
+        row_labels: one number a row, coloured at the left edge, such as the token's expert.
+        cmap: matplotlib colour map of the magnitudes.
+    """
+    rows, cols = x.shape
+    shade = x.detach().abs().float().numpy()
+    top = shade.max() or 1.0
+    image = np.where(shade == 0, 0.0, 0.25 + 0.75 * shade / top)
+    ax.imshow(image, cmap=cmap, vmin=0, vmax=1.1, aspect="auto", interpolation="nearest")
+    for c in range(0, cols + 1, m):
+        ax.axvline(c - 0.5, color="0.25", lw=0.8)
+    for r in range(0, rows + 1, v or rows):
+        ax.axhline(r - 0.5, color="0.25", lw=0.8)
+    if row_labels is not None:
+        width = max(1.0, cols / 40)
+        for r, label in enumerate(row_labels):
+            colour = expert_colour(int(label))
+            patch = Rectangle((-0.5 - 1.4 * width, r - 0.5), width, 1, color=colour, lw=0, clip_on=False)
+            ax.add_patch(patch)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def draw_blocks(ax: Axes, offsets: Sequence[int], width: int) -> None:
+    """Tint what is multiplied: rows offsets[e] to offsets[e + 1] x the `width` columns of each expert e."""
+    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        corner, colour = (expert * width - 0.5, start - 0.5), expert_colour(expert)
+        ax.add_patch(Rectangle(corner, width, stop - start, color=colour, alpha=0.45, lw=0))
+
+
+def expert_colour(expert: int) -> tuple[float, float, float]:
+    """A colour for an expert, the same in every figure; distinct for at least 16 experts."""
+    hue = (expert * 0.618034) % 1.0
+    return tuple(colors.hsv_to_rgb((hue, 0.55 + 0.3 * (expert % 2), 0.9 - 0.2 * (expert // 8 % 2))))
+
+
+def draw_intervals(
+    ax: Axes,
+    rows: Mapping[str, tuple[float, float]],
+    *,
+    reference: Mapping[str, float] | None = None,
+    points: Mapping[str, Sequence[float]] | None = None,
+    colour: str | Mapping[str, str] = "C0",
+    xlabel: str = "",
+    shift: float = 0.0,
+    label: str = "ours",
+) -> None:
+    """One horizontal line a row: a dot at the mean, a bar of the half-width, a hollow mark at the reference.
+
+    Args:
+        rows: name -> (mean, half-width of the interval); drawn top to bottom.
+        reference: name -> number to compare with, such as the paper's.
+        points: name -> single values, such as one a seed, drawn as small ticks.
+        colour: of the dots, one for all or one a row.
+        shift: down, in rows, to draw a second set of numbers for the same rows; a half-width that is not
+            finite (one seed) has no bar, and a row without numbers is (nan, nan).
+        label: of the dots in a legend, which is left to the caller.
+    """
+    for i, (name, (mean, half)) in enumerate(rows.items()):
+        y, half = i + shift, half if math.isfinite(half) else 0
+        c = colour if isinstance(colour, str) else colour.get(name, "C0")
+        ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
+        if points and name in points:
+            ax.plot(points[name], [y] * len(points[name]), "|", color=c, ms=11, mew=1.4)
+        if reference and name in reference:
+            mark = "paper" if name == next(iter(reference)) else None
+            ax.plot(reference[name], y, "D", mfc="none", mec="0.2", ms=7, label=mark)
+    ax.axvline(0, color="0.5", lw=0.8)
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+
+
+def steps_to_show(values: Sequence[float], window: int) -> tuple[Tensor, Tensor]:
+    """(steps, running mean over `window` steps) of a per-step series, for curves that can be read."""
+    series = torch.as_tensor(values, dtype=torch.float64)
+    window = max(1, min(window, len(series)))
+    total = torch.cat([series.new_zeros(1), series.cumsum(0)])
+    return torch.arange(window, len(series) + 1), (total[window:] - total[:-window]) / window
+
+
+def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") -> tuple[int, int, int]:
+    """Draw where two matrices are non-zero: both grey, only the first blue, only the second orange.
+
+    Args:
+        first, second: [R, C] each, or boolean masks; groups of four columns are marked.
+
+    Returns:
+        Numbers of elements (both, first only, second only).
+    """
+    a, b = (first != 0).numpy(), (second != 0).numpy()
+    shade = colors.ListedColormap(["white", OVERLAP["both"], OVERLAP["first"], OVERLAP["second"]])
+    ax.imshow(
+        np.where(a & b, 1, np.where(a, 2, np.where(b, 3, 0))), cmap=shade, vmin=0, vmax=3, aspect="auto"
+    )
+    for c in range(0, a.shape[1] + 1, 4):
+        ax.axvline(c - 0.5, color="0.25", lw=0.6)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+    return int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+
+
+# Table 3's rows, and the arms that may be meant by one, by what the backward pass reads of a 2:4 weight
+ROWS: dict[str, dict[str, str]] = {
+    "W1": {"whole": "w1", "same": "w1, same"},
+    "W1 + W1ᵀ": {"own": "w1+w1t"},
+    "W2": {"whole": "w2", "same": "w2, same"},
+    "W2 + W2ᵀ": {"own": "w2+w2t"},
+    "W1, W2": {"whole": "w1+w2", "same": "w1+w2, same", "own": "w1+w2+t"},
+    "2:4 activations": {"own": "act24"},
+    "Venom": {"own": "venom16"},
+    "the recipe (no row)": {"whole": "recipe", "same": "recipe, same"},
+}
+_LOOKS = {  # colour, marker, shift within the row, what the legend says
+    "whole": ("#D55E00", "s", -0.22, "backward reads the weight whole, as printed"),
+    "same": ("#0072B2", "o", 0.0, "backward reads what forward read"),
+    "own": ("#444444", "^", 0.22, "nothing to choose (for W1, W2: with transposes)"),
+}
+
+
+def draw_readings(
+    ax: Axes, costs: Mapping[str, statistics.Stats], paper: Mapping[str, float], title: str = ""
+) -> None:
+    """Table 3's rows, each with every arm it may mean: loss above dense, 95 % interval, the paper's number.
+
+    Args:
+        costs: arm -> statistics of its loss above dense, in nats; arms that are missing are left out.
+        paper: arm -> the paper's number for the row in which the arm is the first.
+    """
+    for y, arms in enumerate(ROWS.values()):
+        for reading, arm in arms.items():
+            if arm in costs:
+                colour, marker, shift, _ = _LOOKS[reading]
+                s = costs[arm]
+                half = (s.high - s.low) / 2 if s.n > 1 else 0
+                ax.errorbar(s.mean, y + shift, xerr=half, fmt=marker, color=colour, capsize=3, ms=6)
+        first = next(iter(arms.values()))
+        if first in paper:
+            ax.plot([paper[first]] * 2, [y - 0.38, y + 0.38], color="0.1", lw=2.5)
+    for colour, marker, _, label in _LOOKS.values():
+        ax.plot([], [], marker, color=colour, label=label)
+    ax.plot([], [], color="0.1", lw=2.5, label="the paper's Table 3")
+    ax.axvline(0, color="0.5", lw=0.8)
+    ax.set_xscale("symlog", linthresh=0.02)
+    ticks = [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ax.set(yticks=range(len(ROWS)), yticklabels=list(ROWS), ylim=(len(ROWS) - 0.5, -0.5), title=title)
+    ax.set_xlabel("training loss above dense (nats; logarithmic from 0.02 on)")

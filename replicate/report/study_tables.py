@@ -1,0 +1,310 @@
+"""Tables of the training study from its records: losses above dense, contrasts, mixes, what is missing.
+
+Everything is taken from data/recorded/ as it is; nothing is trained. An arm may have any number of seeds;
+with one it has no interval.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from replicate import paper
+from replicate.paper import audit
+from replicate.schedule import sparse_steps
+from replicate.settings.text import from_dict
+from replicate.study import plans, results, statistics
+from replicate.study.records import Record, RecordStore
+from replicate.training.flops import param_count
+
+SCALES = ("laptop", "gpu")
+SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
+TRAIN, HELD = "final_loss", "valid_loss"
+WEIGHTS = {  # contrasts of training losses
+    "W1's transpose, over W1 read whole": ("w1+w1t", "w1"),
+    "W1's transpose, over W1 read the same": ("w1+w1t", "w1, same"),
+    "W2's transpose, over W2 read whole": ("w2+w2t", "w2"),
+    "W2's transpose, over W2 read the same": ("w2+w2t", "w2, same"),
+    "beyond the sum of W1 and W2, read whole": ("w1+w2", "w1", "w2"),
+    "beyond the sum of W1 and W2, read the same": ("w1+w2, same", "w1, same", "w2, same"),
+    "beyond the sum, with transposes": ("w1+w2+t", "w1+w1t", "w2+w2t"),
+    "2:4 weights on top of Venom, read whole": ("recipe", "venom16"),
+    "2:4 weights on top of Venom, read the same": ("recipe, same", "venom16"),
+}
+HALF = "recipe, 50% sparse first"
+SWITCHES = (HALF, "recipe, folded, 50% sparse first", "active16x32, 50% sparse first")
+ENDS = {  # contrasts of held-out losses, at the very end
+    "half sparse, then dense, above dense": (HALF, "dense"),
+    "sparse to the end, above half sparse, then dense": ("recipe", HALF),
+    "dense first, above sparse first, half sparse": ("recipe, 50% dense-sparse", HALF),
+    "interleaved, above sparse first, half sparse": ("recipe, 50% interleaved", HALF),
+}
+
+
+@lru_cache(maxsize=8)
+def runs(scale: str) -> pd.DataFrame:
+    """`results.recorded_study` of a scale, read once."""
+    return results.recorded_study(scale)
+
+
+@lru_cache(maxsize=8)
+def every_run(scale: str) -> pd.DataFrame:
+    """`runs`, and at laptop scale those that a CPU trained on its own text, with seeds of their own."""
+    return results.recorded_study(scale, plans.EVERY_SEED)
+
+
+def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> statistics.Stats | None:
+    """Statistics over seeds of the first arm minus the others, within a seed, each above the dense model.
+
+    A sum of several arms so has the dense model counted once. Of two texts (`results.of_one_text`) one is
+    taken. None if no seed has all of them.
+    """
+    frame = results.of_one_text(frame[frame["arm"].isin([*arms, "dense"])])
+    values = frame.pivot(index="seed", columns="arm", values=column)
+    if not {*arms, "dense"} <= set(values):
+        return None
+    above = values.sub(values["dense"], axis=0)
+    each = (above[arms[0]] - above[list(arms[1:])].sum(axis=1, skipna=False)).dropna()
+    return statistics.summary(each.tolist()) if len(each) else None
+
+
+def cells(stats: statistics.Stats | None, name: str) -> dict[str, str]:
+    """Mean, standard deviation and 95 % interval as cells of a table; one seed has the mean only."""
+    mean, spread, interval = (f"{stats.mean:+.4f}" if stats else ""), "", ""
+    if stats and stats.n > 1:
+        spread, interval = f"{stats.std:.4f}", f"{stats.low:+.4f} to {stats.high:+.4f}"
+    return {name: mean, f"sd {name}": spread, f"95 % {name}": interval}
+
+
+def at_scales(stats: Mapping[str, statistics.Stats | None], *, count: bool = True) -> dict[str, str]:
+    """Mean, interval and (if asked) n at each scale as cells of a table, "not run" where there is none."""
+    row = {}
+    for scale, one in stats.items():
+        shown = cells(one, scale)
+        row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
+        if count:
+            row[f"n, {scale}"] = str(one.n) if one else ""
+    return row
+
+
+def sentence(stats: statistics.Stats | None) -> str:
+    """Mean, interval and seeds in words: "+0.210 nats (95 % interval +0.162 to +0.257, n = 2)", or ""."""
+    if stats is None:
+        return ""
+    interval = f"95 % interval {stats.low:+.3f} to {stats.high:+.3f}, " if stats.n > 1 else ""
+    return f"{stats.mean:+.3f} nats ({interval}n = {stats.n})"
+
+
+def losses(scale: str, arms: tuple[str, ...], frame: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row a recorded arm: the paper's cost, n, training and held-out loss above the dense model.
+
+    `frame` stands in for the scale's `runs`.
+    """
+    frame = runs(scale) if frame is None else frame
+    costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
+    printed = {name: f"{loss - costs['dense']:+.3f}" for name, loss in costs.items() if name != "dense"}
+    printed["w1+w2+t"] = printed["w1+w2"]
+    printed |= {name: printed[name.removesuffix(", same")] for name in plans.SAME[:3]}
+    rows = []
+    for arm in arms:
+        both = [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
+        if both[0] is not None:
+            row = {"arm": arm, "paper": printed.get(arm, ""), "n": both[0].n}
+            rows.append(row | cells(both[0], "training") | cells(both[1], "held-out"))
+    return pd.DataFrame(rows)
+
+
+def contrasts(
+    named: Mapping[str, tuple[str, ...]], column: str, scales: tuple[str, ...] = SCALES
+) -> pd.DataFrame:
+    """One row a contrast: mean, interval and n at each scale, empty where it was not run."""
+    rows = []
+    for label, arms in named.items():
+        row = {"effect": label, "arms": " − ".join(f"[{arm}]" for arm in arms)}
+        rows.append(row | at_scales({scale: contrast(runs(scale), arms, column) for scale in scales}))
+    return pd.DataFrame(rows)
+
+
+def setting(scale: str) -> dict[str, str]:
+    """What was trained at a scale: model, text, recipe, machine, as the records say."""
+    frame = runs(scale)
+    some: list[Record] = frame["record"].tolist()
+    c, corpus = from_dict(some[0].config), some[0].corpus
+    on_cpu = int(every_run(scale)["seed"].isin(plans.ON_CPU).sum())
+    size, tokens = param_count(c.model), c.steps * c.tokens_per_step
+    return {
+        "parameters without embedding": _millions(size["non_embedding"]),
+        "layers, d_model, d_ff, heads": ", ".join(
+            str(n) for n in (c.model.n_layer, c.model.d_model, c.model.d_ff, c.model.n_head)
+        ),
+        "sequence, vocabulary": f"{c.model.seq_len}, {c.model.vocab_size}",
+        "steps, of these dense warm-up": f"{c.steps}, {c.dense_warmup}",
+        "tokens a step": f"{c.tokens_per_step}",
+        "training tokens": _millions(tokens),
+        "tokens a parameter": f"{tokens / size['non_embedding']:.1f}",
+        "passes over the text": f"{tokens / corpus['train_tokens']:.2f}",
+        "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
+        "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
+        "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
+        "held-out tokens, of these evaluated": (
+            f"{_millions(corpus['valid_tokens'])}, "
+            f"{c.eval_batches * c.batch_size * c.model.seq_len / 1e6:.2f}M"
+        ),
+        "dense, training / held-out": " / ".join(
+            f"{frame.loc[frame['arm'] == 'dense', column].mean():.3f} nats" for column in (TRAIN, HELD)
+        ),
+        "runs recorded": str(len(frame)) + (f", and {on_cpu} on a CPU with its own text" if on_cpu else ""),
+        "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
+        "commits": ", ".join(sorted({r.commit[:7] for r in some})),
+        "hours of all runs, some side by side": f"{sum(r.seconds for r in some) / 3600:.2f}",
+    }
+
+
+def mixes(scale: str) -> pd.DataFrame:
+    """Table 4 at a scale: sparse steps, losses above dense, accuracy where it was recorded."""
+    frame = runs(scale)
+    known = _accuracies(frame)
+    rows = []
+    for arm in ("recipe", *plans.MIXES):
+        config = plans.everything(scale, (1,))[arm][0]
+        row = {"arm": arm, "sparse steps": f"{sparse_steps(config)} of {config.steps}"}
+        both = [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
+        row["n"] = str(both[0].n) if both[0] else "not run"
+        row |= cells(both[0], "training") | cells(both[1], "held-out")
+        if len(known):
+            row |= cells(contrast(known, (arm,), "accuracy"), "accuracy")
+        rows.append(row)
+    return pd.DataFrame(rows).drop(columns="sd accuracy", errors="ignore")
+
+
+def sizes() -> pd.DataFrame:
+    """Training loss above dense, one column a scale, of the arms recorded at the largest of SIZES."""
+    rows = []
+    for arm in plans.AT_40M[1:]:
+        stats = {scale: contrast(runs(scale), (arm,), TRAIN) for scale in SIZES}
+        if stats[SIZES[-1]]:
+            rows.append({"arm": arm} | at_scales(stats, count=False))
+    return pd.DataFrame(rows)
+
+
+def rates() -> pd.DataFrame:
+    """Arms at half, once and twice the learning rate: above dense at its own rate, and dense above itself."""
+    rows = []
+    for scale in SCALES:
+        for suffix in (", lr x 0.5", "", ", lr x 2"):
+            base = f"dense{suffix}"
+            row = {"scale": scale, "rate": suffix.removeprefix(", lr ") or "x 1"}
+            for arm in plans.RATES:
+                pair = (f"{arm}{suffix}", base) if arm != "dense" else (base, "dense")
+                stats = contrast(runs(scale), pair, TRAIN) if pair[0] != pair[1] else None
+                half = f" ± {(stats.high - stats.low) / 2:.3f}" if stats and stats.n > 1 else ""
+                row[arm] = f"{stats.mean:+.3f}{half}, n = {stats.n}" if stats else ""
+            rows.append(row)
+    return pd.DataFrame(rows).rename(columns={"dense": "dense, above dense x 1"})
+
+
+def recipe_sparse(scale: str) -> pd.DataFrame:
+    """Arms at least as sparse as Venom at 4 of 16 with 2 of 4 inside, in every step after the usual warm-up.
+
+    Same learning rate, so that the dense model above which they lie is the tuned one; lowest loss first.
+    """
+    plan = plans.everything(scale, (1,))
+    dense = plan["dense"][0]
+    chosen = []
+    for name in dict.fromkeys(every_run(scale)["arm"]):
+        c, s = plan[name][0], plan[name][0].model.sparsity
+        whole = c.sparse_share == 1 and c.lr == dense.lr and c.dense_warmup == dense.dense_warmup
+        if whole and s.activation == "venom" and s.inner and 4 * s.top_k <= s.n_clusters:
+            chosen.append(name)
+    table = losses(scale, tuple(chosen), every_run(scale)).drop(columns="paper")
+    order = table["training"].astype(float).sort_values().index
+    return table.loc[order].reset_index(drop=True)
+
+
+def prize() -> str:
+    """A line a scale: is there an arm of `recipe_sparse` that surely costs less than the paper's Venom?"""
+    costs = audit.table3_costs()
+    limit = costs[next(row["sparse"] for row in paper.rows(3) if row["preset"] == "venom16")]
+    lines = []
+    for scale in SIZES:
+        table = recipe_sparse(scale)
+        stats = {a: [contrast(every_run(scale), (a,), k) for k in (TRAIN, HELD)] for a in table["arm"]}
+        sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
+        best = table["arm"].iloc[0]
+        lines.append(
+            f"- {scale}: {', '.join(f'`{a}`' for a in sure) or 'none found'}, of {len(table)} arms, whose "
+            f"intervals in training and held out lie below {limit:+.3f} nats. The lowest mean is that of "
+            f"`{best}`: {sentence(stats[best][0])} in training, {sentence(stats[best][1])} held out."
+        )
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=1)
+def open_questions() -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
+    """`results.open_questions` of the study: training loss, at each of SCALES."""
+    return results.open_questions({s: every_run(s) for s in SCALES})
+
+
+def opened() -> pd.DataFrame:
+    """One row an answer to `plans.OPEN`: mean, interval and n at each scale where it was run."""
+    return pd.DataFrame(
+        {"question": question, "arm": arm, "instead of": base}
+        | at_scales({scale: found.get(scale) for scale in SCALES})
+        for question, arm, base, found in open_questions()
+    )
+
+
+def missing() -> str:
+    """Lines a scale: arms of the study that have fewer than three seeds, and those not run at all."""
+    lines = []
+    for scale in SIZES:
+        seeds = every_run(scale).groupby("arm")["seed"].nunique()
+        plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
+        some = [f"`{arm}` ({seeds[arm]})" for arm in plan if seeds.get(arm, 3) < 3]
+        none = [f"`{arm}`" for arm in plan if arm not in seeds]
+        if some:
+            lines.append(f"- {scale}, fewer than three seeds (how many there are): {', '.join(some)}")
+        if none:
+            lines.append(f"- {scale}, not run: {', '.join(none)}")
+    return "\n".join(lines) or "- nothing"
+
+
+def drift(scale: str, arm: str = "recipe", window: int = 100) -> tuple[float, float]:
+    """(root mean square, largest) difference in nats between runs that should be one, before they part.
+
+    Runs of a seed that turn dense after some of the steps are the same run until then; compared are the means
+    of their training losses over the last `window` steps that they share.
+    """
+    names = [arm, *(f"{arm}, {share:.0%} sparse first" for share in plans.SHARES)]
+    frame, gaps = runs(scale), []
+    for _, part in frame[frame["arm"].isin(names)].groupby("seed"):
+        found = [(sparse_steps(from_dict(r.config)), r.results["steps"]["loss"]) for r in part["record"]]
+        start = from_dict(part["record"].iloc[0].config).dense_warmup
+        for (one, a), (other, b) in itertools.combinations(found, 2):
+            end = start + min(one, other)
+            gaps.append(float(np.mean(a[end - window : end]) - np.mean(b[end - window : end])))
+    return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
+
+
+def across_cards(scale: str) -> str:
+    """How many runs ran on another kind of GPU than the dense run of their seed: "62 of 107"."""
+    frame = runs(scale).assign(device=[record.device for record in runs(scale)["record"]])
+    dense = frame[frame["arm"] == "dense"].set_index("seed")["device"]
+    others = frame[frame["arm"] != "dense"]
+    return f"{(others['device'] != others['seed'].map(dense)).sum()} of {len(others)}"
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:.1f}M"
+
+
+def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs whose score on the held-out completion task was recorded, with the column `accuracy`."""
+    asked = [record for record, origin in RecordStore().all("completion") if origin == "recorded"]
+    scores = {record.config["train"]: record.results["accuracy"] for record in asked}
+    accuracy = [scores.get(record.config_hash) for record in frame["record"]]
+    return frame.assign(accuracy=accuracy).dropna(subset="accuracy")

@@ -1,0 +1,285 @@
+"""From the records of a study to its tables: one row a run, paired differences between arms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from replicate import study
+from replicate.config import TrainConfig
+from replicate.figures import about
+from replicate.settings.presets import PRESET_OF, preset_of
+from replicate.settings.text import config_hash, from_dict
+from replicate.study import plans, statistics, worker
+from replicate.study.records import Record, RecordStore, make_record
+from replicate.training import checkpoint
+
+Run = tuple[Record, str]  # and its origin
+Plan = Callable[[str], Mapping[str, Sequence[TrainConfig]]]
+
+
+def frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run: arm, seed, losses in nats, natural and kept sparsity of the last statistics, origin.
+
+    `arm` is the name without the seed, as `study.describe` gives it; `record` is the record itself.
+    """
+    rows = []
+    for record, origin in runs:
+        config = from_dict(record.config)
+        last = (record.results.get("stats") or [{}])[-1]
+        rows.append(
+            {
+                "arm": study.describe(config).rsplit(" seed ", 1)[0],
+                "seed": config.seed,
+                "share": config.sparse_share,
+                "order": config.order,
+                "final_loss": record.results["final_loss"],
+                "valid_loss": record.results["valid_loss"],
+                "y2_sparsity": _mean(last.get("y2_sparsity")),
+                "kept_sparsity": _mean(last.get("kept_sparsity")),
+                "origin": origin,
+                "record": record,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def run_plan(
+    plan: Mapping[str, Sequence[TrainConfig]], label: str = "", models: Iterable[str] = ()
+) -> pd.DataFrame:
+    """`frame` of every run of a plan, arm name -> configurations, trained side by side where missing.
+
+    The arms are called as in the plan, which tells apart what `study.describe` does not, such as two
+    lengths of the dense warm-up.
+
+    Args:
+        label: of the study, at the start of its progress lines.
+        models: arms whose finished models are kept, for `study.trained` or `completions`.
+    """
+    runs = [(name, config) for name, arm in plan.items() for config in arm]
+    kept = {config_hash(config) for name, config in runs if name in set(models)}
+    configs = [config for _, config in runs]
+    return frame(study.run(configs, names=plans.names_of(runs), models=kept, label=label)).assign(
+        arm=[name for name, _ in runs]
+    )
+
+
+def larger(
+    profile: str, plan: Plan, store: RecordStore | None = None, **counts: Any
+) -> tuple[str, pd.DataFrame] | None:
+    """(scale, frame) of the last of `all_larger`, whose arguments it takes; None if there is none."""
+    return next(reversed(all_larger(profile, plan, store, **counts).items()), None)
+
+
+def all_larger(
+    profile: str,
+    plan: Plan,
+    store: RecordStore | None = None,
+    *,
+    needed: Sequence[str] | None = None,
+    min_seeds: int | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Scale -> recorded runs of a notebook's plan, of every scale above `profile` that counts, ascending.
+
+    Args:
+        profile: the scale the notebook runs at.
+        plan: scale -> arm name -> configurations, as for `run_plan`.
+        needed: arms without which a scale does not count, by default all; others are left out where a run
+            is missing.
+        min_seeds: runs an arm must have at least, its first ones; by default all that the plan names.
+    """
+    preset_of(profile)
+    store, scales = store or RecordStore(), list(PRESET_OF)
+    larger = {}
+    for scale in scales[scales.index(profile) + 1 :]:
+        arms = plan(scale)
+        found = {name: [store.find("train", config) for config in configs] for name, configs in arms.items()}
+        kept = {}
+        for name, runs in found.items():
+            there = list(itertools.takewhile(lambda run: run and run[1] == "recorded", runs))
+            if len(there) >= (len(runs) if min_seeds is None else min_seeds):
+                kept[name] = there
+        if kept and set(arms if needed is None else needed) <= set(kept):
+            names = [name for name, runs in kept.items() for _ in runs]
+            larger[scale] = frame(run for runs in kept.values() for run in runs).assign(arm=names)
+    return larger
+
+
+def differences(
+    runs: pd.DataFrame, base: str = "dense", column: str = "valid_loss", arms: Sequence[str] | None = None
+) -> dict[str, statistics.Stats]:
+    """arm -> statistics over seeds of (arm - base), paired by seed, for each arm (or `arms`) but the base.
+
+    Only the seeds that both have count; how many these are is the statistics' n.
+
+    Args:
+        runs: from `frame`. base: the arm to subtract. column: what to compare.
+
+    Raises:
+        ValueError: an arm is missing, or has no seed in common with the base.
+    """
+    values = {name: part.set_index("seed")[column] for name, part in runs.groupby("arm", sort=False)}
+    out = {}
+    for name in arms or [n for n in values if n != base]:
+        if name not in values or base not in values:
+            raise ValueError(f"no runs of {name!r} or of {base!r}; there are {', '.join(values)}")
+        seeds = _common_seeds({arm: values[arm].index for arm in (name, base)})
+        out[name] = statistics.paired(values[name].loc[seeds].tolist(), values[base].loc[seeds].tolist())
+    return out
+
+
+def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
+    """The seeds that all arms have, ascending. Raises ValueError, naming each arm's, if there is none."""
+    common = set.intersection(*(set(seeds) for seeds in arms.values()))
+    if not common:
+        have = ", ".join(f"{name} has {sorted(seeds)}" for name, seeds in arms.items())
+        raise ValueError(f"no seed in common to pair runs by: {have}")
+    return sorted(common)
+
+
+def recorded_study(scale: str, seeds: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
+    """`frame` of every recorded run of the study (`plans.everything`) at a scale, arms called as there."""
+    store, found, names = RecordStore(), [], []
+    for name, configs in plans.everything(scale, seeds).items():
+        for config in configs:
+            run = store.find("train", config)
+            if run and run[1] == "recorded":
+                found.append(run)
+                names.append(name)
+    return frame(found).assign(arm=names)
+
+
+def open_questions(
+    studies: Mapping[str, pd.DataFrame],
+    questions: Iterable[tuple[str, str, Sequence[str]]] = plans.OPEN,
+    column: str = "final_loss",
+) -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
+    """What one change to an arm costs, at each scale that has both: (question, arm, instead of, by scale).
+
+    Args:
+        studies: scale -> runs, as from `recorded_study`. questions: as `plans.OPEN`.
+        column: of the runs, to be subtracted seed by seed, where both arms ran on one text (`of_one_text`).
+    """
+    rows = []
+    for question, base, arms in questions:
+        for arm in arms:
+            there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
+            pairs = {scale: of_one_text(part[part["arm"].isin([arm, base])]) for scale, part in there.items()}
+            found = {scale: differences(part, base, column, [arm])[arm] for scale, part in pairs.items()}
+            rows.append((question, arm, base, found))
+    return rows
+
+
+def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs without those of `plans.ON_CPU`, which read another text, if every arm has others."""
+    others = runs[~runs["seed"].isin(plans.ON_CPU)]
+    return others if set(others["arm"]) == set(runs["arm"]) else runs
+
+
+def interval(stats: statistics.Stats, unit: str = "nats", digits: int = 2) -> str:
+    """Statistics for a notebook's output: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3".
+
+    One run has no interval: "≈0.21 nats, n = 1".
+    """
+    mean, low, high = (about(value, digits) for value in (stats.mean, stats.low, stats.high))
+    spread = f", 95 % interval {low} to {high}" if stats.n > 1 else ""
+    return f"{mean} {unit}".rstrip() + f"{spread}, n = {stats.n}"
+
+
+def source(runs: pd.DataFrame) -> str:
+    """Where the numbers of these runs come from, for `paper.check`: "recorded" only if every run was.
+
+    Raises ValueError for no runs.
+    """
+    kinds = set(runs["origin"])
+    if not kinds:
+        raise ValueError("there are no runs to name the source of")
+    return next(kind for kind in ("fresh", "cached", "recorded") if kind in kinds)
+
+
+def series(record: Record, key: str) -> list[tuple[int, float]]:
+    """(step, mean over layers) of a statistic, such as "y2_sparsity", over a run."""
+    return [(row["step"], _mean(row[key])) for row in record.results["stats"] if row.get(key) is not None]
+
+
+def steps_to_loss(record: Record, loss: float) -> float | None:
+    """Steps until the held-out loss was down to `loss`, between evaluations by a line; None if never."""
+    before = None
+    for step, value in record.results["valid_losses"]:
+        if value <= loss:
+            if before is None:
+                return step
+            share = (before[1] - loss) / (before[1] - value)
+            return before[0] + share * (step - before[0])
+        before = step, value
+    return None
+
+
+def gap_curve(
+    runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far an arm's training loss lies above the base's as training goes on.
+
+    Runs of one seed read the same batches, so their step-by-step difference is far quieter than the losses.
+
+    Args:
+        runs: from `frame`. window: steps a running mean reaches back.
+
+    Returns:
+        (tokens [N], gaps [seeds, N]): the tokens read at the end of each window, the mean gap in it in nats,
+        for every seed that both arms have. Raises ValueError if there is none.
+    """
+    losses = {
+        name: {seed: np.asarray(r.results["steps"]["loss"]) for seed, r in zip(part["seed"], part["record"])}
+        for name, part in runs[runs["arm"].isin([arm, base])].groupby("arm")
+    }
+    seeds = _common_seeds({name: losses[name] for name in (arm, base)})
+    gaps = np.stack([losses[arm][seed] - losses[base][seed] for seed in seeds])
+    total = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
+    config = from_dict(runs.loc[runs["arm"] == arm, "record"].iloc[0].config)
+    tokens = config.tokens_per_step * np.arange(window, gaps.shape[1] + 1)
+    return tokens, (total[:, window:] - total[:, :-window]) / window
+
+
+def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:
+    """`runs` with a column `accuracy`: the finished models' on one held-out completion task, as records.
+
+    A model that was not kept is trained once more, to the same weights, and then kept; one that was
+    recorded elsewhere is not, and its accuracy is None unless that is recorded too.
+
+    Args:
+        runs: from `frame`. question: from `completion.question`, the same for every run.
+    """
+    store = RecordStore()
+    asked = [{"train": record.config_hash, **question} for record in runs["record"]]
+    corpora = [record.corpus["sha256"] for record in runs["record"]]
+    found = [store.find("completion", *pair) for pair in zip(asked, corpora)]
+    missing = [i for i, origin in enumerate(runs["origin"]) if found[i] is None and origin != "recorded"]
+    configs = {i: from_dict(runs["record"].iloc[i].config) for i in missing}
+    lost = [c for c in configs.values() if c.steps not in checkpoint.steps(worker.run_dir(c))]
+    study.run(lost, store=store, fresh=True, models={config_hash(config) for config in lost})
+    for i, config in configs.items():
+        trainer = study.trained(config, progress=False)
+        made = {"corpus": trainer.data.provenance(), "device": config.device}
+        reply = make_record("completion", asked[i], worker.ask(trainer, question), **made)
+        store.put(reply)
+        found[i] = reply, "fresh"
+    return runs.assign(accuracy=[answer and answer[0].results["accuracy"] for answer in found])
+
+
+def _mean(values: Any) -> float | None:
+    """Mean of the numbers in a list or dictionary, nested or not; None for nothing."""
+    flat = _numbers(values)
+    return sum(flat) / len(flat) if flat else None
+
+
+def _numbers(values: Any) -> list[float]:
+    if values is None:
+        return []
+    if isinstance(values, (int, float)):
+        return [float(values)]
+    return [x for part in (values.values() if isinstance(values, dict) else values) for x in _numbers(part)]

@@ -1,0 +1,94 @@
+"""`python -m replicate train`: one model, from a preset and changes to it, with its checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from replicate.config import TrainConfig
+from replicate.settings.presets import train_preset
+from replicate.study import worker
+from replicate.system import locks
+from replicate.system.console import again, changes, check_file, check_folder, say
+from replicate.system.files import write_atomic
+from replicate.train import NonFiniteLoss, Trainer
+from replicate.training import checkpoint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train one model and print its losses."""
+    args = _parser().parse_args(argv)
+    config = _config(args)
+    if args.json:
+        check_file("--json", args.json)
+    if args.run_dir:
+        check_folder("--run-dir", args.run_dir)
+    ours = args.run_dir is None  # a folder that others know as well
+    args.run_dir = args.run_dir or worker.run_dir(config, torch.get_num_threads())
+    claim = [f"run-{args.run_dir.name}"]
+    try:
+        with locks.one_of(claim, lambda: ours, lambda: say(locks.WAITS)):
+            trainer = Trainer(config, run_dir=args.run_dir, resume=not args.restart)
+            try:
+                trainer.run()
+            except OSError as error:
+                error.add_note(_kept_of(args))
+                raise
+    except NonFiniteLoss as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept_of(args)) from None
+    result = trainer.result()
+    valid = result["valid_loss"]
+    text = (
+        f"train loss {result['final_loss']:.4f} (last {min(config.final_window, config.steps)} steps), "
+        f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
+        f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
+    )
+    try:
+        _deliver(args, result, text)
+    finally:
+        if trainer.unsaved:
+            say(f"the last checkpoint could not be written ({trainer.unsaved.strerror}); {_kept_of(args)}")
+        else:
+            print(f"the model is kept in {args.run_dir}; --restart trains it anew")
+    return 1 if trainer.unsaved else 0
+
+
+def _kept_of(args: argparse.Namespace) -> str:
+    """What an interrupted `train` leaves behind."""
+    steps = checkpoint.steps(args.run_dir)
+    if not steps:
+        return "nothing was kept, no checkpoint was finished"
+    return f"step {steps[-1]} is kept; {again('--restart' if args.restart else '')}"
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    """The preset with the sparsity and the `--set key=value` changes."""
+    return train_preset(args.preset, args.sparsity, **changes(args.set))
+
+
+def _deliver(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Write the result, if asked, and print `text`: neither is lost if the other cannot be done."""
+    try:
+        if args.json:
+            write_atomic(args.json, f"{json.dumps(result, indent=1)}\n".encode())
+    finally:
+        print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="replicate train", description=main.__doc__)
+    parser.add_argument("--preset", default="smoke", help="training preset (default: smoke)")
+    parser.add_argument("--sparsity", default="dense", help="sparsity preset (default: dense)")
+    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here")
+    parser.add_argument("--run-dir", type=Path, help="folder of checkpoints; default: one under runs/train")
+    parser.add_argument("--restart", action="store_true", help="start over, do not continue")
+    return parser

@@ -1,0 +1,173 @@
+"""The benchmark of one FFN: what it compares, that it refuses wrong results, and how it shows a record."""
+
+import json
+
+import pytest
+import torch
+
+from replicate.bench import ffn as ffn_bench
+from replicate.bench import ffn_cases, timing
+from replicate.ffn import SparseFFN
+from replicate.gpt import DenseFFN
+from replicate.study import records
+
+SHAPE = (64, 64, 256)
+SMALL = ffn_bench.config([SHAPE], ("venom16", "recipe", "act24"), 1)
+
+
+@pytest.fixture
+def problem():
+    return ffn_cases.LayerCase(SHAPE, 0, "cpu")
+
+
+@pytest.fixture(scope="module")
+def record():
+    return ffn_bench.run(SMALL, "cpu")
+
+
+def spread(ms):
+    return {"ms": ms, "ms_p10": 0.9 * ms, "ms_p90": 1.1 * ms}
+
+
+def made_up():
+    """A record as a GPU would write it."""
+    arms = {"dense": 12.0, "dense, eager": 15.0, "recipe": 6.0}
+    error = {"y3": 0.001, "dx": 0.002, "dW1": 0.009, "dW2": 0.003}
+    shape = {
+        "shape": [16384, 4096, 16384],
+        "engines": {"recipe": "2:4 by cusparselt"},
+        "errors": {"recipe": {"error": error, "limit": dict.fromkeys(error, 0.02)}},
+        "load": {"recipe": 1.25},
+        "peak_bytes": {"dense": 4 * 2**30, "dense, eager": 5 * 2**30, "recipe": 3 * 2**30},
+        "graph": {name: spread(ms) for name, ms in arms.items()},
+        "launches": {name: spread(ms + 2) for name, ms in arms.items()},
+        "sustained": {name: ms + 1 for name, ms in arms.items()},
+        "kernels": {
+            "dense": {"nvjet_hsh_256x128": 10.0, "triton_poi_fused_relu": 2.0},
+            "recipe": {
+                "_venom_down_kernel": 2.0,
+                "sm90_xmma_sparse_gemm_bf16bf16": 2.5,
+                "_soft_threshold_prune24_kernel": 0.25,
+                "bfloat16_copy_kernel": 0.5,
+                "_route_topk_kernel": 0.125,
+                "_venom_select_kernel": 0.5,
+            },
+        },
+    }
+    return records.make_record(ffn_bench.KIND, ffn_bench.config(sparsity=["recipe"]), {"shapes": [shape]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([SHAPE], ["venom8"]), "none of the sparse presets"),
+        (([SHAPE], ["dense"]), "none of the sparse presets"),
+        (([(8, 64, 96)], ["venom16"]), "multiple of 64"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ffn_bench.config(*arguments)
+
+
+def test_defaults_are_the_paper_s_shapes_and_exist():
+    assert ffn_bench.config()["shapes"] == [[16384, 4096, 16384], [16384, 2048, 8192]]
+    assert set(ffn_bench.PROFILED) <= set(ffn_bench.SPARSITIES)
+
+
+def test_all_arms_compute_on_the_same_weights(problem):
+    dense = DenseFFN(64, 256)
+    dense.w1, dense.w2 = problem.w1, problem.w2
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = dense(problem.x)
+    ours, *gradients = problem.step(problem.layer("dense"))
+    assert torch.equal(ours, expected)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    sparse = problem.layer("recipe")
+    assert sparse.w1 is problem.w1 and sparse.phase == "sparse"
+    assert not torch.equal(problem.step(sparse)[0], expected)
+
+
+def test_errors_are_small_where_backends_agree(problem):
+    found = ffn_cases.check(problem, ["venom16", "act24+tile", "w1+w2+t"])
+    assert set(found["engines"]) == set(found["errors"])
+    for errors in found["errors"].values():
+        for part in ffn_cases.PARTS:
+            assert 1e-4 < errors["error"][part] <= errors["limit"][part]
+            assert ffn_cases.TOLERANCE <= errors["limit"][part] <= ffn_cases.LIMIT
+
+
+@pytest.mark.parametrize("wrong", [lambda y: 1.25 * y, lambda y: y.roll(1, 0), lambda y: y * float("nan")])
+def test_a_wrong_result_raises_before_any_figure(monkeypatch, capsys, wrong):
+    right = SparseFFN._sparse
+
+    def sparse(ffn, x):
+        return right(ffn, x) if ffn.backend == "reference" else wrong(right(ffn, x))
+
+    monkeypatch.setattr(SparseFFN, "_sparse", sparse)
+    with pytest.raises(AssertionError, match=r"\[64, 64, 256\] differs .*recipe, y3"):
+        ffn_bench.run(SMALL, "cpu")
+    assert capsys.readouterr().out == ""
+
+
+def test_plain_torch_is_not_measured_on_a_gpu(problem):
+    problem.device = "cuda"
+    problem.layer = lambda name: ffn_cases.LayerCase(SHAPE, 0, "cpu").layer(name)
+    with pytest.raises(ValueError, match="no kernels to measure"):
+        ffn_cases.check(problem, ["recipe"])
+
+
+def test_a_run_measures_every_arm(record):
+    (shape,) = record.results["shapes"]
+    arms = {"dense", "dense, eager", *SMALL["sparsity"]}
+    assert set(shape["launches"]) == arms and "graph" not in shape
+    assert set(shape["load"]) == {"venom16", "recipe"} and min(shape["load"].values()) >= 1
+    for row in ffn_bench.rows(record):
+        assert 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"]
+        assert row["x"] == shape["launches"]["dense"]["ms"] / row["ms"]
+    assert record.kind == "bench-ffn" and record.versions["torch"] and record.seconds > 0
+    json.dumps(record.results, allow_nan=False)
+
+
+def test_on_a_gpu_there_are_graphs_and_memory_too(monkeypatch, problem):
+    replayed = []
+    monkeypatch.setattr(torch, "compile", lambda layer, **_: lambda x: layer(x))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(timing, "graphed", lambda call, pool: lambda: replayed.append(call()))
+    monkeypatch.setattr(timing, "sustained_ms", lambda call, seconds: 1.0)
+    monkeypatch.setattr(timing, "peak_bytes", lambda call: 2**30)
+    problem.device = "cpu:0"  # any name but "cpu"
+    out = ffn_bench.measure(SMALL, problem)
+    assert set(out["graph"]) == set(out["sustained"]) == set(out["peak_bytes"]) == set(out["launches"])
+    assert len(replayed) == len(out["graph"]) * (SMALL["repeats"] + 2)
+
+
+def test_stages_add_up():
+    shape = made_up().results["shapes"][0]
+    found = ffn_bench.stages(shape, "recipe")
+    assert found == {
+        "weight refresh": 0.25,
+        "routing and lists": 0.125,
+        "Venom products": 2.0,
+        "2:4 products": 2.5,
+        "dense products": 0.0,
+        "element-wise": 0.5 + 0.5,
+    }
+    assert sum(found.values()) == sum(shape["kernels"]["recipe"].values())
+    dense = ffn_bench.stages(shape, "dense")
+    assert (dense["dense products"], dense["element-wise"], dense["weight refresh"]) == (10, 2, 0)
+
+
+def test_rows_compare_with_dense():
+    row = {row["arm"]: row for row in ffn_bench.rows(made_up())}["recipe"]
+    assert (row["x"], row["x eager"], row["x launches"]) == (2.0, 2.5, 14 / 8)
+    assert (row["x sustained"], row["peak GiB"], row["of dense"], row["error"]) == (13 / 7, 3, 0.75, 0.009)
+
+
+def test_the_table_has_all_of_it():
+    text = ffn_bench.table(made_up())
+    assert "tokens 16384, d_model 4096, d_ff 16384" in text
+    line = next(line for line in text.splitlines() if line.startswith("recipe "))
+    shown = ["recipe", "6", "5.4", "6.6", "2", "1.75", "2.5", "1.857", "3", "0.75", "0.009"]
+    assert line.split() == shown
+    assert "weight refresh" in text and "busiest cluster over the mean: at most 1.25" in text

@@ -1,0 +1,168 @@
+"""The recorded kernel timings as tables, docs/kernels.md, and the pictures of notebooks 06 and 07."""
+
+import pytest
+import torch
+
+from replicate.bench import ffn as ffn_bench
+from replicate.kernels.two_four.tile24 import two_of_four
+from replicate.report import kernel_plots, kernel_tables, kernels_page, layer_tables, pages
+
+PAGE = pages.PAGES["kernels"].path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return kernel_tables.recorded(kernel_tables.KERNELS)
+
+
+@pytest.fixture(scope="module")
+def venom():
+    return kernel_tables.recorded(kernel_tables.VENOM)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_nothing_recorded_is_refused():
+    with pytest.raises(ValueError, match="no record of kind 'bench-nothing'"):
+        kernel_tables.recorded("bench-nothing")
+
+
+def test_the_page_s_prose_agrees_with_the_records(kernels, venom):
+    prose = pages.BLOCK.sub("", PAGE)
+    driver = kernel_tables.memory(kernels)["of copy"][0]
+    assert f"ran at {100 * driver:.0f} % of the rate" in prose
+    over = [kernel_tables.venom_formats(venom, d)["FFN over grouped"].max() for d in kernel_tables.MODELS]
+    assert f"about {over[0]:.1f} times (7B) and up to {over[1]:.1f} times (1B)" in prose
+    for d_model in kernel_tables.MODELS:
+        assert kernel_tables.venom_formats(venom, d_model)["of dense"].max() < 1
+
+
+def test_the_page_s_prose_on_the_layer_agrees_with_the_records():
+    record = kernel_tables.recorded(kernel_tables.LAYER)
+    large, small = (layer_tables.layer(record, d).set_index("arm") for d in kernel_tables.MODELS)
+    for name in ("recipe", "venom16"):
+        assert f"to {large.loc[name, 'x']:.2f}" in PAGE
+    assert f"to {large.loc['recipe', 'memory']:.2f} of the dense layer's" in PAGE
+    assert f"about {kernel_tables.host_ms(record):.1f} ms" in PAGE
+    assert all(small.loc[n, "x"] > 0.8 * aim for n, aim in kernels_page.LAYER_AIMS.items())
+    slower = small.index[small["launches"] < 1]
+    routed = ["recipe", "recipe32", "recipe64"]
+    assert slower.tolist() == [*routed, "act24", "act24+tile", "all24", "dense, eager"]
+    assert large.drop("dense, eager")["launches"].min() == 1, "only at the 1B shape do graphs decide"
+
+
+def test_arithmetic_of_the_formats_by_hand():
+    for name in ("venom16", "venom64"):
+        assert kernel_tables.arithmetic(name) == pytest.approx(7)
+    assert kernel_tables.arithmetic("recipe") == pytest.approx(6 / (2 / 1.5 + 4 / 7))
+    assert kernel_tables.arithmetic("act24") == pytest.approx(6 / (2 / 1.5 + 4))
+    assert kernel_tables.arithmetic("all24") == pytest.approx(1.5)
+
+
+def test_figure_6_by_hand(kernels):
+    row = kernel_tables.figure6(kernels)
+    assert (row["m"], row["n"], row["k"]) == (4096, 16384, 4096)
+    assert kernel_tables.amortised(row, "eager_ms", 1) == pytest.approx(row["with eager conversion"])
+    assert kernel_tables.amortised(row, "convert_ms", 10**6) == pytest.approx(row["speedup"], rel=1e-4)
+    n = kernel_tables.columns_to_repay(row, "eager_ms") / row["n"]
+    assert n * row["dense_ms"] == pytest.approx(n * row["sparse_ms"] + row["eager_ms"])
+
+
+def test_roofline_intensity_of_a_product_by_hand(kernels):
+    point = next(p for p in kernel_tables.intensities(kernels) if p["name"] == "figure 6")
+    m, n, k = 4096, 16384, 4096
+    assert point["x"] == pytest.approx(2 * m * n * k / (2 * (m * k + k * n + m * n)))
+
+
+@pytest.mark.parametrize("d_model", kernel_tables.MODELS)
+def test_stages_are_those_of_the_record(venom, d_model):
+    times = kernel_tables.shape_of(venom, d_model)["products"]
+    for name, key in (("dense", "dense"), ("4 of 32", "2")):
+        own = times[key]
+        total = sum(own.values()) + own.get(kernel_tables.PARTS_TWICE, 0)
+        assert sum(kernel_tables.stages(venom, d_model)[name].values()) == pytest.approx(total)
+    assert all(0 < share < 0.5 for share in kernel_tables.overhead_share(venom, d_model).values())
+
+
+def test_venom_against_24_pairs_the_same_products(kernels, venom):
+    frame = kernel_tables.venom_over_24(kernels, venom, 4096, "4 of 32")
+    assert [name[0] for name in frame["product"]] == list("1235")
+    assert (frame["2:4 time / Venom time"] > 3).all()
+
+
+def test_every_aim_is_compared(kernels, venom):
+    goals = kernels_page.goals(kernels, venom, kernel_tables.recorded(kernel_tables.LAYER))
+    assert set(goals["reached"]) == {"yes", "no"}
+    assert goals["7B shape"].str.fullmatch(r"[\d.]+(%|x)?").all()
+    assert "Speed aims are reached at the 7B shape" in PAGE
+    missed = goals.loc[goals["reached"] == "no", "what"].tolist()
+    assert missed == [
+        f"peak memory, {layer_tables.NAMES[name]}" for name in ("act24", "act24+tile", "all24")
+    ], "the page's prose says so"
+
+
+def test_layer_ratios_are_those_of_the_times():
+    record = kernel_tables.recorded(kernel_tables.LAYER)
+    for d_model in kernel_tables.MODELS:
+        frame = layer_tables.layer(record, d_model).set_index("arm")
+        assert frame.loc["dense", "x"] == 1 and frame.loc["dense", "memory"] == 1
+        assert (frame["x"] * frame["ms"]).tolist() == pytest.approx([frame.loc["dense", "ms"]] * len(frame))
+        stages = layer_tables.stages(record, d_model).set_index("stage, ms")
+        assert 0.7 < stages[layer_tables.NAMES["recipe"]].sum() / frame.loc["recipe", "ms"] < 1.05
+    with pytest.raises(ValueError, match="no shape with d_model 64"):
+        layer_tables.layer(record, 64)
+
+
+def test_the_curves_of_both_backends_agree():
+    assert (layer_tables.agreement(kernel_tables.recorded(kernel_tables.BACKENDS))["within"] == "yes").all()
+
+
+def test_excerpt_is_the_kernel_s_own_text():
+    text = kernel_plots.excerpt(two_of_four, "both_ab", "both_cd")
+    assert text.startswith("```python\nboth_ab = ") and text.count("\n") == 3
+    assert "def two_of_four" in kernel_plots.excerpt(two_of_four)
+    with pytest.raises(ValueError, match="no line"):
+        kernel_plots.excerpt(two_of_four, "not there")
+
+
+def test_pictures_say_what_the_layout_says(ax):
+    kernel_plots.draw_metadata_word(ax)
+    assert sorted(texts(ax)) == sorted(f"byte {b}\n{half}" for b in range(8) for half in ("low", "high"))
+    ax.clear()
+    kernel_plots.draw_group(ax, [3, -1, 2, -4])
+    assert "nibble i1, i0 = 12" in texts(ax)
+    ax.clear()
+    kernel_plots.draw_metadata_tile(ax)
+    assert {int(text) for text in texts(ax)} == set(range(64))
+
+
+def test_stacks_end_at_their_sum(ax):
+    kernel_plots.draw_stacks(ax, {"a": {"x": 1.0, "y": 2.5}, "b": {"x": 0.5, "y": 0.25}}, ["C0", "C1"])
+    assert {"3.5 ms", "0.75 ms"} <= set(texts(ax))
+
+
+def test_rows_show_their_numbers_and_marks(ax):
+    rows = {"a": {"x": 1.0, "y": 2.5}, "b": {"x": 0.5, "y": 0.25}}
+    kernel_plots.draw_rows(ax, rows, {"x": "C0", "y": "C1"}, marks={"b": 3.0}, mark="theirs")
+    assert sorted(texts(ax)) == ["0.25", "0.50", "1.00", "2.50"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.collections[0].get_offsets().tolist() == [[3.0, 1.0]] and ax.get_xlim()[1] > 3
+
+
+def test_a_tile_shows_how_many_are_kept(ax):
+    kept = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool().numpy()
+    kernel_plots.draw_tile(ax, torch.arange(9.0).reshape(3, 3).numpy(), kept)
+    assert texts(ax) == [*"012345678", "2", "1", "3", "3", "2", "1"]
+
+
+def test_every_stage_of_the_layer_has_a_colour():
+    assert list(kernel_plots.LAYER_COLOURS) == list(ffn_bench.STAGES)
+
+
+def test_curves_can_be_drawn(ax, kernels):
+    kernel_plots.draw_sweep(ax, kernel_tables.sweep(kernels))
+    kernel_plots.draw_amortised(ax, kernel_tables.figure6(kernels))
+    kernel_plots.draw_roofline(ax, kernel_tables.intensities(kernels), 4.2)
+    assert torch.tensor(ax.get_xlim()).isfinite().all()

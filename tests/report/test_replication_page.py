@@ -1,0 +1,265 @@
+"""docs/replication.md shows the records: its tables, its numbers, and what its sentences say of them."""
+
+import re
+
+import numpy as np
+
+from replicate import paper
+from replicate.bench import step
+from replicate.paper import audit
+from replicate.paper.table import shipped_table
+from replicate.report import layer_tables, pages, step_table
+from replicate.report import replication_page as report
+from replicate.report import study_tables as study
+from replicate.study import plans, statistics
+
+TEXT = pages.PAGES["replication"].path.read_text(encoding="utf-8")
+# Names with digits in them; any other digit in the prose would be a number without a record.
+NAMES = re.compile(
+    r"\b2:4\b|\b2 of 4\b|\b4 of (?:16, 32 and 64|16|32|64)\b|\b95 % (?:t-)?interval|\bn = 1\b"
+    r"|\bH[12]00\b|\b[17]B\b"
+    r"|\b(?:[Tt]able|[Ff]igure|[Ss]ection|[Aa]lgorithm|product|notebook)s? \d+(?:\.\d+)*[a-d]?(?: and \d+)?"
+    r"|\bW[12]\b|\bd?y[123]\b|\bL2\b|\bbfloat16\b|\barXiv \d{4}\.\d{5}\b"
+)
+
+
+def gap(scale, *arms, column=study.TRAIN):
+    return study.contrast(study.runs(scale), arms, column)
+
+
+def test_every_number_of_the_prose_is_generated():
+    text = NAMES.sub("", pages.prose(TEXT))
+    assert not re.findall(r".{0,40}\d.{0,20}", text)
+
+
+def test_nothing_private_is_mentioned():
+    assert not re.search(r"/(?:work|tmp|home|root)\b", TEXT)
+
+
+def test_the_groups_are_all_claims_once():
+    ids = [name for group in paper.data()["claim_groups"].values() for name in group]
+    assert sorted(ids) == sorted(paper.claims()) == sorted(shipped_table().index)
+
+
+def test_what_the_prose_says_of_weights():
+    costs = audit.table3_costs()
+    for scale in study.SCALES:
+        assert abs(gap(scale, "act24").mean) < 0.01
+        assert gap(scale, "w1+w1t", "w1").high < 0 and gap(scale, "w2+w2t", "w2").high < 0
+        assert gap(scale, "w1+w1t", "w1, same").low > 0 and gap(scale, "w2+w2t", "w2, same").low > 0
+        assert gap(scale, "w1+w2", "w1", "w2").mean > 0.2
+        assert gap(scale, "recipe", "venom16").low > 0
+        assert abs(gap(scale, "w1+w2, same", "w1, same", "w2, same").mean) < 0.025, "they nearly add up"
+        assert abs(gap(scale, "w1+w2+t", "w1+w1t", "w2+w2t").mean) < 0.02
+    for scale in study.SIZES[1:]:
+        for arm, row in (("w1", "W1"), ("w2", "W2"), ("w1+w2", "W1, W2")):
+            assert gap(scale, arm).low > 4 * costs[row], "several times"
+            assert gap(scale, arm).mean > 7 * gap(scale, f"{arm}, same").mean, "about an order of magnitude"
+            assert gap(scale, f"{arm}, same").mean < 0.65 * costs[row], "half of it or less"
+        assert gap(scale, "recipe, same", "recipe").mean < 0, "the second reading costs less"
+        assert 0.35 < gap(scale, "w1+w2, same").mean / costs["W1, W2"] < 0.5, "two fifths"
+    assert 2.5 < gap("gpu", "w2+w2t", "w2, same").mean / 0.015 < 3.2
+    assert 1.2 < gap("gpu40m", "w2+w2t", "w2, same").mean / 0.015 < 1.8
+    assert gap("gpu40m", "w1+w1t", "w1, same").low < 0 < gap("gpu40m", "w1+w1t", "w1, same").mean
+    assert gap("laptop", "recipe, same", "recipe").low < 0 < gap("laptop", "recipe, same", "recipe").high
+    assert gap("gpu", "w1+w2, hard, same", "w1+w2, same").low > 0 < gap("gpu", "recipe, hard, same").low
+    highest = report.spike()["highest"]
+    for arm in ("w1+w2", "recipe"):
+        assert highest[f"{arm}, same"] > highest[arm] > highest[f"{arm}, scaled"] > highest[f"{arm}, hard"]
+    spike = highest - report.spike()["before"]
+    assert 0.4 < spike["recipe, scaled"] / spike["recipe"] < 0.6 and spike["venom64"] > 2
+    assert 0.15 < spike["w1+w2, scaled"] / spike["w1+w2"] < 0.25
+    assert abs(highest["w1+w2, same"] - highest["w1+w2"]) < 0.2 < highest["recipe, same"] - highest["recipe"]
+    back = report.spike()["steps until back"]
+    assert 25 < back["recipe"] < 35 and 1.3 < back["recipe, same"] / back["recipe"] < 1.7
+    assert highest["venom16"] < 4 and highest["act24"] <= highest["dense"] + 0.01
+    assert gap("gpu", "w1").mean > 5 * costs["W1"] and gap("gpu", "w1+w2").mean > 5 * costs["W1, W2"]
+    for arm, row in (("w1+w1t", "W1 + W1^T"), ("w2+w2t", "W2 + W2^T"), ("w1+w2+t", "W1, W2")):
+        assert 0.8 < gap("gpu", arm).mean / costs[row] < 1.6
+    assert 1.7 < gap("gpu", "venom16").mean / costs["Venom"] < 2.5
+    length = report.mismatch()["dx sent down / true dx"]
+    for scale in study.SCALES:
+        arms = ("w1+w2", "w1+w2, scaled", "w1+w2, hard", "w1+w2, same")
+        lengths, losses = [float(length[a].strip("≈")) for a in arms], [gap(scale, a).mean for a in arms]
+        assert lengths == sorted(lengths, reverse=True) and losses == sorted(losses, reverse=True)
+        assert losses[1] < 0.5 * losses[0], "at least half is gone"
+    for arm in ("recipe, scaled", "recipe, hard"):
+        both = gap("laptop", arm), gap("laptop", "recipe")
+        assert both[0].low < both[1].high and both[1].low < both[0].high
+    assert gap("laptop", "no-mask-reuse").mean < 0.01 and gap("laptop", "venom16, no mask reuse").mean > 0.5
+
+
+def test_what_the_prose_says_of_mixes_and_rates():
+    ends = [
+        gap("laptop", arm, column=study.HELD).mean
+        for arm in ("recipe", study.HALF, "recipe, 67% sparse first", "recipe, 83% sparse first")
+    ]
+    assert ends == sorted(ends)
+    assert gap("gpu", study.HALF, column=study.HELD).low > 0
+    for scale in ("gpu", "gpu40m"):
+        assert gap(scale, "recipe", study.HALF, column=study.HELD).low > 0, "the half earns its keep"
+        assert gap(scale, study.HALF, column=study.HELD).low > 0, "it does not reach the dense model"
+    third = gap("gpu", "recipe, 67% sparse first", "recipe", column=study.HELD)
+    assert gap("gpu", "recipe, 83% sparse first", "recipe", column=study.HELD).low > 0, "worse than none"
+    assert -0.03 < third.mean < 0.01, "about as good"
+    assert gap("gpu", "recipe, 50% dense-sparse", study.HALF, column=study.HELD).low > 0
+    worst = gap("gpu", "recipe, 50% interleaved", "recipe, 50% dense-sparse", column=study.HELD)
+    assert worst.low > 0, "changing back and forth is worst"
+    assert all(gap("gpu", f"dense, lr x {x}").mean > 0 for x in ("0.5", "2"))
+    arms = ("act24", "venom16", "recipe", "w1+w2")
+    for rate in (", lr x 0.5", "", ", lr x 2"):
+        costs = [gap("laptop", arm + rate).mean for arm in arms]
+        assert costs == sorted(costs)
+
+
+def test_what_the_prose_says_of_variants():
+    laptop, gpu = study.recipe_sparse("laptop"), study.recipe_sparse("gpu")
+    assert "recipe, hard" in set(laptop["arm"]) and "venom16, no inner" not in set(laptop["arm"])
+    assert gpu["arm"].tolist()[:3] == ["active16, 64 clusters", "active16x32", "active16"]
+    assert set(gpu["n"].iloc[:3]) == {3}
+    lines = study.prize().splitlines()
+    assert len(lines) == len(study.SIZES)
+    assert (
+        "laptop: `venom16, 64 clusters`, of" in lines[0] and "gpu40m: `active16, 64 clusters`, of" in lines[2]
+    )
+    assert "gpu: `active16, 64 clusters`, `active16x32`, of" in lines[1]
+    large = gap("gpu40m", "active16x32")
+    assert large.low < audit.table3_costs()["Venom"] < large.high, "about what the paper's Venom costs"
+    assert gap("gpu40m", "recipe").high < gap("gpu", "recipe").mean, "the recipe's cost falls"
+    assert large.mean > gap("gpu", "active16x32").mean, "that of activations does not"
+    for arm in ("venom16", "venom16, 64 clusters", "active16x32"):
+        one, other = gap("gpu", arm), gap("gpu40m", arm)
+        assert one.low < other.high and other.low < one.high, "it hardly moves with size"
+    assert 0.4 < large.mean / gap("gpu40m", "venom16").mean < 0.6, "half of what the router costs"
+    for scale in ("gpu", "gpu40m"):
+        assert gap(scale, "venom16, 64 clusters", "venom16").high < 0, "finer clusters surely help"
+        assert gap(scale, "venom16, 64 clusters").low > audit.table3_costs()["Venom"], "above the paper's"
+    own, router, recipe = (gap("gpu", arm).mean for arm in ("active16x32", "venom16", "recipe"))
+    assert gap("gpu", "active16").mean < router and own < gap("gpu", "active16").mean
+    assert 0.2 < own / recipe < 0.3, "a quarter as much"
+    assert gap("gpu", "active64x32").mean < gap("gpu", "venom64").mean
+    assert gap("gpu", "active16x32, W1 scaled").mean > 2 * own, "the weights are then what costs"
+    seeds = study.runs("gpu").pivot(index="seed", columns="arm", values=study.TRAIN)
+    first, *others = seeds["active16x32"] - seeds["dense"]
+    assert all(abs(other - first) < 0.003 for other in others), "they agree with the first"
+
+
+def test_what_the_prose_says_of_open_questions():
+    found = {arm: by["laptop"] for _, arm, _, by in study.open_questions() if "laptop" in by}
+    assert all(stats.n >= 3 for stats in found.values())
+
+    def unsure(arm):
+        return found[arm].low < 0 < found[arm].high and abs(found[arm].mean) < 0.01
+
+    assert found["recipe, no warm-up"].low > 0.2 and unsure("act24, no warm-up")
+    assert found["recipe, short warm-up"].low < 0 < found["recipe, long warm-up"].low
+    assert unsure("venom16, l2") and unsure("venom16, cosine")
+    counts = [found[f"venom16, {n} clusters"] for n in (8, 32, 64)]
+    assert counts[0].low > 0 > counts[1].high and counts[1].mean > counts[2].mean
+    assert found["venom16, refreshed"].low > 0.02
+    assert found["no-mask-reuse"].mean < 0.01
+    assert min(found[f"{arm}, no mask reuse"].low for arm in ("venom16", "recipe")) > 0.5
+    both = gap("laptop", "w1+w2").mean
+    assert all(found[f"w1+w2, {how}"].mean < -0.7 * both for how in ("scaled", "hard"))
+    assert all(found[f"recipe, {how}"].low < 0 < found[f"recipe, {how}"].high for how in ("scaled", "hard"))
+    assert all(unsure(arm) for arm in ("act24, learned", "act24, soft", "recipe, learned"))
+    assert found["act24, static"].low > 0
+    assert all(found[f"{arm}, no inner"].high > 0 for arm in ("venom16", "recipe"))
+    large = {arm: s["gpu"].mean for _, arm, _, s in study.open_questions() if "gpu" in s}
+    little = ("no warm-up", "short warm-up", "long warm-up", "learned", "scaled", "no inner")
+    little = [f"recipe, {how}" for how in (*little, "hard")] + [
+        "act24, learned",
+        "act24, soft",
+        "act24, no warm-up",
+    ]
+    little += ["venom16, l2", "venom16, cosine", "venom16, no inner", "no-mask-reuse", "act24+wgrad"]
+    assert max(abs(large[arm]) for arm in little) < 0.015, "within the noise of single seeds"
+    assert large["venom16, 64 clusters"] < large["venom16, 32 clusters"] < -0.015
+    assert large["venom16, refreshed"] > large["static16"] > 0.03 < large["act24, static"]
+    assert found["venom16, refreshed"].mean > found["static16"].mean
+    assert large["venom16, no mask reuse"] > 0.5
+    assert large["SwiGLU"] < 0.2 * found["SwiGLU"].mean, "the gap of the short run is gone"
+
+
+def test_what_the_prose_says_of_switches_and_of_the_small_models_clock():
+    whole, folded = (gap("gpu", arm, column=study.HELD) for arm in study.SWITCHES[:2])
+    assert folded.high < whole.low, "folding surely helps"
+    ends = [gap("gpu", arm, column=study.HELD).mean for arm in study.SWITCHES]
+    assert ends == sorted(ends, reverse=True) and ends[-1] > 0, (
+        "folding helps, activations more, none recovers"
+    )
+    for _, clock in report.clock().set_index("format").groupby("model"):
+        assert clock["seconds"].idxmin() == "dense, compiled"
+        assert clock["times as fast a step"].between(0.84, 1.12).all(), "about as much, sparse or dense"
+        sparser = clock.index.str.contains("4 of 32|2 of 32")
+        assert ((clock["times as fast a step"] > 1.05) == sparser).all(), "a little less at 4 of 32"
+        more = clock["steps"] / clock["steps"].iloc[0]
+        both = ["dense, compiled", "2:4 activations"]
+        assert more["2:4 activations"] < 1.02 and more.drop(both).min() > 1.05
+
+
+def test_what_the_prose_says_of_widths():
+    found = step_table.widths()
+    for arm in step_table.AT_WIDTHS:
+        pays, launched = (step_table.pays_from(found, arm, x) for x in ("x", "x launched"))
+        assert 640 < pays == 1024 < launched, "every format is faster as a graph and slower launched there"
+    ratios = found[found["arm"].isin(step_table.AT_WIDTHS)].set_index("d_model")
+    assert (ratios.loc[:640, "x"] <= 1.01).all(), "no format gains more than 1 % (docs/kernels.md)"
+    assert (ratios.loc[1024, "x"] > 1.05).all() and (ratios.loc[1024, "x launched"] < 0.95).all()
+    recipe = ratios[ratios["arm"] == "recipe"].loc[1536]
+    assert recipe["x"] > 1.05 and recipe["x launched"] < 0.95
+    small = step.step_times(step_table.recorded("study10m", ()), "launched")
+    assert small["dense, in one piece"]["ms"] < small["dense"]["ms"], "in one piece it launches faster"
+
+
+def test_what_the_prose_says_of_the_speed_by_activations():
+    layer = [layer_tables.over_dense(d, device=step_table.CARD) for d in (2048, 4096)]
+    for x in layer:
+        assert 0.92 < x["active16x32"] / x["recipe"] < 1, "nearly as fast"
+        assert x["active16x32"] < x["active16"] < x["venom16"]
+    step = step_table.speeds("llama1b")
+    assert 0.98 < step["active16x32"] / step["recipe"] < 1
+    for d_model in (2048, 4096):
+        memory = layer_tables.over_dense(d_model, "memory", step_table.CARD)
+        venom = {arm for arm in memory if arm.startswith(("venom", "recipe", "active"))}
+        assert {arm for arm in venom if memory[arm] > 1} == {"active16x32"}
+
+
+def test_what_the_prose_says_of_memory():
+    for preset in ("llama1b", "llama7b"):
+        peaks = {row["arm"]: row["peak GiB"] for row in step.rows(step_table.recorded(preset))}
+        assert all(peak < peaks["dense"] for arm, peak in peaks.items() if not arm.startswith("dense"))
+    layers = report.layers().set_index("layer")
+    assert (layers.loc[["2:4 activations"], ["memory, 1B", "memory, 7B"]] > 1).all(axis=None)
+    assert (layers.filter(like="4 of", axis=0)[["memory, 1B", "memory, 7B"]] < 1).all(axis=None)
+
+
+def test_what_the_prose_says_of_the_runs():
+    for scale in study.SIZES:
+        assert {r.config.get("backend", "auto") for r in study.runs(scale)["record"]} == {"auto"}
+        passes = float(study.setting(scale)["passes over the text"])
+        assert passes < 1, "the page says less than one pass"
+        devices = {r.device for r in study.runs(scale)["record"]}
+        assert devices <= {"NVIDIA H200", "NVIDIA H100 80GB HBM3"}
+
+
+def test_what_the_prose_says_of_shorter_dense_runs():
+    frame = study.runs("gpu")
+    for arm in plans.PLANNED:
+        planned = frame[frame["arm"] == arm].set_index("seed")
+        steps = planned["record"].iloc[0].config["steps"]
+        above = []
+        for seed, whole in frame[frame["arm"] == "dense"].set_index("seed")["record"].items():
+            at, loss = zip(*whole.results["valid_losses"], strict=True)
+            above.append(planned.loc[seed, "valid_loss"] - float(np.interp(steps, at, loss)))
+        assert statistics.summary(above).mean > -0.003, (
+            "planned runs end no lower than the full one stopped there"
+        )
+
+
+def test_what_the_prose_says_of_a_second_gpu():
+    table = layer_tables.cards().set_index("layer")
+    first, second = (table.filter(like=card).to_numpy() for card in ("H200", "H100"))
+    assert (second <= first * 1.005).all() and (second > 0.85 * first).all(), "a little smaller"
+    for one, other in zip(first.T, second.T, strict=True):
+        assert np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1] > 0.99, "same order"

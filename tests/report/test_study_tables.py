@@ -1,0 +1,53 @@
+"""The study's tables from given runs: any number of seeds, paired, each arm above the dense model."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from replicate.report import study_tables
+from replicate.study import plans
+
+
+def frame(**arms):
+    """Runs of arms with given losses, by seed from 1."""
+    rows = [
+        {"arm": arm.replace("_", "+"), "seed": seed, "valid_loss": loss}
+        for arm, losses in arms.items()
+        for seed, loss in enumerate(losses, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_arms_of_one_to_three_seeds():
+    runs = frame(dense=[1.0, 2.0, 4.0], w1=[1.5], w2=[1.25, 2.75], w1_w2=[2.0, 3.0, 5.5])
+    one = study_tables.contrast(runs, ("w1",), "valid_loss")
+    assert study_tables.cells(one, "x") == {"x": "+0.5000", "sd x": "", "95 % x": ""}
+    assert study_tables.sentence(one) == "+0.500 nats (n = 1)"
+    two = study_tables.contrast(runs, ("w2",), "valid_loss")
+    assert two.n == 2 and two.mean == 0.5 and study_tables.cells(two, "x")["95 % x"].startswith("-2.6")
+    three = study_tables.contrast(runs, ("w1+w2",), "valid_loss")
+    assert three.n == 3 and math.isclose(three.mean, 3.5 / 3)
+    beyond = study_tables.contrast(runs, ("w1+w2", "w1", "w2"), "valid_loss")  # only seed 1 has all
+    assert beyond.n == 1 and beyond.mean == 1.0 - 0.5 - 0.25
+    assert study_tables.contrast(runs, ("recipe",), "valid_loss") is None
+    assert set(study_tables.cells(None, "x").values()) == {""}
+
+
+def test_an_answer_to_every_open_question_has_its_row():
+    table = study_tables.opened()
+    arms = [arm for _, _, several in plans.OPEN for arm in several]
+    assert table["arm"].tolist() == arms and len(set(arms)) == len(arms)
+    assert set(arms) | {base for _, base, _ in plans.OPEN} <= set(plans.everything("gpu", (1,)))
+    for scale in study_tables.SCALES:
+        there = table[f"n, {scale}"] != ""
+        assert (there == (table[scale] != "not run")).all() and there.any()
+
+
+def test_arms_of_the_study_have_names_and_distinct_configurations():
+    plan = plans.everything("smoke", (1, 2))
+    configs = [config for arm in plan.values() for config in arm]
+    assert len(set(configs)) == len(configs) == 2 * len(plan)
+    assert plans.some(["recipe", "dense"], (1,), "smoke") == {k: plan[k][:1] for k in ("recipe", "dense")}
+    with pytest.raises(ValueError, match="no arm 'nothing'"):
+        plans.some(["nothing"], (1,), "smoke")
