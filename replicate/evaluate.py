@@ -9,9 +9,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from replicate.config import TrainConfig
 from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.sparsity import flip_rate
+
+STATS_TOKENS = 4096
 
 
 @torch.no_grad()
@@ -81,6 +84,19 @@ def ffn_inputs(model: GPT, idx: Tensor) -> list[Tensor]:
         for hook in hooks:
             hook.remove()
     return inputs
+
+
+def stats_rows(config: TrainConfig) -> int:
+    """Sequences of a batch that a statistic reads, whole blocks of V rows where these are routed.
+
+    At most half of them and about STATS_TOKENS tokens: statistics are to cost next to nothing.
+    """
+    seq_len, sparsity = config.model.seq_len, config.model.sparsity
+    unit = sparsity.v if sparsity.routing == "oracle-block" else 1
+    for rows in range(max(1, min(STATS_TOKENS // seq_len, config.batch_size // 2)), config.batch_size):
+        if rows * seq_len % unit == 0:
+            return rows
+    return config.batch_size
 
 
 def weight_flips(before: list[dict[str, Tensor]], model: GPT) -> dict[str, list[float]]:

@@ -28,17 +28,10 @@ from replicate.settings.text import config_hash, to_dict
 from replicate.system import provenance
 from replicate.training import checkpoint
 from replicate.training.compiled import compiled_loss
+from replicate.training.device import pick_device, pick_dtype, reproducible
+from replicate.training.failure import NonFiniteLoss, stopped_at
+from replicate.training.interrupts import interrupts_between_steps
 from replicate.training.progress import Progress
-from replicate.training.runtime import (
-    NonFiniteLoss,
-    check_same_run,
-    interrupts_between_steps,
-    pick_device,
-    pick_dtype,
-    reproducible,
-    stats_rows,
-    stopped_at,
-)
 from replicate.training.step import OptimizerStep, make_optimizer
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]
@@ -247,7 +240,7 @@ class Trainer:
     def _make_clusters(self, step: int) -> None:
         """Sort the neurons of every FFN into clusters, and AdamW's moments with them."""
         with self.autocast():
-            samples = evaluate.ffn_inputs(self.model, self.batch(step)[0][: stats_rows(self.config)])
+            samples = evaluate.ffn_inputs(self.model, self.batch(step)[0][: evaluate.stats_rows(self.config)])
         for ffn, sample in zip(self.model.ffns(), samples):
             perm = ffn.make_clusters(self.config.seed, sample)
             for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
@@ -259,7 +252,7 @@ class Trainer:
     def _statistics(self, step: int) -> dict[str, Any]:
         """What the layers do in this step's forward pass: a list over layers for each statistic."""
         with self.autocast():
-            layers = evaluate.layer_stats(self.model, self.batch(step)[0][: stats_rows(self.config)])
+            layers = evaluate.layer_stats(self.model, self.batch(step)[0][: evaluate.stats_rows(self.config)])
         names = layers[0].keys()
         row = {name: [layer[name] for layer in layers] for name in names}
         return {"step": step, "phase": schedule.phase_at(step, self.config)} | row
@@ -323,7 +316,7 @@ class Trainer:
         if found is None or (how == "exactly" and not self._identity().items() <= found[2].items()):
             return
         self.step, tensors, state = found
-        check_same_run(state, self._identity(), self.run_dir)
+        checkpoint.check_same_run(state, self._identity(), self.run_dir)
         checkpoint.unpack(tensors, self.model, self.optimizer)
         for name in _RECORD:
             setattr(self, name, state["record"].get(name, []))  # older checkpoints have fewer

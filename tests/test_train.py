@@ -17,12 +17,13 @@ import torch
 from replicate import schedule
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.data import TokenData
+from replicate.evaluate import stats_rows
 from replicate.settings.text import to_dict
 from replicate.system import paths
 from replicate.train import NonFiniteLoss, Trainer, train
 from replicate.training import checkpoint
+from replicate.training.device import pick_device
 from replicate.training.progress import Progress
-from replicate.training.runtime import pick_device, stats_rows
 from replicate.training.step import OptimizerStep
 
 MODEL = ModelConfig(vocab_size=32, n_layer=2, d_model=16, d_ff=64, n_head=2, seq_len=16)

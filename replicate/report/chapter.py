@@ -11,7 +11,7 @@ from torch import Tensor
 
 from replicate import figures
 from replicate.report.runner import check_profile, check_seed
-from replicate.training.runtime import quiet_interrupts
+from replicate.training.interrupts import quiet_interrupts
 
 
 class BadParameter(ValueError):

@@ -174,7 +174,7 @@ class Worker(threading.Thread):
             return {"error": f"its process ended {self._post_mortem()}"}
 
     def _spawn(self) -> subprocess.Popen:
-        # In a session of its own: Ctrl-C in the terminal reaches the parent only, which ends its workers.
+        # Apart from the terminal: Ctrl-C in the terminal reaches the parent only, which ends its workers.
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
         command = [sys.executable, "-c", WORKER]
         return subprocess.Popen(command, **pipes, env=self.environment, text=True, start_new_session=True)

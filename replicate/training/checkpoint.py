@@ -162,6 +162,24 @@ def unpack(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.
     optimizer.load_state_dict(optimizer_state)
 
 
+def check_same_run(state: dict[str, Any], ours: dict[str, str], folder: Path) -> None:
+    """Compare a checkpoint's identity with this run's.
+
+    Raises ValueError if it is of another configuration or corpus; warns if device, torch or code differ.
+    """
+    for name, value in ours.items():
+        if state.get(name) == value:
+            continue
+        if name in ("config_hash", "corpus_sha256"):
+            raise ValueError(
+                f"{folder} holds a run with another {name} ({state.get(name)}, not {value}); "
+                "choose another run_dir, or resume=False to overwrite it"
+            )
+        warnings.warn(
+            f"resuming a run made with {name} {state.get(name)}, now {value}: losses may differ", stacklevel=4
+        )
+
+
 def _sweep(folder: Path, now: float, age: float = 3600) -> None:
     """Remove what killed writers left; young parts may belong to one still writing.
 

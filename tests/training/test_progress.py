@@ -36,7 +36,7 @@ CODE = """
 import json, sys
 from replicate import study
 from replicate.settings.text import from_dict
-from replicate.training.runtime import quiet_interrupts
+from replicate.training.interrupts import quiet_interrupts
 quiet_interrupts()
 configs = [from_dict(c) for c in json.loads({configs!r})]
 """

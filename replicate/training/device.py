@@ -1,0 +1,59 @@
+"""Where a run computes, in which precision, and how reproducibly."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one.
+
+    Raises ValueError if it is not here, or another kind of device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {name!r}, not usable here ({error}); choose 'auto' or 'cpu'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, on which nothing trains here; choose 'auto', 'cpu' or 'cuda'")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision called `name`; "auto" is bfloat16 (autocast) on a GPU, float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+@contextmanager
+def reproducible(device: torch.device, strict: bool = False) -> Iterator[None]:
+    """Run with deterministic kernels on a GPU, and give torch's random state and settings back after.
+
+    cuDNN's attention adds up its gradient in no fixed order; with `strict` a slower kernel takes its place.
+    """
+    on_gpu = device.type == "cuda"
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if on_gpu:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=not strict)
+            warnings.filterwarnings("ignore", message="cuDNN Attention defaults to a non-deterministic")
+            torch.utils.deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = fill
