@@ -1,7 +1,7 @@
-"""What exists for one table each: other ways to choose two of four or clusters, and to sum over tokens.
+"""Variants for comparison, which the paper's method does not need: other ways to choose and to sum.
 
-The paper's method needs none of it. `SparsityConfig` names them: `selection`, `routing`,
-`mask_reuse` and `wgrad`. Plain functions; `ffn` calls them where the configuration asks.
+`SparsityConfig` names them: `selection`, `routing`, `mask_reuse` and `wgrad`. Plain functions; `ffn` calls
+them where the configuration asks.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def token_reduction(kept: Tensor, c: SparsityConfig) -> Callable[[Tensor, Tensor
     return reduce
 
 
-@cache  # a CUDA graph reads an order where it lies
+@cache  # kept: a CUDA graph reads the tensor at its address
 def token_order(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The fixed permutation [n] by which weight gradients group tokens, and its inverse."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))

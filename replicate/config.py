@@ -13,15 +13,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from replicate.ablations import SELECTIONS, WGRADS
-from replicate.router import METRICS, RULES
+from replicate.router import METRICS, READS_Y2, RULES
 
-ACTIVATIONS = ("relu2", "gelu", "swiglu")
+ACTIVATIONS = ("relu2", "gelu", "swiglu")  # functions, of `ModelConfig.activation`
 ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
-ROUTINGS = (*RULES, "oracle-block")  # who chooses a token's clusters; a vote of v tokens is not causal
+# Who chooses a token's clusters: a rule of `router`, or "oracle-block", a vote of v tokens, not causal.
+ROUTINGS = (*RULES, "oracle-block")
 # What a product without a flag reads of a weight that its other product reads in 2:4. "same": the values that
 # the other product reads, so that the backward pass is the gradient of what the forward pass computed, as
-# automatic differentiation has it; the stored weight alone is passed straight through. "whole": the stored
-# weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
+# automatic differentiation has it; the stored weight alone is passed straight through. A flag of the forward
+# pass (w1, w2) so changes the backward product, one of the backward pass (w2_t, w1_t) the forward product.
+# "whole": the stored weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
 READINGS = ("same", "whole")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
@@ -68,7 +70,7 @@ class SparsityConfig:
     weight_scale: bool = False  # S-STE's beta, computed at the first sparse step and frozen
     backward: str = "same"  # see READINGS
 
-    # y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
+    # Format of y2 and dy1: "dense", "24" (2 of 4 per token) or "venom" (clusters of neurons, then 2 of 4).
     activation: str = "dense"
     selection: str = "magnitude"  # the 2 of 4, see `ablations.select24`
     inner: bool = True  # Venom only: also keep 2 of 4 inside the chosen clusters
@@ -80,7 +82,7 @@ class SparsityConfig:
     wgrad_permute: bool = True  # shuffle tokens by a fixed permutation before grouping them
 
     # Venom's blocks. With n clusters and top-k, M = 4 n / k: top-4, 2, 1 of 16 give M = 16, 32, 64.
-    routing: str = "token"  # who chooses, see `router.RULES`
+    routing: str = "token"  # who chooses, see ROUTINGS
     n_clusters: int = 16
     top_k: int = 4
     metric: str = "dot"  # see `router.scores`
@@ -175,7 +177,7 @@ class SparsityConfig:
         # Only the blocks of a known mask are computed (figure 4d): of dy2 by the forward mask, and of y1 too
         # unless y1 itself chooses the clusters.
         known = kind == "venom" and self.routing != "oracle-block" and self.mask_reuse and not self.w2_t
-        chosen = known and not self.w1 and self.routing != "activation"
+        chosen = known and not self.w1 and self.routing not in READS_Y2
         return [
             row("y1 = x W1", "w1", "sampled" if chosen else "dense"),
             row("y3 = y2 W2", "w2", kind),
@@ -247,7 +249,7 @@ class TrainConfig:
     """One training run. Lengths are in optimiser steps unless the name says otherwise."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    corpus: str = "stdlib"  # see replicate.data
+    corpus: str = "stdlib"  # see `replicate.text.corpora`
     steps: int = 240
     batch_size: int = 8  # sequences a micro-batch
     grad_accum: int = 1  # micro-batches a step

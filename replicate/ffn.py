@@ -41,7 +41,7 @@ class SparseFFN(LayerState):
     False again, so that micro-batches share what kernels prepare from them.
 
     Args:
-        d_model: D. d_ff: F; both multiples of 4, F of 4 n_clusters for Venom.
+        d_model: D. d_ff: F; both multiples of 4 unless all is dense, F of 4 n_clusters for Venom.
         sparsity: the formats; the default is dense in both phases.
         backend: of the sparse phase: None or "auto" takes kernels where the device, the dtype and the
             configuration have them, "reference" plain torch; see `replicate.kernels.backend`.
@@ -124,10 +124,12 @@ class SparseFFN(LayerState):
         return values, mask if clusters is None else mask & clusters
 
     def experts(self, x: Tensor, y2: Tensor | None = None) -> Tensor:
-        """[T, k] the clusters that each token of x [T, D] uses, by `router.RULES`; not for a vote of blocks.
+        """[T, k] the clusters that each token of x [T, D] uses, by `router.RULES`.
+
+        Not for routing "oracle-block", which has no rule.
 
         Args:
-            y2: [T, F] of the sparse phase before any mask, computed where it is needed and None.
+            y2: [T, F] of the sparse phase before any mask; where None, a rule that needs it computes it.
         """
         return router.RULES[self.config.routing](self, x, y2)
 
@@ -165,7 +167,7 @@ class SparseFFN(LayerState):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Make W1 and W2 what the sparse forward pass reads: S24(W1) where w1 is on, S24(W2) where w2 is.
+        """Make W1 and W2 what the sparse forward pass reads, 2:4 or as they are, see `SparsityConfig.source`.
 
         For the switch to the dense phase: soft thresholding computes with smaller weights than are stored,
         so that dense steps would start from another function. Pruned entries start from zero and may grow.

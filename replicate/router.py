@@ -21,7 +21,7 @@ METRICS = ("dot", "l2", "cosine")
 
 
 class TokenLists(NamedTuple):
-    """Tokens sorted by expert, as the block-sparse products read them.
+    """Tokens sorted by expert, algorithm 3 as printed; kernels read `BlockLists`, padded to blocks.
 
     tokens: [T k] token ids, those of expert 0 first, in token order inside an expert.
     offsets: [n + 1] expert e owns tokens[offsets[e]:offsets[e + 1]].
@@ -145,7 +145,7 @@ def energy(y: Tensor, n_clusters: int) -> Tensor:
 
 
 def by_token(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
-    """The paper's rule (algorithm 3): the experts whose means are nearest to the token."""
+    """The paper's rule (algorithm 3): the experts whose means score highest with the token, see `scores`."""
     return route(x, ffn.expert_means().to(x.dtype), ffn.config.top_k, metric=ffn.config.metric)
 
 
@@ -161,12 +161,14 @@ def fixed(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
 
 
 # Who chooses a token's clusters, by the name in `SparsityConfig.routing`. A rule reads the layer, its inputs
-# x [T, D] and, if they are there already, the activations y2 [T, F] before any mask; it returns [T, k].
+# x [T, D] and, if they are there already, the activations y2 [T, F] before any mask; it returns k different
+# clusters [T, k] a token, and depends on that token alone, else a token would see later ones.
 RULES: dict[str, Callable[[SparseFFN, Tensor, Tensor | None], Tensor]] = {
     "token": by_token,
     "activation": by_activation,
     "static": fixed,
 }
+READS_Y2 = {"activation"}  # rules that need product 1 in full
 
 
 def cluster_mask(experts: Tensor, labels: Tensor, n_clusters: int) -> Tensor:

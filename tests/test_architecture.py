@@ -137,6 +137,7 @@ def test_a_new_rule_for_clusters_is_a_function_and_a_line(monkeypatch):
     code = re.search(r"```python\n(def nearest_by_angle.*?)```", text, re.DOTALL)[1]
     scope = dict(vars(router))
     exec(compile(code, "docs/architecture.md", "exec"), scope)
+    assert list(config.ROUTINGS) == [*router.RULES, "oracle-block"], "the table alone says what there is"
     monkeypatch.setitem(router.RULES, "angle", scope["nearest_by_angle"])
     monkeypatch.setattr(config, "ROUTINGS", (*config.ROUTINGS, "angle"))
     ffn = SparseFFN(

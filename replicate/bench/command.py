@@ -59,7 +59,8 @@ def _configs(what: str, benchmark: Any, options: dict[str, Any]) -> tuple[list[d
     if "changes" in options:
         options["changes"] = changes(options["changes"])
     of_config, of_run = (inspect.signature(f).parameters for f in (benchmark.config, benchmark.run))
-    other = [name for name in options if name not in {*of_config, *of_run}]
+    known = {*of_config, *of_run} - ({"shapes"} if what == "venom" else set())  # its shapes have no tokens
+    other = [name for name in options if name not in known]
     if other:
         names = ", ".join(f"--{_SPELLED.get(name, name)}" for name in other)
         raise ValueError(f"bench {what} has no {names}; see `python -m replicate bench --help`")

@@ -71,6 +71,7 @@ def test_the_loop_is_measured_anywhere_and_the_workers_are_handed_on(tmp_path, m
         (["ffn", "--shapes", "64x64"], "shape '64x64' is not tokens,d_model,d_ff"),
         (["ffn", "--shapes", "8,64,0"], "shape '8,64,0' is not tokens,d_model,d_ff"),
         (["kernels", "--shapes", "64,64,65"], "in multiples of 64"),
+        (["venom", "--shapes", "64,64,256"], "bench venom has no --shapes"),
         (["kernels", "--no-whole", "--set", "lr=1"], "bench kernels has no --no-whole, --set"),
         (["ffn", "--tune"], "--tune is for"),
         (["step", "--layers", "2", "4"], "give 22, the model's"),
