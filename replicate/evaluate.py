@@ -33,14 +33,6 @@ def valid_loss(
     return float(torch.stack(losses).sum()) / sum(x.numel() for x, _ in pairs)
 
 
-def natural_sparsity(model: GPT, data: TokenData, n: int = 1, batch_size: int = 8) -> list[float]:
-    """Share of zeros of y2 = relu(x W1)^2 before any mask, per layer, over `n` held-out batches."""
-    batches = [x for x, _ in data.valid_batches(n, batch_size)]
-    per_batch = [[layer["y2_sparsity"] for layer in layer_stats(model, x)] for x in batches]
-    weights = [x.numel() / sum(y.numel() for y in batches) for x in batches]
-    return [sum(w * value for w, value in zip(weights, layer)) for layer in zip(*per_batch)]
-
-
 @torch.no_grad()
 def layer_stats(model: GPT, idx: Tensor) -> list[dict[str, float]]:
     """Statistics of every layer for the batch `idx` [B, S], in the model's present phase.

@@ -172,12 +172,6 @@ def test_layer_statistics_are_those_of_the_layers(data):
     assert all(row["kept_sparsity"] >= 0.75 and row["router_load"] >= 1 for row in sparse)
 
 
-def test_natural_sparsity_is_half_at_the_start(data):
-    shares = evaluate.natural_sparsity(make(), data, 2, 4)
-    assert len(shares) == 2
-    assert all(0.35 < share < 0.65 for share in shares)
-
-
 def test_flip_rates_count_changed_masks():
     model = make(w1=True, w2=True)
     before = [ffn.weight_masks() for ffn in model.ffns()]
