@@ -28,7 +28,8 @@ class Page:
 
 
 PAGES = {
-    "readme": Page(paths.ROOT / "README.md", readme_page.tables),
+    "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.values),
+    "commands": Page(paths.ROOT / "docs" / "commands.md", dict),
     "kernels": Page(paths.ROOT / "docs" / "kernels.md", kernels_page.tables),
     "replication": Page(
         paths.ROOT / "docs" / "replication.md", replication_page.tables, replication_page.values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from replicate import figures, paper, study
+from replicate.paper import audit
 from replicate.paper.table import shipped_table, verdict_counts
 from replicate.paper.verdicts import FAILS, HOLDS
-from replicate.report import layer_tables, step_table
+from replicate.report import layer_tables, step_table, study_tables
+from replicate.study import statistics
 
 ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run
 
@@ -15,6 +17,31 @@ ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed
 def tables() -> dict[str, str]:
     """Name -> Markdown of both tables, from the records and from what `replicate claims --write` wrote."""
     return {"verdicts": _verdicts(shipped_table()), "speed": _speed()}
+
+
+def values() -> dict[str, str]:
+    """Name -> text of the numbers in the README's sentences: losses above dense at gpu scale, speeds."""
+    frame, (preset, _) = study_tables.runs("gpu"), step_table.MODELS["1B"]
+    size, steps = study_tables.setting("gpu"), step_table.speeds(preset)
+    dense = next(row for row in step_table.parts(step_table.recorded(preset)) if row["arm"] == "dense")
+    layer = layer_tables.over_dense(step_table.MODELS["7B"][1], device=step_table.CARD)
+    out = {arm: f"{_cost(frame, arm).mean:+.3f}" for arm in frame["arm"].unique()}
+    return out | {
+        "headline": "{} to {} times".format(*paper.number("headline")),
+        "paper step": f"{paper.number('step_speedup_text')} times",
+        "paper W1": f"{audit.table3_costs()['W1']:+.3f}",
+        "layer": f"{layer['recipe']:.1f} times",
+        "step": f"{steps['recipe']:.1f} times",
+        "step active16x32": f"{steps['active16x32']:.1f} times",
+        "share": f"{dense['ffn'] / dense['step']:.0%}",
+        "parameters": size["parameters without embedding"].replace("M", " million"),
+        "tokens": size["training tokens"].replace("M", " million"),
+    }
+
+
+def _cost(frame: pd.DataFrame, arm: str) -> statistics.Stats:
+    """Training loss of an arm above dense."""
+    return study_tables.contrast(frame, (arm,), study_tables.TRAIN)
 
 
 def _verdicts(claims: pd.DataFrame) -> str:
