@@ -37,6 +37,7 @@ LINES = ("-", "--", ":", "-.")
 
 Formats = Mapping[str, Callable[[Any], str]]  # by column
 DPI = 150
+SHOWN = 100  # pixels an inch in a notebook
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -119,19 +120,33 @@ def save(fig: Figure, name: str, *, fresh: bool = False) -> None:
             write_atomic(path, content)
 
 
+def show(fig: Figure, name: str, *, alt: str, fresh: bool = False) -> None:
+    """`save` a figure and show its PNG in a notebook; `alt` says in words what is to be seen."""
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, display
+
+    save(fig, name, fresh=fresh)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    plt.close(fig)
+    display(Image(buffer.getvalue(), format="png", width=round(fig.get_figwidth() * SHOWN), alt=alt))
+
+
 def both(
-    draw: Callable[..., Figure], name: str, *, recorded: Mapping[str, Any], fresh: Mapping[str, Any]
+    draw: Callable[..., Figure],
+    name: str,
+    *,
+    recorded: Mapping[str, Any],
+    fresh: Mapping[str, Any],
+    alt: str = "",
 ) -> None:
-    """Draw, save and show a figure twice: of the recorded scales, and of those that this run has trained.
+    """Draw, `show` and save a figure twice: of the recorded scales, and of those that this run has trained.
 
     `draw` makes the figure of a mapping scale -> runs; an empty mapping is left out.
     """
-    import matplotlib.pyplot as plt
-
     for scales, ours in ((recorded, False), (fresh, True)):
         if scales:
-            save(draw(scales), name, fresh=ours)
-            plt.show()
+            show(draw(scales), name, alt=alt, fresh=ours)
 
 
 def save_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,18 @@ def begin(profile: Any, seed: Any) -> None:
         raise BadParameter(str(error)) from None
     quiet_interrupts()
     figures.theme()
+
+
+def touch(draw: Callable[..., None], **controls: Any) -> None:
+    """Sliders below a picture, in a notebook that someone has open: draw(**values) runs anew at each move.
+
+    Args:
+        controls: by argument of `draw`: (low, high) or (low, high, step), or a list of values.
+    """
+    if not os.environ.get("REPLICATE_STATIC"):
+        import ipywidgets
+
+        ipywidgets.interact(draw, **controls)
 
 
 def normal_numbers(seed: int = 0) -> Callable[..., Tensor]:

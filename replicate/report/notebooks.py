@@ -16,10 +16,14 @@ from typing import Any
 from replicate.system import paths
 from replicate.system.files import write_atomic
 
+FOLDED = (
+    "hide-input"  # the tag of cells that only draw: JupyterLab and sites made of notebooks fold their code
+)
 _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
 # Keep kernels quiet and in this environment, whatever else the user has installed. Who runs notebooks by a
 # command has chosen the scale, and is not asked again before long work.
 KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "REPLICATE_LONG": "1"}
+KERNEL_ENV["REPLICATE_STATIC"] = "1"  # no sliders: what is stored is a picture, see `chapter.touch`
 # They import the package of this checkout, whichever is installed.
 KERNEL_ENV["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 
@@ -142,6 +146,8 @@ def clean(content: Any) -> Any:
     }
     for cell in content["cells"]:
         cell["metadata"] = {"tags": tags(cell)} if tags(cell) else {}
+        if FOLDED in tags(cell):
+            cell["metadata"]["jupyter"] = {"source_hidden": True}
         if cell["cell_type"] != "code":
             continue
         outputs: list[Any] = []

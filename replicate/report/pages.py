@@ -1,4 +1,4 @@
-"""The generated tables and numbers of README.md and docs/: `python -m replicate pages` writes them anew.
+"""The generated tables and numbers of README.md, docs/ and the notebooks: `python -m replicate pages`.
 
 `<!-- table: NAME -->…<!-- end -->` holds a table, `<!-- value: NAME -->…<!-- end -->` a number in a sentence.
 """
@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from replicate.report import kernels_page, readme_page, replication_page
+from replicate.report import chapter_values, kernels_page, notebooks, readme_page, replication_page
 from replicate.system import paths
 from replicate.system.files import write_atomic
 
@@ -20,37 +23,58 @@ BLOCK = re.compile(r"(<!-- (table|value): (.+?) -->).*?(<!-- end -->)", re.DOTAL
 
 @dataclass(frozen=True)
 class Page:
-    """A file with generated blocks, and functions that give its tables in Markdown and its values by name."""
+    """A file with generated blocks, and functions that give its tables in Markdown and a value by name.
+
+    A notebook's blocks stand in its Markdown cells. A value that does not exist is "".
+    """
 
     path: Path
-    tables: Callable[[], dict[str, str]]
-    values: Callable[[], dict[str, str]] = dict
+    tables: Callable[[], dict[str, str]] = dict
+    value: Callable[[str], str] = "".format
 
 
 PAGES = {
-    "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.values),
-    "commands": Page(paths.ROOT / "docs" / "commands.md", dict),
+    "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.value),
+    "commands": Page(paths.ROOT / "docs" / "commands.md"),
     "kernels": Page(paths.ROOT / "docs" / "kernels.md", kernels_page.tables),
     "replication": Page(
-        paths.ROOT / "docs" / "replication.md", replication_page.tables, replication_page.values
+        paths.ROOT / "docs" / "replication.md", replication_page.tables, replication_page.value
     ),
+    **{
+        book.name: Page(book.path, value=partial(chapter_values.value, book)) for book in notebooks.discover()
+    },
 }
 
 
 def filled(page: Page) -> str:
-    """The page's text with every table and value between its markers.
+    """The file's text with every table and value between its markers.
 
     Raises ValueError for a table that is unknown, missing or there twice, an unknown or empty value, or a
     marker without its end.
     """
-    text, tables, values = page.path.read_text(encoding="utf-8"), page.tables(), page.values()
+    text = page.path.read_text(encoding="utf-8")
+    if page.path.suffix != ".ipynb":
+        return _filled(text, page)
+    content: dict[str, Any] = json.loads(text)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = _filled(notebooks.source(cell), page).splitlines(keepends=True)
+    return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _filled(text: str, page: Page) -> str:
+    tables = page.tables()
     marked = re.findall(r"<!-- table: (.+?) -->", text)
     if sorted(marked) != sorted(tables):
         raise ValueError(f"{page.path.name} marks the tables {sorted(marked)}; there are {sorted(tables)}")
-    asked = re.findall(r"<!-- value: (.+?) -->", text)
-    if unknown := [name for name in asked if not values.get(name)]:
+    values = {name: page.value(name) for name in re.findall(r"<!-- value: (.+?) -->", text)}
+    if unknown := [name for name, value in values.items() if not value]:
         raise ValueError(f"{page.path.name} asks for {unknown[0]!r}; there is no such value")
-    if not text.count("<!-- end -->") == len(BLOCK.findall(text)) == len(marked) + len(asked):
+    if (
+        not text.count("<!-- end -->")
+        == len(BLOCK.findall(text))
+        == len(re.findall(r"<!-- (?:table|value): ", text))
+    ):
         raise ValueError(f"{page.path.name}: every marker needs one <!-- end -->")
 
     def block(found: re.Match[str]) -> str:
@@ -67,7 +91,7 @@ def prose(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the generated tables and numbers of README.md and docs/ anew, from data/ and figures/."""
+    """Write the generated tables and numbers of README.md, docs/ and notebooks/ anew, from the records."""
     argparse.ArgumentParser(prog="replicate pages", description=main.__doc__).parse_args(argv)
     try:
         texts = [(page.path, filled(page)) for page in PAGES.values()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pandas as pd
 
 from replicate import figures, paper, study
@@ -19,6 +21,12 @@ def tables() -> dict[str, str]:
     return {"verdicts": _verdicts(shipped_table()), "speed": _speed()}
 
 
+def value(name: str) -> str:
+    """The text of one of `values`, "" for an unknown name."""
+    return values().get(name, "")
+
+
+@cache
 def values() -> dict[str, str]:
     """Name -> text of the numbers in the README's sentences: losses above dense at gpu scale, speeds."""
     frame, (preset, _) = study_tables.runs("gpu"), step_table.MODELS["1B"]

@@ -6,7 +6,7 @@ figures/, where the claim table and notebook 08 keep them.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import pandas as pd
 
@@ -61,6 +61,12 @@ def tables() -> dict[str, str]:
     return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
 
 
+def value(name: str) -> str:
+    """The text of one of `values`, "" for an unknown name."""
+    return values().get(name, "")
+
+
+@cache
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
     out = {"counts": verdict_counts(shipped_table())} | _paper_values()

@@ -99,6 +99,14 @@ def sentence(stats: statistics.Stats | None) -> str:
     return f"{stats.mean:+.3f} nats ({interval}n = {stats.n})"
 
 
+def brief(stats: statistics.Stats | None) -> str:
+    """Mean, half of the 95 % interval and seeds: "0.210 ± 0.048 (3)", or ""."""
+    if stats is None:
+        return ""
+    half = f" ± {(stats.high - stats.low) / 2:.3f}" if stats.n > 1 else ""
+    return f"{stats.mean:.3f}{half} ({stats.n})"
+
+
 def losses(scale: str, arms: tuple[str, ...], frame: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row a recorded arm: the paper's cost, n, training and held-out loss above the dense model.
 
