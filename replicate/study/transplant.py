@@ -13,7 +13,9 @@ from replicate.gpt import GPT
 
 
 @torch.no_grad()
-def with_sparsity(model: GPT, sparsity: SparsityConfig, sample: Tensor, seed: int = 1) -> GPT:
+def with_sparsity(
+    model: GPT, sparsity: SparsityConfig, sample: Tensor, seed: int = 1, *, clustered: bool = True
+) -> GPT:
     """A copy of `model`, in the sparse phase of `sparsity`; the original is left as it is.
 
     Args:
@@ -21,6 +23,7 @@ def with_sparsity(model: GPT, sparsity: SparsityConfig, sample: Tensor, seed: in
         sparsity: the formats of the copy.
         sample: token ids [B, S]; each FFN's inputs on it choose the experts of routing "static".
         seed: of the clustering.
+        clustered: False takes neighbouring neurons as clusters, in the order they have.
 
     Raises:
         ValueError: the formats do not fit the model's shape.
@@ -32,6 +35,8 @@ def with_sparsity(model: GPT, sparsity: SparsityConfig, sample: Tensor, seed: in
             parameter.copy_(own[name])
     if sparsity.activation == "venom":
         for ffn, x in zip(copy.ffns(), evaluate.ffn_inputs(copy, sample), strict=True):
-            ffn.make_clusters(seed, x)
+            if clustered:
+                ffn.make_clusters(seed, x)
+            ffn.clustered.fill_(sparsity.n_clusters)
     copy.set_phase("sparse")
     return copy.eval()
