@@ -73,7 +73,12 @@ def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss without minus with mask reuse over the steps, a line a seed; studies: scale -> runs."""
     import matplotlib.pyplot as plt
 
-    shape = {"figsize": (5.2 * len(studies), 5.4), "sharey": "row", "sharex": "col", "squeeze": False}
+    shape = {
+        "figsize": (max(7.5, 5.2 * len(studies)), 5.4),
+        "sharey": "row",
+        "sharex": "col",
+        "squeeze": False,
+    }
     fig, axes = plt.subplots(2, len(studies), **shape)
     for row, (name, (base, arm)) in zip(axes, FORGOTTEN.items(), strict=True):
         for ax, (scale, runs) in zip(row, studies.items(), strict=True):
