@@ -3,8 +3,7 @@
 from replicate.kernels.backend import report, select
 from replicate.kernels.two_four.compressed24 import Compressed24, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
-from replicate.kernels.two_four.relu2_prune24 import relu2_prune24
-from replicate.kernels.two_four.relu2_prune24_backward import relu2_prune24_backward
+from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
 from replicate.kernels.two_four.soft_threshold_prune24 import (
     soft_threshold_prune24,
     soft_threshold_prune24_both,

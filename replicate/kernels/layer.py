@@ -24,8 +24,7 @@ from replicate.kernels.backend import HALF
 from replicate.kernels.two_four import plan24
 from replicate.kernels.two_four.compressed24 import TILE, Compressed24, padded_rows, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
-from replicate.kernels.two_four.relu2_prune24 import relu2_prune24
-from replicate.kernels.two_four.relu2_prune24_backward import relu2_prune24_backward
+from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
 from replicate.kernels.two_four.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.two_four.tile_prune24 import tile_prune24
 from replicate.kernels.venom.down import venom_down

@@ -127,17 +127,13 @@ def _(x, w1, w2, experts, n_clusters, inner, block):
 
 @torch.library.custom_op("replicate::venom_ffn_backward", mutates_args=())
 def _backward_operator(
-    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, tokens: Tensor, starts: Tensor,
-    counts: Tensor, block_expert: Tensor, n_blocks: Tensor, inverse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, lists: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dW1, dW2."""
-    lists = BlockLists(tokens, starts, counts, block_expert, n_blocks, inverse)
-    return backward_products(dy3, x, w1, w2, y2, lists, x.dtype)
+    return backward_products(dy3, x, w1, w2, y2, BlockLists(*lists), x.dtype)
 
 
-@_backward_operator.register_fake
-def _(dy3, x, w1, w2, y2, tokens, starts, counts, block_expert, n_blocks, inverse):
-    return torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
+_backward_operator.register_fake(lambda dy3, x, w1, w2, y2, lists: tuple(map(torch.empty_like, (x, w1, w2))))
 
 
 def _setup_context(ctx, inputs, output):
@@ -147,7 +143,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy3, *_):
-    return *_backward_operator(dy3, *ctx.saved_tensors), None, None, None, None
+    x, w1, w2, y2, *lists = ctx.saved_tensors
+    return *_backward_operator(dy3, x, w1, w2, y2, lists), None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

@@ -68,23 +68,18 @@ def empty_lists(experts: Tensor, n_clusters: int, block: int) -> BlockLists:
 
 
 def token_lists_reference(experts: Tensor, n_clusters: int, block: int = 128) -> BlockLists:
-    """The same in torch, row by row; unused rows are -1."""
-    flat = experts.flatten().tolist()
-    members = [[i for i, e in enumerate(flat) if e == c] for c in range(n_clusters)]
-    tokens = torch.full((max_rows(len(flat), n_clusters, block),), -1, dtype=torch.int32)
-    inverse = torch.zeros(len(flat), dtype=torch.int32)
-    block_expert = torch.full((len(tokens) // block,), -1, dtype=torch.int32)
-    starts, row = [], 0
-    for c, own in enumerate(members):
-        starts.append(row)
-        for i, choice in enumerate(own):
-            tokens[row + i], inverse[choice] = choice // experts.shape[1], row + i
-        end = row + -(-len(own) // block) * block
-        block_expert[row // block : end // block] = c
-        row = end
-    counts = torch.tensor([len(own) for own in members], dtype=torch.int32)
-    start_t, used = torch.tensor(starts, dtype=torch.int32), torch.tensor([row // block], dtype=torch.int32)
-    return BlockLists(tokens, start_t, counts, block_expert, used, inverse.view_as(experts))
+    """The same in torch, expert by expert; unused rows are -1."""
+    lists, row = BlockLists(*(part.fill_(-1) for part in empty_lists(experts, n_clusters, block))), 0
+    for e in range(n_clusters):
+        choices = (experts.flatten() == e).nonzero()[:, 0]
+        end = row + len(choices)
+        lists.starts[e], lists.counts[e] = row, len(choices)
+        lists.tokens[row:end] = choices // experts.shape[1]
+        lists.inverse.view(-1)[choices] = torch.arange(row, end, dtype=torch.int32)
+        row, first = -(-end // block) * block, row
+        lists.block_expert[first // block : row // block] = e
+    lists.n_blocks[0] = row // block
+    return lists
 
 
 @triton.jit
