@@ -7,8 +7,7 @@
     activation "dense", weights 2:4       2:4 products with the compressed weights
 
 Weights are compressed, and cast, once per pass, or once per optimiser step if `SparseFFN.hold` says when they
-stay as they are. A 2:4 product that cuSPARSELt does not make faster
-at the shape in hand runs dense on the same values.
+stay as they are. A 2:4 product that cuSPARSELt does not make faster runs dense on the same values.
 """
 
 from __future__ import annotations

@@ -18,14 +18,16 @@ from replicate.kernels.venom.token_lists import BlockLists
 from replicate.sparsity import prune24
 
 
-def venom_select_reference(full: Tensor, lists: BlockLists, y2: Tensor | None = None) -> Tensor:
-    """[R, W] in torch: y2 from y1 with 2 of 4, or dy1 from dy2 and y2; other rows are zero."""
+def venom_select_reference(
+    full: Tensor, lists: BlockLists, y2: Tensor | None = None, inner: bool = True
+) -> Tensor:
+    """[R, W] in torch: y2 from y1 with 2 of 4 if `inner`, or dy1 from dy2 and y2; other rows are zero."""
     n = len(lists.starts)
-    out = full.new_zeros(len(lists.tokens), full.shape[1] // n)
+    out = full.new_zeros(len(lists.tokens) if y2 is None else len(y2), full.shape[1] // n)
     for e, rows, tokens in lists.runs():
         part = full[tokens].chunk(n, 1)[e]
         out[rows] = part.relu().square() if y2 is None else 2 * part * y2[rows].sqrt()
-    return prune24(out) if y2 is None else out
+    return prune24(out) if inner and y2 is None else out
 
 
 @on_its_device

@@ -11,7 +11,6 @@ never stored and dy1 inherits the forward's mask. Output is compact, [R, W]; pad
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
@@ -25,26 +24,18 @@ from replicate.kernels.venom.common import (
     programs,
     relu2,
 )
+from replicate.kernels.venom.select import venom_select_reference
 from replicate.kernels.venom.token_lists import BlockLists
-from replicate.sparsity import prune24
 
 
 def venom_up_reference(x: Tensor, w1: Tensor, lists: BlockLists, inner: bool = True) -> Tensor:
     """y2 [R, W] in torch; rows past the last used block are zero."""
-    n = len(lists.starts)
-    y2 = x.new_zeros(len(lists.tokens), w1.shape[1] // n)
-    for e, rows, tokens in lists.runs():
-        y2[rows] = (x[tokens] @ w1.chunk(n, 1)[e]).relu().square()
-    return prune24(y2) if inner else y2
+    return venom_select_reference(x @ w1, lists, inner=inner)
 
 
 def venom_up_backward_reference(dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists) -> Tensor:
     """dy1 [R, W] in torch; rows past the last used block are zero."""
-    dy1 = torch.zeros_like(y2)
-    weights = w2.chunk(len(lists.starts), 0)
-    for e, rows, tokens in lists.runs():
-        dy1[rows] = 2 * (dy3[tokens] @ weights[e].T) * y2[rows].sqrt()
-    return dy1
+    return venom_select_reference(dy3 @ w2.T, lists, y2)
 
 
 @triton.jit

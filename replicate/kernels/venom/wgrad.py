@@ -57,12 +57,7 @@ def _venom_wgrad_kernel(
 
 
 def venom_wgrad(
-    g: Tensor,
-    y: Tensor,
-    lists: BlockLists,
-    *,
-    transposed: bool = False,
-    dtype: torch.dtype | None = None,
+    g: Tensor, y: Tensor, lists: BlockLists, *, transposed: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Weight gradient from token rows and compact activations.
 
