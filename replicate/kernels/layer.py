@@ -249,12 +249,10 @@ class _TwoFourFFN(torch.autograd.Function):
 
 def _gradient_times(dy2: Tensor, y2: Compressed24, w1_t: Tensor, operands: Operands) -> tuple[Tensor, Tensor]:
     """dy1 [T, F], in dy2's memory, and dx = dy1 W1^T."""
-    backend = operands.backend
-    if not _pays(len(dy2), w1_t, operands):
-        dy1 = relu2_prune24_backward(dy2, y2, form="dense", overwrite=True, backend=backend)
-        return dy1, dy1 @ w1_t
-    dy1 = relu2_prune24_backward(dy2, y2, form="both", overwrite=True, backend=backend)
-    return dy1.dense, matmul24(dy1, w1_t, backend=backend)
+    pays, backend = _pays(len(dy2), w1_t, operands), operands.backend
+    form = "both" if pays else "dense"
+    dy1 = relu2_prune24_backward(dy2, y2, form=form, overwrite=True, backend=backend)
+    return (dy1.dense, matmul24(dy1, w1_t, backend=backend)) if pays else (dy1, dy1 @ w1_t)
 
 
 def _pays(tokens: int, w: Tensor, operands: Operands) -> bool:
