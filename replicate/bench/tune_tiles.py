@@ -9,8 +9,7 @@ import pandas as pd
 from replicate.bench.timing import Calls, compare_graphs
 from replicate.bench.two_four import DTYPE, randn
 from replicate.kernels.two_four.compressed24 import launch_unpack24
-from replicate.kernels.two_four.relu2_prune24 import launch_relu2_prune24
-from replicate.kernels.two_four.relu2_prune24_backward import launch_relu2_prune24_backward
+from replicate.kernels.two_four.relu2_prune24 import launch_relu2_prune24, launch_relu2_prune24_backward
 from replicate.kernels.two_four.soft_threshold_prune24 import launch_soft_threshold_prune24
 from replicate.kernels.two_four.tile_prune24 import launch_tile_prune24
 

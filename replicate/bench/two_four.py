@@ -20,10 +20,11 @@ from replicate.kernels import backend as engines
 from replicate.kernels.two_four import plan24
 from replicate.kernels.two_four.compressed24 import Compressed24, compress_by_library, layout, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
-from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_reference
-from replicate.kernels.two_four.relu2_prune24_backward import (
+from replicate.kernels.two_four.relu2_prune24 import (
+    relu2_prune24,
     relu2_prune24_backward,
     relu2_prune24_backward_reference,
+    relu2_prune24_reference,
 )
 from replicate.kernels.two_four.soft_threshold_prune24 import (
     soft_threshold_prune24,

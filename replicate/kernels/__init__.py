@@ -1,10 +1,9 @@
 """Fused kernels for the sparse FFN: a file an operation, with its formula, torch reference and kernel."""
 
-from replicate.kernels.backend import report, select
+from replicate.kernels.backend import report
 from replicate.kernels.two_four.compressed24 import Compressed24, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
-from replicate.kernels.two_four.relu2_prune24 import relu2_prune24
-from replicate.kernels.two_four.relu2_prune24_backward import relu2_prune24_backward
+from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
 from replicate.kernels.two_four.soft_threshold_prune24 import (
     soft_threshold_prune24,
     soft_threshold_prune24_both,
@@ -14,10 +13,9 @@ from replicate.kernels.venom.ffn import venom_ffn
 from replicate.kernels.venom.gather import venom_gather_matmul
 from replicate.kernels.venom.route_active import route_active
 from replicate.kernels.venom.route_topk import route_topk
-from replicate.kernels.venom.token_lists import BlockLists, token_lists
+from replicate.kernels.venom.token_lists import token_lists
 
 __all__ = [
-    "BlockLists",
     "Compressed24",
     "matmul24",
     "relu2_prune24",
@@ -25,7 +23,6 @@ __all__ = [
     "report",
     "route_active",
     "route_topk",
-    "select",
     "soft_threshold_prune24",
     "soft_threshold_prune24_both",
     "tile_prune24",

@@ -98,14 +98,14 @@ def select(device: torch.device | str, backend: str | None = None, dtype: torch.
     Raises:
         ValueError: an unknown name, or an engine this device does not have.
     """
-    name, best = requested(backend), _best(str(device))
+    name, (best, why_not_more) = requested(backend), _best(str(device))
     if name == "auto":
         # Interpreted kernels are for tests that name them: they are far slower than plain torch.
         return "reference" if torch.device(device).type == "cpu" else best
     rank = ("reference", "triton", "cusparselt").index
     check(
         rank(name) <= rank(best),
-        f"backend {name!r} cannot run on {device} ({_why_not(str(device))}); use 'auto' or {best!r}",
+        f"backend {name!r} cannot run on {device} ({why_not_more}); use 'auto' or {best!r}",
     )
     check(
         not (interpreted() and name != "reference" and dtype == torch.bfloat16),
@@ -120,7 +120,7 @@ def report(device: torch.device | str | None = None) -> str:
     asked = requested()
     why = "by capability" if asked == "auto" else f"REPLICATE_BACKEND={asked}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    missing = _why_not(str(device))
+    _, missing = _best(str(device))
     return f"backend {select(device)} on {name} ({why}{'; ' + missing if missing else ''})"
 
 
@@ -132,25 +132,16 @@ def cusparselt_version() -> int | None:
 
 
 @lru_cache
-def _best(device: str) -> str:
+def _best(device: str) -> tuple[str, str]:
+    """The most capable engine a device has, and what keeps it from "cusparselt", if anything does."""
     kind = torch.device(device).type
-    if kind == "cpu" and interpreted():
-        return "triton"
-    if kind != "cuda" or not HAVE_TRITON or torch.version.hip or not torch.cuda.is_available():
-        return "reference"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "reference"
-    return "cusparselt" if torch.backends.cusparselt.is_available() else "triton"
-
-
-def _why_not(device: str) -> str:
-    """What keeps a device from "cusparselt"; empty if nothing does."""
-    if _best(device) == "cusparselt":
-        return ""
-    if torch.device(device).type != "cuda":
-        return "no CUDA device"
+    if kind != "cuda":
+        return "triton" if kind == "cpu" and interpreted() else "reference", "no CUDA device"
     if not HAVE_TRITON:
-        return "Triton is not installed"
-    if _best(device) == "reference":
-        return "kernels need an NVIDIA GPU of compute capability 8.0 or higher"
-    return "torch was built without cuSPARSELt"
+        return "reference", "Triton is not installed"
+    nvidia = torch.cuda.is_available() and not torch.version.hip
+    if not nvidia or torch.cuda.get_device_capability(device) < (8, 0):
+        return "reference", "kernels need an NVIDIA GPU of compute capability 8.0 or higher"
+    if not torch.backends.cusparselt.is_available():
+        return "triton", "torch was built without cuSPARSELt"
+    return "cusparselt", ""

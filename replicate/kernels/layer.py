@@ -1,14 +1,13 @@
 """`SparseFFN`'s products by kernels: the numbers of `ffn.SparseFFN.reference`, within rounding, at speed.
 
-    activation "venom", weights dense     figure 4d: all six products in the selected blocks (`venom_ffn`)
+    activation "venom", weights dense     figure 4d: all six products in the selected blocks (`VenomFFN`)
     activation "venom", W1 or W2^T 2:4    algorithms 1 and 2: 2:4 products 1, 3, Venom products 2, 4, 5, 6
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
     activation "dense", weights 2:4       2:4 products with the compressed weights
 
 Weights are compressed, and cast, once per pass, or once per optimiser step if `SparseFFN.hold` says when they
-stay as they are. A 2:4 product that cuSPARSELt does not make faster
-at the shape in hand runs dense on the same values.
+stay as they are. A 2:4 product that cuSPARSELt does not make faster runs dense on the same values.
 """
 
 from __future__ import annotations
@@ -24,12 +23,11 @@ from replicate.kernels.backend import HALF
 from replicate.kernels.two_four import plan24
 from replicate.kernels.two_four.compressed24 import TILE, Compressed24, padded_rows, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
-from replicate.kernels.two_four.relu2_prune24 import relu2_prune24
-from replicate.kernels.two_four.relu2_prune24_backward import relu2_prune24_backward
+from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
 from replicate.kernels.two_four.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.two_four.tile_prune24 import tile_prune24
 from replicate.kernels.venom.down import venom_down
-from replicate.kernels.venom.ffn import backward_products, block_rows, forward_products
+from replicate.kernels.venom.ffn import VenomFFN, block_rows
 from replicate.kernels.venom.route_active import route_active
 from replicate.kernels.venom.route_topk import route_topk
 from replicate.kernels.venom.select import venom_select
@@ -110,8 +108,10 @@ def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
     if c.routing == "activation":
         return _RoutedFFN.apply(x, ffn.w1, ffn.w2, None, operands)
     experts = _experts(x, ffn, operands)
-    kind = _RoutedFFN if c.w1 or c.w2_t else _SelectedFFN
-    return kind.apply(x, ffn.w1, ffn.w2, experts, operands)
+    if c.w1 or c.w2_t:
+        return _RoutedFFN.apply(x, ffn.w1, ffn.w2, experts, operands)
+    weights, block = (operands.dense("w1"), operands.dense("w2")), block_rows(experts.numel(), c.n_clusters)
+    return VenomFFN.apply(x, ffn.w1, ffn.w2, weights, experts, c.n_clusters, c.inner, block)
 
 
 class Operands:
@@ -200,27 +200,6 @@ def _experts(x: Tensor, ffn: SparseFFN, operands: Operands) -> Tensor:
     return route(x.detach(), operands.means(), c.top_k, metric=c.metric)
 
 
-class _SelectedFFN(torch.autograd.Function):
-    """Figure 4d: all six products in the selected blocks; weight gradients come out in the weights' dtype."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, operands: Operands) -> Tensor:
-        c, ctx.operands = operands.config, operands
-        block = block_rows(experts.numel(), c.n_clusters)
-        weights = operands.dense("w1"), operands.dense("w2")
-        y3, y2, lists = forward_products(x, *weights, experts, c.n_clusters, c.inner, block)
-        ctx.save_for_backward(x, w1, w2, y2, *lists)
-        return y3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy3: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, _, y2, *lists = ctx.saved_tensors
-        weights = ctx.operands.dense("w1"), ctx.operands.dense("w2")
-        dy3, lists = dy3.to(x.dtype), BlockLists(*lists)
-        return *backward_products(dy3, x, *weights, y2, lists, w1.dtype), None, None
-
-
 class _TwoFourFFN(torch.autograd.Function):
     """2:4 weights with dense activations, or 2:4 activations: products 2 and 5 then read y2 and dy1."""
 
@@ -270,12 +249,10 @@ class _TwoFourFFN(torch.autograd.Function):
 
 def _gradient_times(dy2: Tensor, y2: Compressed24, w1_t: Tensor, operands: Operands) -> tuple[Tensor, Tensor]:
     """dy1 [T, F], in dy2's memory, and dx = dy1 W1^T."""
-    backend = operands.backend
-    if not _pays(len(dy2), w1_t, operands):
-        dy1 = relu2_prune24_backward(dy2, y2, form="dense", overwrite=True, backend=backend)
-        return dy1, dy1 @ w1_t
-    dy1 = relu2_prune24_backward(dy2, y2, form="both", overwrite=True, backend=backend)
-    return dy1.dense, matmul24(dy1, w1_t, backend=backend)
+    pays, backend = _pays(len(dy2), w1_t, operands), operands.backend
+    form = "both" if pays else "dense"
+    dy1 = relu2_prune24_backward(dy2, y2, form=form, overwrite=True, backend=backend)
+    return (dy1.dense, matmul24(dy1, w1_t, backend=backend)) if pays else (dy1, dy1 @ w1_t)
 
 
 def _pays(tokens: int, w: Tensor, operands: Operands) -> bool:

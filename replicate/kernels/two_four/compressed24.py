@@ -82,9 +82,7 @@ def padded_rows(rows: int) -> int:
 
 def check_compressible(name: str, rows: int, cols: int, dtype: torch.dtype) -> None:
     """Raise ValueError unless a [rows, cols] matrix of this dtype has a compressed form."""
-    check(
-        dtype in HALF, f"{name} would be compressed as {dtype}; sparse tensor cores read float16 or bfloat16"
-    )
+    check(dtype in HALF, f"{name} would be compressed as {dtype}; choose float16 or bfloat16")
     check(rows > 0 and cols > 0, f"{name} is empty: shape ({rows}, {cols})")
     check(
         cols % TILE == 0,
@@ -93,23 +91,46 @@ def check_compressible(name: str, rows: int, cols: int, dtype: torch.dtype) -> N
     )
 
 
-def new_buffer(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised buffer of a compressed [rows, cols] matrix."""
-    return torch.empty((padded_rows(rows), cols // 2 + cols // 16), dtype=dtype, device=device)
+def check_either_axis(
+    name: str, x: Tensor, last: bool, first: bool, dtype: torch.dtype | None
+) -> torch.dtype:
+    """The dtype x is compressed in, by default its own, bfloat16 for float32.
+
+    Raises ValueError unless x is a matrix that can be compressed along its last axis, its first, or both.
+    """
+    check(x.dim() == 2, f"{name} must be a matrix, got shape {tuple(x.shape)}; flatten leading axes")
+    check(x.dtype in (*HALF, torch.float32), f"{name} is {x.dtype}; use float32, float16 or bfloat16")
+    dtype = dtype or (x.dtype if x.dtype in HALF else torch.bfloat16)
+    for asked, dim, shape in ((last, 1, x.shape), (first, 0, x.shape[::-1])):
+        if asked:
+            check_compressible(f"{name} along dim {dim}", *shape, dtype)
+    return dtype
+
+
+def new_buffer(asked: bool, rows: int, cols: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised buffer of a compressed [rows, cols] matrix where `like` is; empty if not asked for."""
+    return like.new_empty((padded_rows(rows), cols // 2 + cols // 16) if asked else 0, dtype=dtype)
 
 
 def empty_outputs(like: Tensor, compressed: bool, dense: bool) -> tuple[Tensor, Tensor]:
     """Uninitialised (buffer, dense form) for a matrix of the shape of `like`; empty where not asked for."""
-    buffer = new_buffer(*like.shape, like.dtype, like.device) if compressed else like.new_empty(0)
-    return buffer, like.new_empty(like.shape) if dense else like.new_empty(0)
+    buffer = new_buffer(compressed, *like.shape, like, like.dtype)
+    return buffer, like.new_empty(like.shape if dense else 0)
 
 
 def buffers_of_both(x: Tensor, last: bool, first: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Uninitialised buffers of x [R, C] and of its transpose; empty where not asked for."""
     rows, cols = x.shape
-    along_last = new_buffer(rows, cols, dtype, x.device) if last else x.new_empty(0, dtype=dtype)
-    along_first = new_buffer(cols, rows, dtype, x.device) if first else x.new_empty(0, dtype=dtype)
-    return along_last, along_first
+    return new_buffer(last, rows, cols, x, dtype), new_buffer(first, cols, rows, x, dtype)
+
+
+def matrices_of_both(
+    buffers: tuple[Tensor, Tensor], rows: int, cols: int
+) -> tuple[Compressed24 | None, Compressed24 | None]:
+    """A matrix [rows, cols] and its transpose from `buffers_of_both`; None for an empty one."""
+    shapes = (rows, cols), (cols, rows)
+    a, b = (Compressed24(x, *shape) if x.numel() else None for x, shape in zip(buffers, shapes))
+    return a, b
 
 
 def parts(buffer: Tensor, cols: int) -> tuple[Tensor, Tensor]:
@@ -164,10 +185,8 @@ def unpack24_reference(buffer: Tensor, rows: int, cols: int) -> Tensor:
     byte = metadata.view(torch.uint8)
     nibbles = torch.stack([byte & 15, byte >> 4], 1).view(-1)
     nibble = nibbles[metadata_position(len(buffer), cols, buffer.device)].long()
-    where = (
-        torch.stack([nibble & 3, nibble >> 2], -1)
-        + 4 * torch.arange(cols // 4, device=buffer.device)[:, None]
-    )
+    group = torch.arange(cols // 4, device=buffer.device)[:, None]
+    where = torch.stack([nibble & 3, nibble >> 2], -1) + 4 * group
     out = torch.zeros((len(buffer), cols), dtype=buffer.dtype, device=buffer.device)
     return out.scatter_(1, where.view(len(buffer), -1), values)[:rows]
 
@@ -193,9 +212,7 @@ def _unpack24_op(buffer: Tensor, rows: int, cols: int) -> Tensor:
     return launch_unpack24(buffer, rows, cols, CONFIG)
 
 
-@_unpack24_op.register_fake
-def _(buffer: Tensor, rows: int, cols: int) -> Tensor:
-    return buffer.new_empty((rows, cols))
+_unpack24_op.register_fake(lambda buffer, rows, cols: buffer.new_empty((rows, cols)))
 
 
 def launch_unpack24(buffer: Tensor, rows: int, cols: int, config: dict[str, int]) -> Tensor:
@@ -232,6 +249,13 @@ def fit_config(config: dict[str, int], rows: int, cols: int) -> tuple[tuple[int,
     return grid, {**config, "GROUPS": groups, "BANDS": bands}
 
 
+def fit_square(config: dict[str, int], rows: int, cols: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """As `fit_config`, of rows, columns and warps in this order: 64 where a size does not divide."""
+    sizes = [size if padded_rows(n) % size == 0 else TILE for size, n in zip(config.values(), (rows, cols))]
+    grid = (padded_rows(cols) // sizes[1], padded_rows(rows) // sizes[0])
+    return grid, {**config, **dict(zip(config, sizes))}
+
+
 @torch.compiler.assume_constant_result
 def layout(device: torch.device | str, dtype: torch.dtype) -> str:
     """The layout operands on this device are compressed in: "sm90" or "vendor"; tested at first use."""
@@ -264,7 +288,7 @@ def compress_by_library(dense: Tensor) -> Tensor:
     return torch._cslt_compress(padded).view(len(padded), -1)
 
 
-def compress_in_torch(dense: Tensor, mask: Tensor, dim: int, kind: str) -> Compressed24:
+def compress_in_torch(dense: Tensor, mask: Tensor, kind: str, dim: int = 1) -> Compressed24:
     """A matrix that `mask` makes 2:4 along `dim`, in layout `kind`; with dim 0 its transpose."""
     if dim == 0:
         dense, mask = dense.t().contiguous(), mask.t().contiguous()

@@ -58,15 +58,9 @@ def matmul24(
 
 @torch.library.custom_op("replicate::matmul24", mutates_args=())
 def _matmul24_op(
-    buffer: Tensor,
-    full: Tensor | None,
-    dense: Tensor,
-    rows: int,
-    cols: int,
-    transpose: bool,
-    layout: str,
+    buffer: Tensor, full: Tensor | None, dense: Tensor, rows: int, cols: int, transpose: bool, layout: str,
     forced: bool,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     operand, columns = _fit(dense)
     shape = Shape(len(buffer), operand.shape[1], cols, dense.dtype, operand.is_contiguous(), transpose)
     plan = plan_for(shape, dense.device)
@@ -88,14 +82,11 @@ def _(buffer, full, dense, rows, cols, transpose, layout, forced):
 
 def _fit(dense: Tensor) -> tuple[Tensor, int]:
     """B in a form the library reads, with columns padded to a multiple of 8, and the columns B has."""
-    columns = dense.shape[1]
-    pad = -columns % 8
-    if dense.is_contiguous():
-        out = torch.nn.functional.pad(dense, (0, pad)) if pad else dense
-    elif dense.t().is_contiguous():
-        out = torch.nn.functional.pad(dense.t(), (0, 0, 0, pad)).t() if pad else dense
-    else:
-        out = torch.nn.functional.pad(dense, (0, pad)).contiguous()
+    columns, pad = dense.shape[1], -dense.shape[1] % 8
+    turned = dense.t().is_contiguous() and not dense.is_contiguous()
+    out = dense.t() if turned else dense.contiguous()
+    if pad:
+        out = torch.nn.functional.pad(out, (0, 0, 0, pad) if turned else (0, pad))
     if out.data_ptr() % 16:
-        out = out.t().clone().t() if not out.is_contiguous() else out.clone()
-    return out, columns
+        out = out.clone()
+    return out.t() if turned else out, columns

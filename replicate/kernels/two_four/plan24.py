@@ -114,9 +114,7 @@ def _load_or_tune(shape: Shape, device: torch.device) -> Plan:
     if plan is None:
         with torch.cuda.device(device), torch.no_grad():
             if torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    f"product {shape.key} is not tuned; run it once before capturing a CUDA graph"
-                )
+                raise RuntimeError(f"{shape.key} is not tuned; run it once before capturing a CUDA graph")
             plan = tune(shape, device)
         _save(file, {**_read(file), shape.key: plan})  # read again: others may have written meanwhile
     return plan
@@ -134,6 +132,9 @@ def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
     def dense() -> Tensor:
         return b.t() @ a.t() if shape.transpose else a @ b
 
+    def sparse_ms(algorithm: int, repeats: int) -> float:
+        return _median_ms(lambda: sparse_product(buffer, b, shape.transpose, algorithm), repeats)
+
     expected = dense()
     times: dict[int, float] = {}
     tried = wrong = 0
@@ -143,13 +144,11 @@ def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
             break
         tried += 1
         if error <= TOLERANCE[shape.dtype]:
-            times[algorithm] = _median_ms(_product(buffer, b, shape, algorithm), repeats)
+            times[algorithm] = sparse_ms(algorithm, repeats)
         else:
             wrong += 1
-    finalists = {
-        algorithm: _median_ms(_product(buffer, b, shape, algorithm), 3 * repeats)
-        for algorithm in sorted(times, key=times.__getitem__)[:3]
-    }
+    fastest = sorted(times, key=times.__getitem__)[:3]
+    finalists = {algorithm: sparse_ms(algorithm, 3 * repeats) for algorithm in fastest}
     best = min(finalists, key=finalists.__getitem__, default=None)
     return Plan(
         best,
@@ -160,10 +159,6 @@ def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
         tried=tried,
         wrong=wrong,
     )
-
-
-def _product(buffer: Tensor, b: Tensor, shape: Shape, algorithm: int) -> Callable[[], Tensor]:
-    return lambda: sparse_product(buffer, b, shape.transpose, algorithm)
 
 
 def _operands(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

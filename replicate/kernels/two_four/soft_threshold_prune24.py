@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
+from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.two_four.compressed24 import (
     Compressed24,
     as_words,
     buffers_of_both,
-    check_compressible,
+    check_either_axis,
     compress_in_torch,
+    fit_square,
     layout,
-    padded_rows,
+    matrices_of_both,
     word_parts,
 )
 from replicate.kernels.two_four.tile24 import (
@@ -59,27 +60,12 @@ def soft_threshold_prune24_reference(
 @on_its_device
 @triton.jit
 def _soft_threshold_prune24_kernel(
-    w,
-    words,
-    last_values,
-    last_metadata,
-    first_values,
-    first_metadata,
-    last_scale,
-    first_scale,
-    d_rows,
-    f_cols,
-    WIDE: tl.constexpr,
-    BF16_IN: tl.constexpr,
-    BF16: tl.constexpr,
-    LAST: tl.constexpr,
-    FIRST: tl.constexpr,
-    SOFT: tl.constexpr,
-    LAST_SCALED: tl.constexpr,
-    FIRST_SCALED: tl.constexpr,
-    TILE_D: tl.constexpr,
-    TILE_F: tl.constexpr,
-):
+    w, words, last_values, last_metadata, first_values, first_metadata, last_scale, first_scale,
+    d_rows, f_cols,
+    WIDE: tl.constexpr, BF16_IN: tl.constexpr, BF16: tl.constexpr, LAST: tl.constexpr, FIRST: tl.constexpr,
+    SOFT: tl.constexpr, LAST_SCALED: tl.constexpr, FIRST_SCALED: tl.constexpr,
+    TILE_D: tl.constexpr, TILE_F: tl.constexpr,
+):  # fmt: skip
     """One tile of W, compressed along F (LAST), along D (FIRST), or both; `words` is w as 64-bit words."""
     if LAST:
         BANDS: tl.constexpr = TILE_D // 16
@@ -144,73 +130,40 @@ def _shrink(x, t_bits):
 
 @torch.library.custom_op("replicate::soft_threshold_prune24", mutates_args=())
 def _soft_threshold_prune24_op(
-    w: Tensor,
-    last: bool,
-    first: bool,
-    last_scale: Tensor | None,
-    first_scale: Tensor | None,
-    soft: bool,
+    w: Tensor, last: bool, first: bool, last_scale: Tensor | None, first_scale: Tensor | None, soft: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return launch_soft_threshold_prune24(w, last, first, last_scale, first_scale, soft, dtype, CONFIG)
 
 
-@_soft_threshold_prune24_op.register_fake
-def _(w, last, first, last_scale, first_scale, soft, dtype):
-    return buffers_of_both(w, last, first, dtype)
+_soft_threshold_prune24_op.register_fake(
+    lambda w, last, first, last_scale, first_scale, soft, dtype: buffers_of_both(w, last, first, dtype)
+)
 
 
 def launch_soft_threshold_prune24(
-    w: Tensor,
-    last: bool,
-    first: bool,
-    last_scale: Tensor | None,
-    first_scale: Tensor | None,
-    soft: bool,
-    dtype: torch.dtype,
-    config: dict[str, int],
-) -> tuple[Tensor, Tensor]:
+    w: Tensor, last: bool, first: bool, last_scale: Tensor | None, first_scale: Tensor | None, soft: bool,
+    dtype: torch.dtype, config: dict[str, int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Buffers of S24(W) and of S24(W)^T from the kernel with a given tile; one not asked for is empty."""
     w = w.contiguous()
     d_rows, f_cols = w.shape
     buffers = buffers_of_both(w, last, first, dtype)
-    tile_d, tile_f = (
-        size if padded_rows(n) % size == 0 else 64
-        for size, n in ((config["TILE_D"], d_rows), (config["TILE_F"], f_cols))
-    )
-    _soft_threshold_prune24_kernel[(padded_rows(f_cols) // tile_f, padded_rows(d_rows) // tile_d)](
-        w,
-        as_words(w) if last else w,
-        *word_parts(buffers[0], f_cols),
-        *word_parts(buffers[1], d_rows),
-        last_scale,
-        first_scale,
-        d_rows,
-        f_cols,
-        WIDE=w.dtype == torch.float32,
-        BF16_IN=w.dtype == torch.bfloat16,
-        BF16=dtype == torch.bfloat16,
-        LAST=last,
-        FIRST=first,
-        SOFT=soft,
-        LAST_SCALED=last_scale is not None,
-        FIRST_SCALED=first_scale is not None,
-        TILE_D=tile_d,
-        TILE_F=tile_f,
-        num_warps=config["num_warps"],
-    )
+    grid, config = fit_square(config, d_rows, f_cols)
+    _soft_threshold_prune24_kernel[grid](
+        w, as_words(w) if last else w, *word_parts(buffers[0], f_cols), *word_parts(buffers[1], d_rows),
+        last_scale, first_scale, d_rows, f_cols,
+        WIDE=w.dtype == torch.float32, BF16_IN=w.dtype == torch.bfloat16, BF16=dtype == torch.bfloat16,
+        LAST=last, FIRST=first, SOFT=soft,
+        LAST_SCALED=last_scale is not None, FIRST_SCALED=first_scale is not None, **config,
+    )  # fmt: skip
     return buffers
 
 
 def soft_threshold_prune24(
-    w: Tensor,
-    transpose: bool = False,
-    *,
-    scale: Scale = None,
-    method: str = "soft",
-    dtype: torch.dtype | None = None,
-    backend: str | None = None,
-) -> Compressed24:
+    w: Tensor, transpose: bool = False, *, scale: Scale = None, method: str = "soft",
+    dtype: torch.dtype | None = None, backend: str | None = None,
+) -> Compressed24:  # fmt: skip
     """S24(W) [D, F], or with `transpose` S24(W)^T [F, D] with groups along D, compressed.
 
     Args:
@@ -229,13 +182,9 @@ def soft_threshold_prune24(
 
 
 def soft_threshold_prune24_both(
-    w: Tensor,
-    *,
-    scales: tuple[Scale, Scale] = (None, None),
-    method: str = "soft",
-    dtype: torch.dtype | None = None,
-    backend: str | None = None,
-) -> tuple[Compressed24, Compressed24]:
+    w: Tensor, *, scales: tuple[Scale, Scale] = (None, None), method: str = "soft",
+    dtype: torch.dtype | None = None, backend: str | None = None,
+) -> tuple[Compressed24, Compressed24]:  # fmt: skip
     """S24(W) [D, F] with groups along F and S24(W)^T [F, D] with groups along D, from one read of W.
 
     Args:
@@ -249,38 +198,24 @@ def soft_threshold_prune24_both(
 
 
 def _compress(
-    w: Tensor,
-    last: bool,
-    first: bool,
-    scales: tuple[Scale, Scale],
-    method: str,
-    dtype: torch.dtype | None,
-    backend: str | None,
-) -> tuple[Compressed24 | None, Compressed24 | None]:
-    check(w.dim() == 2, f"w must be a matrix, got shape {tuple(w.shape)}")
-    check(w.dtype in (*HALF, torch.float32), f"w is {w.dtype}; use float32, float16 or bfloat16")
+    w: Tensor, last: bool, first: bool, scales: tuple[Scale, Scale], method: str,
+    dtype: torch.dtype | None, backend: str | None,
+) -> tuple[Compressed24 | None, Compressed24 | None]:  # fmt: skip
+    dtype = check_either_axis("w", w, last, first, dtype)
     check(method in ("soft", "hard"), f"method is {method!r}; choose 'soft' or 'hard'")
-    dtype = dtype or (w.dtype if w.dtype in HALF else torch.bfloat16)
     for scale in scales:
         shape = scale.shape if isinstance(scale, Tensor) else ()
         check(shape in ((), (1,)), f"scale has shape {tuple(shape)}; use one number")
-    asked = ((last, 1, w.shape), (first, 0, w.shape[::-1]))
-    for wanted, dim, shape in asked:
-        if wanted:
-            check_compressible(f"w along dim {dim}", *shape, dtype)
     kind = layout(w.device, dtype)
     if kind == "sm90" and engines.select(w.device, backend, dtype) != "reference":
-        scale_tensors = [_as_tensor(scale, w) for scale in scales]
-        buffers = _soft_threshold_prune24_op(w, last, first, *scale_tensors, method == "soft", dtype)
-        outs = [Compressed24(buffer, *shape) for buffer, (_, _, shape) in zip(buffers, asked)]
-    else:
-        outs = [
-            compress_in_torch(*soft_threshold_prune24_reference(w, dim, scale, method, dtype), dim, kind)
-            if wanted
-            else None
-            for (wanted, dim, _), scale in zip(asked, scales)
-        ]
-    return (outs[0] if last else None, outs[1] if first else None)
+        on_device = [_as_tensor(scale, w) for scale in scales]
+        buffers = _soft_threshold_prune24_op(w, last, first, *on_device, method == "soft", dtype)
+        return matrices_of_both(buffers, *w.shape)
+
+    def in_torch(dim: int, scale: Scale) -> Compressed24:
+        return compress_in_torch(*soft_threshold_prune24_reference(w, dim, scale, method, dtype), kind, dim)
+
+    return in_torch(1, scales[0]) if last else None, in_torch(0, scales[1]) if first else None
 
 
 def _as_tensor(scale: Scale, like: Tensor) -> Tensor | None:

@@ -33,16 +33,9 @@ def unpack_four(word, BF16: tl.constexpr):
 
 @triton.jit
 def four_of_row(
-    words,
-    r,
-    first,
-    groups,
-    rows,
-    WIDE: tl.constexpr,
-    BF16_IN: tl.constexpr,
-    BANDS: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
+    words, r, first, groups, rows,
+    WIDE: tl.constexpr, BF16_IN: tl.constexpr, BANDS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
     """Four adjacent elements of rows r as float32 [8 BANDS, GROUPS]; `words` holds two or four in 64 bits."""
     mask = (r < rows)[:, None]
     if WIDE:
@@ -148,12 +141,6 @@ def band_rows(first_band, BANDS: tl.constexpr):
 
 
 @triton.jit
-def metadata_rows(band, row, groups):
-    """Offset in 64-bit words, of the metadata that starts a row pair's part in its tile row of 64 x 64."""
-    return (band // 4).to(tl.int64) * (groups // 16) * 64 + (band % 4) * 8 + row
-
-
-@triton.jit
 def store_metadata(metadata, band, row, first_group, groups, byte, BANDS: tl.constexpr, GROUPS: tl.constexpr):
     """Write bytes [8 BANDS, GROUPS], upper nibble | lower nibble << 4, in cuSPARSELt's sm_90 layout.
 
@@ -173,7 +160,8 @@ def store_metadata(metadata, band, row, first_group, groups, byte, BANDS: tl.con
 def metadata_words(band, row, first_group, groups, GROUPS: tl.constexpr):
     """Offsets [8 BANDS, GROUPS / 8] of the tile's 64-bit metadata words."""
     octet = first_group // 8 + tl.arange(0, GROUPS // 8)
-    return metadata_rows(band, row, groups)[:, None] + ((octet // 2) * 64 + (octet % 2) * 32)[None, :]
+    of_row = (band // 4).to(tl.int64) * (groups // 16) * 64 + (band % 4) * 8 + row
+    return of_row[:, None] + ((octet // 2) * 64 + (octet % 2) * 32)[None, :]
 
 
 @triton.jit

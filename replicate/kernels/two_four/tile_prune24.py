@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from replicate.kernels import backend as engines
-from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
+from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.two_four.compressed24 import (
     TILE,
     Compressed24,
     as_words,
     buffers_of_both,
-    check_compressible,
+    check_either_axis,
     compress_in_torch,
+    fit_square,
     layout,
+    matrices_of_both,
     word_parts,
 )
 from replicate.kernels.two_four.tile24 import (
@@ -58,20 +60,10 @@ def tile_prune24_reference(x: Tensor, dtype: torch.dtype | None = None) -> tuple
 @on_its_device
 @triton.jit
 def _tile_prune24_kernel(
-    words,
-    last_values,
-    last_metadata,
-    first_values,
-    first_metadata,
-    rows,
-    cols,
-    WIDE: tl.constexpr,
-    BF16: tl.constexpr,
-    LAST: tl.constexpr,
-    FIRST: tl.constexpr,
-    TILE_R: tl.constexpr,
-    TILE_C: tl.constexpr,
-):
+    words, last_values, last_metadata, first_values, first_metadata, rows, cols,
+    WIDE: tl.constexpr, BF16: tl.constexpr, LAST: tl.constexpr, FIRST: tl.constexpr,
+    TILE_R: tl.constexpr, TILE_C: tl.constexpr,
+):  # fmt: skip
     """TILE_R x TILE_C of x, compressed along C (LAST), R (FIRST) or both; `words` is x as 64-bit words."""
     TILES: tl.constexpr = TILE_R // 4
     GROUPS: tl.constexpr = TILE_C // 4
@@ -107,16 +99,9 @@ def _tile_prune24_kernel(
 
 @triton.jit
 def _row(
-    words,
-    r,
-    first,
-    rows,
-    cols,
-    WIDE: tl.constexpr,
-    BF16: tl.constexpr,
-    TILES: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
+    words, r, first, rows, cols,
+    WIDE: tl.constexpr, BF16: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
     """Four elements of rows r in 16 bits, as two words [TILES, GROUPS] of two, and their four magnitudes."""
     groups = cols // 4
     if WIDE:
@@ -177,9 +162,8 @@ def _each_once(a, b, UNIT: tl.constexpr):
 @triton.jit
 def _crossed(a, b, N: tl.constexpr, UNIT: tl.constexpr):
     straight, swapped = a[K[N]] + b[L[N]], a[L[N]] + b[K[N]]
-    way = tl.where(
-        swapped > straight, UNIT << L[N] | (256 * UNIT) << K[N], UNIT << K[N] | (256 * UNIT) << L[N]
-    )
+    l_then_k, k_then_l = UNIT << L[N] | (256 * UNIT) << K[N], UNIT << K[N] | (256 * UNIT) << L[N]
+    way = tl.where(swapped > straight, l_then_k, k_then_l)
     return tl.maximum(straight, swapped), way
 
 
@@ -255,9 +239,7 @@ def _tile_prune24_op(x: Tensor, last: bool, first: bool, dtype: torch.dtype) -> 
     return launch_tile_prune24(x, last, first, dtype, CONFIG_BOTH if last and first else CONFIG_ONE)
 
 
-@_tile_prune24_op.register_fake
-def _(x, last, first, dtype):
-    return buffers_of_both(x, last, first, dtype)
+_tile_prune24_op.register_fake(buffers_of_both)
 
 
 def launch_tile_prune24(
@@ -266,34 +248,18 @@ def launch_tile_prune24(
     """Buffers of P and of P^T from the kernel with a given tile, both axes multiples of 64; as asked for."""
     rows, cols = x.shape
     buffers = buffers_of_both(x, last, first, dtype)
-    tile_r, tile_c = (
-        size if n % size == 0 else TILE for size, n in ((config["TILE_R"], rows), (config["TILE_C"], cols))
-    )
-    _tile_prune24_kernel[(cols // tile_c, rows // tile_r)](
-        as_words(x),
-        *word_parts(buffers[0], cols),
-        *word_parts(buffers[1], rows),
-        rows,
-        cols,
-        WIDE=x.dtype == torch.float32,
-        BF16=dtype == torch.bfloat16,
-        LAST=last,
-        FIRST=first,
-        TILE_R=tile_r,
-        TILE_C=tile_c,
-        num_warps=config["num_warps"],
-    )
+    grid, config = fit_square(config, rows, cols)
+    _tile_prune24_kernel[grid](
+        as_words(x), *word_parts(buffers[0], cols), *word_parts(buffers[1], rows), rows, cols,
+        WIDE=x.dtype == torch.float32, BF16=dtype == torch.bfloat16, LAST=last, FIRST=first, **config,
+    )  # fmt: skip
     return buffers
 
 
 def tile_prune24(
-    x: Tensor,
-    *,
-    along_columns: bool = True,
-    along_rows: bool = True,
-    dtype: torch.dtype | None = None,
+    x: Tensor, *, along_columns: bool = True, along_rows: bool = True, dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> tuple[Compressed24 | None, Compressed24 | None]:
+) -> tuple[Compressed24 | None, Compressed24 | None]:  # fmt: skip
     """P [R, C] and P^T [C, R], x pruned to two of four along both axes, compressed from one read of x.
 
     Args:
@@ -309,34 +275,23 @@ def tile_prune24(
     Raises:
         ValueError: shape or dtype does not fit, or nothing is asked for.
     """
-    check(x.dim() == 2, f"x must be a matrix, got shape {tuple(x.shape)}; flatten leading axes")
-    check(x.dtype in (*HALF, torch.float32), f"x is {x.dtype}; use float32, float16 or bfloat16")
     check(along_columns or along_rows, "nothing is asked for: set along_columns or along_rows")
-    dtype = dtype or (x.dtype if x.dtype in HALF else torch.bfloat16)
+    dtype = check_either_axis("x", x, along_columns, along_rows, dtype)
     check(x.dtype in (dtype, torch.float32), f"x is {x.dtype} and dtype {dtype}; cast x")
-    asked = ((along_columns, 1, x.shape), (along_rows, 0, x.shape[::-1]))
-    for wanted, dim, shape in asked:
-        if wanted:
-            check_compressible(f"x along dim {dim}", *shape, dtype)
-    check(
-        x.shape[0] % 4 == 0 and x.shape[1] % 4 == 0,
-        f"x has shape {tuple(x.shape)}; tiles of 4 x 4 need multiples of 4: pad it with zeros",
-    )
+    rows, cols = x.shape
+    whole = rows % 4 == 0 and cols % 4 == 0
+    check(whole, f"x has shape ({rows}, {cols}); tiles of 4 x 4 need multiples of 4: pad it with zeros")
     kind = layout(x.device, dtype)
-    pad = (-x.shape[1] % TILE, -x.shape[0] % TILE)
-    padded = torch.nn.functional.pad(x, (0, pad[0], 0, pad[1])) if any(pad) else x
+    pad = (0, -cols % TILE, 0, -rows % TILE)
+    padded = torch.nn.functional.pad(x, pad) if any(pad) else x
     if kind == "sm90" and engines.select(x.device, backend, dtype) != "reference":
-        buffers = _tile_prune24_op(padded, along_columns, along_rows, dtype)
-        outs = [Compressed24(buffer, *shape) for buffer, (_, _, shape) in zip(buffers, asked)]
-    else:
-        pruned, mask = tile_prune24_reference(padded, dtype)
-        outs = [
-            _first_rows(compress_in_torch(pruned, mask, dim, kind), shape[0]) if wanted else None
-            for wanted, dim, shape in asked
-        ]
-    return (outs[0] if along_columns else None, outs[1] if along_rows else None)
+        return matrices_of_both(_tile_prune24_op(padded, along_columns, along_rows, dtype), rows, cols)
+    pruned = tile_prune24_reference(padded, dtype)
 
+    def in_torch(dim: int) -> Compressed24:
+        """The matrix without the rows that padding added."""
+        out = compress_in_torch(*pruned, kind, dim)
+        n = x.shape[1 - dim]
+        return dataclasses.replace(out, rows=n, dense=None if out.dense is None else out.dense[:n])
 
-def _first_rows(out: Compressed24, rows: int) -> Compressed24:
-    """A compressed matrix without the rows that padding added."""
-    return dataclasses.replace(out, rows=rows, dense=None if out.dense is None else out.dense[:rows])
+    return in_torch(1) if along_columns else None, in_torch(0) if along_rows else None

@@ -1,9 +1,10 @@
-"""What the block-sparse kernels share: checks, tile shapes, descriptors, 2 of 4 and top k in registers."""
+"""What the block-sparse kernels share: checks, tile shapes, descriptors, squared ReLU and top k."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class Tile:
     warps: int = 8
     stages: int = 4
 
+    def options(self, like: Tensor) -> dict[str, Any]:
+        """What a product's kernel is launched with, for operands like `like`."""
+        own = {"N": self.n, "K": self.k, "num_warps": self.warps, "num_stages": self.stages}
+        return own | {"PRECISION": dot_precision(like.dtype)}
+
 
 def cuda_or_interpreted(first: Tensor, *others: Tensor) -> None:
     """Raise ValueError unless Triton can run on the tensors, which must share a device."""
@@ -42,15 +48,8 @@ def cuda_or_interpreted(first: Tensor, *others: Tensor) -> None:
 
 def check_operands(**operands: Tensor) -> None:
     """Raise ValueError unless all are contiguous matrices of one dtype, rows a multiple of 8 wide."""
-    tensors = operands.values()
-    dtype = next(iter(tensors)).dtype
-    cuda_or_interpreted(*tensors)
-    if dtype in DTYPES and all(
-        t.dtype == dtype and t.dim() == 2 and t.is_contiguous() and t.size(1) % 8 == 0 for t in tensors
-    ):
-        if dtype == torch.bfloat16 and interpreted():
-            raise ValueError("interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU")
-        return
+    cuda_or_interpreted(*operands.values())
+    dtype = next(iter(operands.values())).dtype
     for name, t in operands.items():
         if t.dim() != 2:
             raise ValueError(f"{name} must be a matrix, got shape {tuple(t.shape)}")
@@ -60,6 +59,15 @@ def check_operands(**operands: Tensor) -> None:
             raise ValueError(f"{name} is {t.dtype}; use one of {DTYPES}, the same for all")
         if t.size(1) % 8:
             raise ValueError(f"{name} has {t.size(1)} columns; kernels need a multiple of 8")
+    if dtype == torch.bfloat16 and interpreted():
+        raise ValueError("interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU")
+
+
+def check_shape(name: str, t: Tensor, *want: int) -> None:
+    """Raise ValueError unless t has this shape."""
+    if t.shape != want:
+        got = list(t.shape)
+        raise ValueError(f"{name} must be {list(want)}, rows and columns the other operands need, got {got}")
 
 
 def cluster_width(d_ff: int, n_clusters: int) -> int:
@@ -81,9 +89,8 @@ def _device_limits(device: torch.device) -> tuple[int, int]:
 
 
 @lru_cache
-def _fitted(tile: Tile | None, device: torch.device, wide: bool, n: int, k: int) -> Tile:
-    if tile is None:
-        tile = Tile(128, 32, 8, 3) if _device_limits(device)[1] < HOPPER_SHARED else Tile()
+def _fitted(device: torch.device, wide: bool, n: int, k: int) -> Tile:
+    tile = Tile(128, 32, 8, 3) if _device_limits(device)[1] < HOPPER_SHARED else Tile()
     most_n, most_k = (min(tile.n, 64), min(tile.k, 32)) if wide else (tile.n, tile.k)
     widths = [most_n >> i for i in range(4) if most_n >> i >= 32]
     best = min(widths, key=lambda width: (-(-n // width) * width, -width))
@@ -91,12 +98,12 @@ def _fitted(tile: Tile | None, device: torch.device, wide: bool, n: int, k: int)
     return Tile(best, next((step for step in steps if k % step == 0), steps[0]), tile.warps, tile.stages)
 
 
-def fit_tile(tile: Tile | None, like: Tensor, n: int, k: int) -> Tile:
-    """`tile`, or the device's default, fitted to n output columns and a reduction of k; smaller for float32.
+def fit_tile(like: Tensor, n: int, k: int) -> Tile:
+    """The device's tile fitted to n output columns and a reduction of k; smaller for float32.
 
     The width is the one that wastes the fewest columns, the step one that divides k if there is any.
     """
-    return _fitted(tile, like.device, like.dtype == torch.float32, n, k)
+    return _fitted(like.device, like.dtype == torch.float32, n, k)
 
 
 def programs(like: Tensor, tiles: int) -> int:
@@ -127,15 +134,25 @@ def halves(t):
 
 
 @triton.jit
-def two_of_four(y, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """y [ROWS, COLS] >= 0 (or NaN) with all but the two largest of each four adjacent columns zero.
+def relu2(y1, INNER: tl.constexpr):
+    """Squared ReLU of y1 [rows, columns], NaN included; with INNER two of each four adjacent columns."""
+    y2 = tl.maximum(y1, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y2 = y2 * y2
+    if INNER:
+        y2 = prune24_by_22_bits(y2)
+    return y2
+
+
+@triton.jit
+def prune24_by_22_bits(y):
+    """y [rows, columns] >= 0 (or NaN) with all but the two largest of each four adjacent columns zero.
 
     Non-negative floats order like their bits. The last two bits make room for the column, so that keys
     differ: values equal in their first 22 significant bits count as tied, and ties keep the lower column.
     NaN is largest. With the four seen as two pairs, the second largest is the larger of (the smaller of the
     pairs' maxima, the larger of the pairs' minima), and tensor-core accumulators keep their layout.
     """
-    even, odd = tl.split(tl.reshape(y, (ROWS, COLS // 4, 2, 2)))
+    even, odd = tl.split(tl.reshape(y, (y.shape[0], y.shape[1] // 4, 2, 2)))
     bonus = 3 - 2 * tl.arange(0, 2)[None, None, :]
     a = (even.to(tl.int32, bitcast=True) & 0x7FFFFFFC) | bonus
     b = (odd.to(tl.int32, bitcast=True) & 0x7FFFFFFC) | (bonus - 1)
@@ -143,7 +160,7 @@ def two_of_four(y, ROWS: tl.constexpr, COLS: tl.constexpr):
     high_of_min = tl.max(tl.minimum(a, b), axis=2, keep_dims=True)
     second = tl.maximum(low_of_max, high_of_min)
     kept = tl.join(tl.where(a >= second, even, 0.0), tl.where(b >= second, odd, 0.0))
-    return tl.reshape(kept, (ROWS, COLS))
+    return tl.reshape(kept, (y.shape[0], y.shape[1]))
 
 
 @triton.jit

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.venom.common import (
-    Tile,
     check_operands,
+    check_shape,
     cluster_width,
     descriptor,
-    dot_precision,
     fit_tile,
     halves,
     programs,
@@ -29,13 +28,10 @@ from replicate.kernels.venom.token_lists import BlockLists
 
 def venom_down_reference(y: Tensor, w: Tensor, lists: BlockLists, transposed: bool = False) -> Tensor:
     """[T, D] in torch: y2 and W2, or dy1 and W1 if transposed; products of all choices added per token."""
-    n, width = len(lists.starts), y.shape[1]
-    w = w.T if transposed else w
-    out = y.new_zeros(len(lists.inverse), w.shape[1])
-    for e, (start, count) in enumerate(zip(lists.starts.tolist(), lists.counts.tolist(), strict=True)):
-        rows = slice(start, start + count)
-        out.index_add_(0, lists.tokens[rows].long(), y[rows] @ w[e * width : (e + 1) * width])
-    assert n * width == w.shape[0]
+    weights = (w.T if transposed else w).chunk(len(lists.starts), 0)
+    out = y.new_zeros(len(lists.inverse), weights[0].shape[1])
+    for e, rows, tokens in lists.runs():
+        out.index_add_(0, tokens, y[rows] @ weights[e])
     return out
 
 
@@ -89,14 +85,12 @@ def _gather_sum_kernel(
     tl.store(where, acc.to(out.dtype.element_ty), mask=(token < n_tokens)[:, None] & inside)
 
 
-def venom_down(
-    y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False, tile: Tile | None = None
-) -> Tensor:
+def venom_down(y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False) -> Tensor:
     """Product of the compact activations with the weight's selected clusters, summed per token.
 
     Args:
         y: [R, F / n], y2 or dy1. w: W2 [F, D], or W1 [D, F] if transposed; neurons in cluster order.
-        lists: from `token_lists`. tile: to try another one than the default.
+        lists: from `token_lists`.
 
     Returns:
         y3 or dx, [T, D] in y's dtype; the k partial results are rounded to it before they are added.
@@ -104,39 +98,25 @@ def venom_down(
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
-    parts = down_parts(y, w, lists, transposed=transposed, tile=tile)
-    return gather_sum(parts, lists.inverse)
+    return gather_sum(down_parts(y, w, lists, transposed=transposed), lists.inverse)
 
 
-def down_parts(
-    y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False, tile: Tile | None = None
-) -> Tensor:
-    """The partial results p [R, D] alone, of the arguments of `venom_down`.
-
-    Returns:
-        p in y's dtype; rows past the last used block are not written.
-
-    Raises:
-        ValueError: shapes, dtypes or strides do not fit.
-    """
+def down_parts(y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False) -> Tensor:
+    """`venom_down`'s partial results p [R, D] alone; rows past the last used block are not written."""
     check_operands(y=y, w=w)
     d_model, d_ff = w.shape if transposed else w.shape[::-1]
     width = cluster_width(d_ff, len(lists.starts))
-    want = (len(lists.tokens), width)
-    if y.shape != want:
-        raise ValueError(f"y is {tuple(y.shape)}; these lists and w {tuple(w.shape)} need {want}")
-    tile = fit_tile(tile, y, d_model, width)
+    check_shape("y", y, len(lists.tokens), width)
+    tile, block = fit_tile(y, d_model, width), lists.block
     out = y.new_empty(len(lists.tokens), d_model)
     if out.numel() == 0:
         return out
-    block = lists.block
     weights = descriptor(w, tile.n, tile.k) if transposed else descriptor(w, tile.k, tile.n)
     grid = (programs(y, len(lists.block_expert) * triton.cdiv(d_model, tile.n)),)
     _venom_down_kernel[grid](
         descriptor(y, block, tile.k), weights, descriptor(out, block, tile.n // 2), lists.block_expert,
-        lists.n_blocks, d_model, width, BLOCK=block, N=tile.n, K=tile.k, TRANSPOSED=transposed,
-        EVEN=width % tile.k == 0, PRECISION=dot_precision(y.dtype), num_warps=tile.warps,
-        num_stages=tile.stages,
+        lists.n_blocks, d_model, width, BLOCK=block, TRANSPOSED=transposed, EVEN=width % tile.k == 0,
+        **tile.options(y),
     )  # fmt: skip
     return out
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replicate.kernels.venom.common import check_operands, cluster_width
+from replicate.kernels.venom.common import check_operands, check_shape, cluster_width
 from replicate.kernels.venom.down import venom_down
-from replicate.kernels.venom.token_lists import BlockLists, max_rows, token_lists
+from replicate.kernels.venom.token_lists import BlockLists, empty_lists, token_lists
 from replicate.kernels.venom.up import venom_up, venom_up_backward
 from replicate.kernels.venom.wgrad import venom_wgrad
 from replicate.router import ordered_cluster_mask
@@ -58,16 +58,15 @@ def venom_ffn(
     """
     check_operands(x=x, w1=w1, w2=w2)
     (n_tokens, d_model), d_ff = x.shape, w1.shape[1]
-    if w1.shape[0] != d_model or w2.shape != (d_ff, d_model):
-        sizes = f"{tuple(w1.shape)} and w2 {tuple(w2.shape)}"
-        raise ValueError(f"w1 {sizes} must be [{d_model}, F] and [F, {d_model}]")
+    check_shape("w1", w1, d_model, d_ff)
+    check_shape("w2", w2, d_ff, d_model)
     if experts.dim() != 2 or len(experts) != n_tokens:
         raise ValueError(f"experts must be [{n_tokens}, k], got shape {tuple(experts.shape)}")
     cluster_width(d_ff, n_clusters)
     block = block or block_rows(experts.numel(), n_clusters)
     if torch.compiler.is_compiling():
         return _operator(x, w1, w2, experts, n_clusters, inner, block)[0]
-    return _VenomFFN.apply(x, w1, w2, experts, n_clusters, inner, block)
+    return VenomFFN.apply(x, w1, w2, (w1, w2), experts, n_clusters, inner, block)
 
 
 def forward_products(
@@ -80,13 +79,7 @@ def forward_products(
 
 
 def backward_products(
-    dy3: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    y2: Tensor,
-    lists: BlockLists,
-    dtype: torch.dtype | None = None,
+    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Products 3 to 6: dx, dW1, dW2, the latter two in `dtype`. dx needs most memory, so it comes first."""
     dy3 = dy3.contiguous()
@@ -96,19 +89,25 @@ def backward_products(
     return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=dtype)
 
 
-class _VenomFFN(torch.autograd.Function):
-    """Without torch.compile: the same without the operator's 0.2 ms of dispatch."""
+class VenomFFN(torch.autograd.Function):
+    """Without torch.compile: the same without the operator's 0.2 ms of dispatch.
+
+    The products read `weights`, W1 and W2 in x's dtype; gradients come out in the dtype of w1 and w2.
+    """
 
     @staticmethod
-    def forward(ctx, x, w1, w2, experts, n_clusters, inner, block):
-        y3, y2, lists = forward_products(x, w1, w2, experts, n_clusters, inner, block)
+    def forward(ctx, x, w1, w2, weights, experts, n_clusters, inner, block):
+        y3, y2, lists = forward_products(x, *weights, experts, n_clusters, inner, block)
         ctx.save_for_backward(x, w1, w2, y2, *lists)
+        ctx.weights = weights
         return y3
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, dy3):
-        x, w1, w2, y2, *lists = ctx.saved_tensors
-        return *backward_products(dy3, x, w1, w2, y2, BlockLists(*lists)), None, None, None, None
+        x, w1, _, y2, *lists = ctx.saved_tensors
+        grads = backward_products(dy3.to(x.dtype), x, *ctx.weights, y2, BlockLists(*lists), w1.dtype)
+        return *grads, None, None, None, None, None
 
 
 @torch.library.custom_op("replicate::venom_ffn", mutates_args=())
@@ -122,29 +121,19 @@ def _operator(
 
 @_operator.register_fake
 def _(x, w1, w2, experts, n_clusters, inner, block):
-    rows = max_rows(experts.numel(), n_clusters, block)
-
-    def ints(*shape):
-        return experts.new_empty(shape, dtype=torch.int32)
-
-    y2 = x.new_empty(rows, w1.shape[1] // n_clusters)
-    lists = ints(rows), ints(n_clusters), ints(n_clusters), ints(rows // block), ints(1), ints(*experts.shape)
-    return torch.empty_like(x), y2, *lists
+    lists = empty_lists(experts, n_clusters, block)
+    return torch.empty_like(x), x.new_empty(len(lists.tokens), w1.shape[1] // n_clusters), *lists
 
 
 @torch.library.custom_op("replicate::venom_ffn_backward", mutates_args=())
 def _backward_operator(
-    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, tokens: Tensor, starts: Tensor,
-    counts: Tensor, block_expert: Tensor, n_blocks: Tensor, inverse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, y2: Tensor, lists: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dW1, dW2."""
-    lists = BlockLists(tokens, starts, counts, block_expert, n_blocks, inverse)
-    return backward_products(dy3, x, w1, w2, y2, lists)
+    return backward_products(dy3, x, w1, w2, y2, BlockLists(*lists), x.dtype)
 
 
-@_backward_operator.register_fake
-def _(dy3, x, w1, w2, y2, tokens, starts, counts, block_expert, n_blocks, inverse):
-    return torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
+_backward_operator.register_fake(lambda dy3, x, w1, w2, y2, lists: tuple(map(torch.empty_like, (x, w1, w2))))
 
 
 def _setup_context(ctx, inputs, output):
@@ -154,7 +143,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy3, *_):
-    return *_backward_operator(dy3, *ctx.saved_tensors), None, None, None, None
+    x, w1, w2, y2, *lists = ctx.saved_tensors
+    return *_backward_operator(dy3, x, w1, w2, y2, lists), None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)

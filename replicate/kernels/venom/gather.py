@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from replicate.kernels.backend import check, on_its_device, tl, triton
-from replicate.kernels.venom.common import Tile, check_operands, descriptor, dot_precision, fit_tile
+from replicate.kernels.venom.common import check_operands, descriptor, fit_tile
 
 
 def venom_compress(y: Tensor, v: int, m: int, n: int = 2) -> tuple[Tensor, Tensor]:
@@ -94,14 +94,12 @@ def _venom_gather_kernel(
     out.store([block * V, col], acc.to(out.dtype))
 
 
-def venom_gather_matmul(
-    values: Tensor, columns: Tensor, w: Tensor, v: int, *, tile: Tile | None = None
-) -> Tensor:
+def venom_gather_matmul(values: Tensor, columns: Tensor, w: Tensor, v: int) -> Tensor:
     """Product of a V:N:M matrix with a dense one.
 
     Args:
         values: [T, K] and columns: [ceil(T / v), K] int32, from `venom_compress`; every column in 0 to F - 1.
-        w: [F, D]. v: 16, 32, 64 or 128. tile: to try another one than the default.
+        w: [F, D]. v: 16, 32, 64 or 128.
 
     Returns:
         [T, D] in w's dtype.
@@ -118,10 +116,9 @@ def venom_gather_matmul(
     out = w.new_empty(n_tokens, d_model)
     if out.numel() == 0:
         return out
-    tile = fit_tile(tile, w, d_model, n_kept)
+    tile = fit_tile(w, d_model, n_kept)
     _venom_gather_kernel[(want[0] * triton.cdiv(d_model, tile.n),)](
         descriptor(values, v, tile.k), columns.contiguous(), w, descriptor(out, v, tile.n), d_model, n_kept,
-        V=v, N=tile.n, K=tile.k, EVEN=n_kept % tile.k == 0 and d_model % tile.n == 0,
-        PRECISION=dot_precision(w.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        V=v, EVEN=n_kept % tile.k == 0 and d_model % tile.n == 0, **tile.options(w),
     )  # fmt: skip
     return out

@@ -13,20 +13,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
-from replicate.kernels.venom.common import check_operands, cluster_width, two_of_four
+from replicate.kernels.venom.common import check_operands, check_shape, cluster_width, relu2
 from replicate.kernels.venom.token_lists import BlockLists
 from replicate.sparsity import prune24
 
 
-def venom_select_reference(full: Tensor, lists: BlockLists, y2: Tensor | None = None) -> Tensor:
-    """[R, W] in torch: y2 from y1 with 2 of 4, or dy1 from dy2 and y2; other rows are zero."""
+def venom_select_reference(
+    full: Tensor, lists: BlockLists, y2: Tensor | None = None, inner: bool = True
+) -> Tensor:
+    """[R, W] in torch: y2 from y1 with 2 of 4 if `inner`, or dy1 from dy2 and y2; other rows are zero."""
     n = len(lists.starts)
-    out = full.new_zeros(len(lists.tokens), full.shape[1] // n)
-    for e, (start, count) in enumerate(zip(lists.starts.tolist(), lists.counts.tolist(), strict=True)):
-        rows = slice(start, start + count)
-        part = full[lists.tokens[rows].long()].chunk(n, 1)[e]
+    out = full.new_zeros(len(lists.tokens) if y2 is None else len(y2), full.shape[1] // n)
+    for e, rows, tokens in lists.runs():
+        part = full[tokens].chunk(n, 1)[e]
         out[rows] = part.relu().square() if y2 is None else 2 * part * y2[rows].sqrt()
-    return prune24(out) if y2 is None else out
+    return prune24(out) if inner and y2 is None else out
 
 
 @on_its_device
@@ -50,10 +51,7 @@ def _venom_select_kernel(
     if BACKWARD:
         value = 2 * value * tl.sqrt(tl.load(y2 + own, mask=inside, other=0.0).to(tl.float32))
     else:
-        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        value = value * value
-        if INNER:
-            value = two_of_four(value, ROWS, N)
+        value = relu2(value, INNER)
     tl.store(out + own, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -72,8 +70,8 @@ def venom_select(full: Tensor, lists: BlockLists, y2: Tensor | None = None, *, i
     """
     check_operands(full=full, **({} if y2 is None else {"y2": y2}))
     rows, width = len(lists.tokens), cluster_width(full.shape[1], len(lists.starts))
-    if y2 is not None and y2.shape != (rows, width):
-        raise ValueError(f"y2 must be [{rows}, {width}], got {tuple(y2.shape)}")
+    if y2 is not None:
+        check_shape("y2", y2, rows, width)
     out = full.new_empty(rows, width)
     n = min(512, max(16, triton.next_power_of_2(width)))
     part = min(lists.block, 16) if full.is_cuda else lists.block

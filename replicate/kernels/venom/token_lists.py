@@ -12,6 +12,7 @@ Sizes depend on T, k and the number of experts alone, never on the routing, so a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -47,30 +48,38 @@ class BlockLists(NamedTuple):
         """Rows of a block."""
         return self.tokens.numel() // max(1, self.block_expert.numel())
 
+    def runs(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """Each expert, its rows and their tokens, for references."""
+        for e, (start, count) in enumerate(zip(self.starts.tolist(), self.counts.tolist(), strict=True)):
+            rows = slice(start, start + count)
+            yield e, rows, self.tokens[rows].long()
+
 
 def max_rows(n_choices: int, n_clusters: int, block: int) -> int:
     """Upper bound of the rows `n_choices` = T k choices can fill: every expert may waste block - 1."""
     return (n_choices + min(n_clusters, n_choices) * (block - 1)) // block * block
 
 
+def empty_lists(experts: Tensor, n_clusters: int, block: int) -> BlockLists:
+    """Uninitialised lists of experts [T, k]."""
+    rows = max_rows(experts.numel(), n_clusters, block)
+    shapes = (rows,), (n_clusters,), (n_clusters,), (rows // block,), (1,), experts.shape
+    return BlockLists(*(experts.new_empty(shape, dtype=torch.int32) for shape in shapes))
+
+
 def token_lists_reference(experts: Tensor, n_clusters: int, block: int = 128) -> BlockLists:
-    """The same in torch, row by row; unused rows are -1."""
-    flat = experts.flatten().tolist()
-    members = [[i for i, e in enumerate(flat) if e == c] for c in range(n_clusters)]
-    tokens = torch.full((max_rows(len(flat), n_clusters, block),), -1, dtype=torch.int32)
-    inverse = torch.zeros(len(flat), dtype=torch.int32)
-    block_expert = torch.full((len(tokens) // block,), -1, dtype=torch.int32)
-    starts, row = [], 0
-    for c, own in enumerate(members):
-        starts.append(row)
-        for i, choice in enumerate(own):
-            tokens[row + i], inverse[choice] = choice // experts.shape[1], row + i
-        end = row + -(-len(own) // block) * block
-        block_expert[row // block : end // block] = c
-        row = end
-    counts = torch.tensor([len(own) for own in members], dtype=torch.int32)
-    start_t, used = torch.tensor(starts, dtype=torch.int32), torch.tensor([row // block], dtype=torch.int32)
-    return BlockLists(tokens, start_t, counts, block_expert, used, inverse.view_as(experts))
+    """The same in torch, expert by expert; unused rows are -1."""
+    lists, row = BlockLists(*(part.fill_(-1) for part in empty_lists(experts, n_clusters, block))), 0
+    for e in range(n_clusters):
+        choices = (experts.flatten() == e).nonzero()[:, 0]
+        end = row + len(choices)
+        lists.starts[e], lists.counts[e] = row, len(choices)
+        lists.tokens[row:end] = choices // experts.shape[1]
+        lists.inverse.view(-1)[choices] = torch.arange(row, end, dtype=torch.int32)
+        row, first = -(-end // block) * block, row
+        lists.block_expert[first // block : row // block] = e
+    lists.n_blocks[0] = row // block
+    return lists
 
 
 @triton.jit
@@ -163,21 +172,13 @@ def token_lists(experts: Tensor, n_clusters: int, block: int = 128) -> BlockList
     check(n_clusters >= 1, f"n_clusters is {n_clusters}; choose 1 or more")
     cuda_or_interpreted(experts)
     experts = experts.contiguous()
-    n_choices = experts.numel()
-    rows = max_rows(n_choices, n_clusters, block)
-
-    def ints(*shape: int) -> Tensor:
-        return experts.new_empty(shape, dtype=torch.int32)
-
-    lists = BlockLists(
-        ints(rows), ints(n_clusters), ints(n_clusters), ints(rows // block), ints(1), ints(*experts.shape)
-    )
+    n_choices, lists = experts.numel(), empty_lists(experts, n_clusters, block)
     if n_choices == 0:
         for part in lists:
             part.zero_()
         return lists
     n_chunks, n_pow2 = triton.cdiv(n_choices, CHUNK), max(2, triton.next_power_of_2(n_clusters))
-    chunk_counts, blocks = ints(n_chunks, n_pow2), rows // block
+    chunk_counts, blocks = lists.counts.new_empty(n_chunks, n_pow2), len(lists.block_expert)
     _count_kernel[(n_chunks,)](experts, chunk_counts, n_choices, n_clusters, CHUNK=CHUNK, EXPERTS=n_pow2)
     _scan_kernel[(n_clusters,)](chunk_counts, lists.counts, n_chunks, EXPERTS=n_pow2, STEP=SCAN)
     _place_kernel[(n_chunks,)](

@@ -11,65 +11,48 @@ never stored and dy1 inherits the forward's mask. Output is compact, [R, W]; pad
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.venom.common import (
-    Tile,
     check_operands,
+    check_shape,
     cluster_width,
     descriptor,
-    dot_precision,
     fit_tile,
     halves,
     programs,
-    two_of_four,
+    relu2,
 )
+from replicate.kernels.venom.select import venom_select_reference
 from replicate.kernels.venom.token_lists import BlockLists
-from replicate.sparsity import prune24
 
 
 def venom_up_reference(x: Tensor, w1: Tensor, lists: BlockLists, inner: bool = True) -> Tensor:
     """y2 [R, W] in torch; rows past the last used block are zero."""
-    n = len(lists.starts)
-    y2 = x.new_zeros(len(lists.tokens), w1.shape[1] // n)
-    for e, (start, count) in enumerate(zip(lists.starts.tolist(), lists.counts.tolist(), strict=True)):
-        rows = slice(start, start + count)
-        y2[rows] = (x[lists.tokens[rows].long()] @ w1.chunk(n, 1)[e]).relu().square()
-    return prune24(y2) if inner else y2
+    return venom_select_reference(x @ w1, lists, inner=inner)
 
 
 def venom_up_backward_reference(dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists) -> Tensor:
     """dy1 [R, W] in torch; rows past the last used block are zero."""
-    dy1 = torch.zeros_like(y2)
-    weights = w2.chunk(len(lists.starts), 0)
-    for e, (start, count) in enumerate(zip(lists.starts.tolist(), lists.counts.tolist(), strict=True)):
-        rows = slice(start, start + count)
-        dy1[rows] = 2 * (dy3[lists.tokens[rows].long()] @ weights[e].T) * y2[rows].sqrt()
-    return dy1
+    return venom_select_reference(dy3 @ w2.T, lists, y2)
 
 
 @triton.jit
-def _finish(acc, y2, out, token, row, col, N: tl.constexpr, BACKWARD: tl.constexpr, INNER: tl.constexpr):
-    """Epilogue of N columns: activation and mask, or its derivative; zero in padding rows."""
+def _finish(acc, y2, out, token, row, col, BACKWARD: tl.constexpr, INNER: tl.constexpr):
+    """Epilogue of a part's columns: activation and mask, or its derivative; zero in padding rows."""
     if BACKWARD:
         acc = 2 * acc * tl.sqrt(y2.load([row, col]).to(tl.float32))
     else:
-        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
-        acc = acc * acc
-        if INNER:
-            acc = two_of_four(acc, token.shape[0], N)
+        acc = relu2(acc, INNER)
     out.store([row, col], tl.where(token[:, None] >= 0, acc, 0.0).to(out.dtype))
 
 
 @triton.jit
-def _finish_halves(
-    acc, y2, out, token, row, col, N: tl.constexpr, BACKWARD: tl.constexpr, INNER: tl.constexpr
-):
+def _finish_halves(acc, y2, out, token, row, col, BACKWARD: tl.constexpr, INNER: tl.constexpr):
     left, right = halves(acc)
-    _finish(left, y2, out, token, row, col, N // 2, BACKWARD, INNER)
-    _finish(right, y2, out, token, row, col + N // 2, N // 2, BACKWARD, INNER)
+    _finish(left, y2, out, token, row, col, BACKWARD, INNER)
+    _finish(right, y2, out, token, row, col + acc.shape[1] // 2, BACKWARD, INNER)
 
 
 @on_its_device
@@ -105,23 +88,20 @@ def _venom_up_kernel(
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
         owner = tl.load(tokens + row + tl.arange(0, BLOCK))
         # In parts: small staging buffers leave room for one more pipeline stage.
-        left, right = halves(acc)
         if BACKWARD:  # stages y2 as well
-            _finish_halves(left, y2, out, owner, row, col, N // 2, BACKWARD, INNER)
-            _finish_halves(right, y2, out, owner, row, col + N // 2, N // 2, BACKWARD, INNER)
+            left, right = halves(acc)
+            _finish_halves(left, y2, out, owner, row, col, BACKWARD, INNER)
+            _finish_halves(right, y2, out, owner, row, col + N // 2, BACKWARD, INNER)
         else:
-            _finish(left, y2, out, owner, row, col, N // 2, BACKWARD, INNER)
-            _finish(right, y2, out, owner, row, col + N // 2, N // 2, BACKWARD, INNER)
+            _finish_halves(acc, y2, out, owner, row, col, BACKWARD, INNER)
 
 
-def venom_up(
-    x: Tensor, w1: Tensor, lists: BlockLists, *, inner: bool = True, tile: Tile | None = None
-) -> Tensor:
+def venom_up(x: Tensor, w1: Tensor, lists: BlockLists, *, inner: bool = True) -> Tensor:
     """Squared-ReLU activations of each token's own clusters, compact (equations 1 and 2, figure 4d).
 
     Args:
         x: [T, D]. w1: [D, F] with neurons in cluster order. lists: from `token_lists`.
-        inner: also keep 2 of each 4 adjacent neurons. tile: to try another one than the default.
+        inner: also keep 2 of each 4 adjacent neurons.
 
     Returns:
         y2 [R, F / n] in x's dtype; rows past the last used block are not written.
@@ -132,13 +112,10 @@ def venom_up(
     check_operands(x=x, w1=w1)
     if x.shape[1] != w1.shape[0]:
         raise ValueError(f"x {tuple(x.shape)} and w1 {tuple(w1.shape)} differ in d_model")
-    width = cluster_width(w1.shape[1], len(lists.starts))
-    return _launch(x, w1, None, lists, width, inner, tile)
+    return _launch(x, w1, None, lists, cluster_width(w1.shape[1], len(lists.starts)), inner)
 
 
-def venom_up_backward(
-    dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists, *, tile: Tile | None = None
-) -> Tensor:
+def venom_up_backward(dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists) -> Tensor:
     """Gradient before the activation, compact (equations 4 and 6 under the forward's mask).
 
     Args:
@@ -154,17 +131,12 @@ def venom_up_backward(
     if dy3.shape[1] != w2.shape[1]:
         raise ValueError(f"dy3 {tuple(dy3.shape)} and w2 {tuple(w2.shape)} differ in d_model")
     width = cluster_width(w2.shape[0], len(lists.starts))
-    want = (len(lists.tokens), width)
-    if y2.shape != want:
-        raise ValueError(f"y2 is {tuple(y2.shape)}; these lists and w2 need {want}")
-    return _launch(dy3, w2, y2, lists, width, True, tile)
+    check_shape("y2", y2, len(lists.tokens), width)
+    return _launch(dy3, w2, y2, lists, width, True)
 
 
-def _launch(
-    x: Tensor, w: Tensor, y2: Tensor | None, lists: BlockLists, width: int, inner: bool, tile: Tile | None
-) -> Tensor:
-    tile = fit_tile(tile, x, width, x.shape[1])
-    block = lists.block
+def _launch(x: Tensor, w: Tensor, y2: Tensor | None, lists: BlockLists, width: int, inner: bool) -> Tensor:
+    tile, block = fit_tile(x, width, x.shape[1]), lists.block
     out = x.new_empty(len(lists.tokens), width)
     if out.numel() == 0:
         return out
@@ -175,8 +147,6 @@ def _launch(
     _venom_up_kernel[grid](
         x, lists.tokens, lists.block_expert, lists.n_blocks, weights,
         descriptor(y2 if backward else out, block, part), descriptor(out, block, part), x.shape[1], width,
-        BLOCK=block, N=tile.n, K=tile.k, BACKWARD=backward, INNER=inner,
-        EVEN=x.shape[1] % tile.k == 0, PRECISION=dot_precision(x.dtype), num_warps=tile.warps,
-        num_stages=tile.stages,
+        BLOCK=block, BACKWARD=backward, INNER=inner, EVEN=x.shape[1] % tile.k == 0, **tile.options(x),
     )  # fmt: skip
     return out

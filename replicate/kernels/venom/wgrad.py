@@ -13,24 +13,13 @@ import torch
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
-from replicate.kernels.venom.common import (
-    Tile,
-    check_operands,
-    cluster_width,
-    descriptor,
-    dot_precision,
-    fit_tile,
-)
+from replicate.kernels.venom.common import check_operands, check_shape, descriptor, fit_tile
 from replicate.kernels.venom.token_lists import BlockLists
 
 
 def venom_wgrad_reference(g: Tensor, y: Tensor, lists: BlockLists, transposed: bool = False) -> Tensor:
     """[D, F] in torch, or [F, D] if transposed: dW1 from x and dy1, or dW2 from dy3 and y2."""
-    parts = []
-    for start, count in zip(lists.starts.tolist(), lists.counts.tolist(), strict=True):
-        rows = slice(start, start + count)
-        parts.append(g[lists.tokens[rows].long()].T @ y[rows])
-    grad = torch.cat(parts, 1)
+    grad = torch.cat([g[tokens].T @ y[rows] for _, rows, tokens in lists.runs()], 1)
     return grad.T.contiguous() if transposed else grad
 
 
@@ -68,13 +57,7 @@ def _venom_wgrad_kernel(
 
 
 def venom_wgrad(
-    g: Tensor,
-    y: Tensor,
-    lists: BlockLists,
-    *,
-    transposed: bool = False,
-    dtype: torch.dtype | None = None,
-    tile: Tile | None = None,
+    g: Tensor, y: Tensor, lists: BlockLists, *, transposed: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Weight gradient from token rows and compact activations.
 
@@ -82,7 +65,6 @@ def venom_wgrad(
         g: [T, D], x or dy3. y: [R, F / n], dy1 or y2. lists: from `token_lists`.
         transposed: False for dW1 [D, F], True for dW2 [F, D].
         dtype: of the gradient, g's by default; the sums are float32, which a float32 gradient keeps.
-        tile: to try another one than the default.
 
     Returns:
         The gradient, every entry written.
@@ -91,20 +73,17 @@ def venom_wgrad(
         ValueError: shapes, dtypes or strides do not fit.
     """
     check_operands(g=g, y=y)
-    if len(y) != len(lists.tokens):
-        raise ValueError(f"y has {len(y)} rows; the lists have {len(lists.tokens)}")
-    n, (d_model, width) = len(lists.starts), (g.shape[1], y.shape[1])
-    cluster_width(n * width, n)
+    n, d_model, width = len(lists.starts), g.shape[1], y.shape[1]
+    check_shape("y", y, len(lists.tokens), width)
     shape = (n * width, d_model) if transposed else (d_model, n * width)
     out = g.new_empty(shape, dtype=dtype or g.dtype)
     if y.numel() == 0:
         return out.zero_()
-    tile = fit_tile(tile, g, width, lists.block)
+    tile = fit_tile(g, width, lists.block)
     m = min(128 if g.dtype.itemsize == 2 else 64, max(16, triton.next_power_of_2(d_model)))
     stride_f, stride_d = out.stride() if transposed else out.stride()[::-1]
     _venom_wgrad_kernel[(n * triton.cdiv(d_model, m) * triton.cdiv(width, tile.n),)](
         g, descriptor(y, tile.k, tile.n), lists.tokens, lists.starts, lists.counts, out, d_model, width,
-        stride_d, stride_f, M=m, N=tile.n, K=tile.k, EVEN=d_model % m == 0,
-        PRECISION=dot_precision(g.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        stride_d, stride_f, M=m, EVEN=d_model % m == 0, **tile.options(g),
     )  # fmt: skip
     return out

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from replicate.kernels import Compressed24, relu2_prune24, relu2_prune24_backward, unpack24
-from replicate.kernels.two_four.relu2_prune24 import relu2_prune24_reference
-from replicate.kernels.two_four.relu2_prune24_backward import relu2_prune24_backward_reference
+from replicate.kernels.two_four.relu2_prune24 import (
+    relu2_prune24_backward_reference,
+    relu2_prune24_reference,
+)
 from replicate.sparsity import check24
 
 DTYPES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
