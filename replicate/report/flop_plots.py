@@ -1,0 +1,142 @@
+"""Pictures of where FLOPs go, and of Amdahl's law for the paper's products, steps and runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from replicate import figures
+from replicate.training import flops
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PAPER, _OURS = figures.PALETTE["paper"], figures.PALETTE["recipe"]
+_PARTS = {  # of a step: colour, ink on it
+    "ffn": (_OURS, "white"),
+    "projections": (figures.PALETTE["2:4 weights"], "white"),
+    "scores": (figures.PALETTE["control"], "black"),
+    "head": ("0.75", "black"),
+}
+_TIMES = {  # of a step, by speed: colour, ink on it
+    "all that is not FFN": ("0.75", "black"),
+    "FFN: two products, 2:4 when sparse": (figures.PALETTE["2:4 weights"], "white"),
+    "FFN: four products, Venom when sparse": (figures.PALETTE["venom"], "black"),
+}
+
+
+def shares(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Figure 1: stacked bars of each part's share of the FLOPs; panels: title -> shares, part x model."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.9), sharey=True)
+    for ax, (title, frame) in zip(axes, panels.items(), strict=True):
+        bottom = np.zeros(frame.shape[1])
+        for part, (colour, ink) in _PARTS.items():
+            height = 100 * frame.loc[part].to_numpy()
+            bars = ax.bar(frame.columns, height, 0.65, bottom, color=colour, label=flops.LABELS[part])
+            labels = [f"{h:.0f}" if h > 4 else "" for h in height]
+            ax.bar_label(bars, labels, label_type="center", color=ink, fontweight="bold")
+            bottom += height
+        ax.set(title=title, xlabel="model")
+        ax.grid(axis="x", visible=False)
+    axes[0].set_ylabel("share of a step's FLOPs (%)")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    fig.legend(handles[::-1], labels[::-1], loc="outside right center")
+    fig.suptitle("The FFN's share grows with the model, but is smaller than the formula says")
+    return fig
+
+
+def over_length(curves: pd.DataFrame, length: int) -> Figure:
+    """The FFN's share over the sequence length; curves: length x model. length: the paper's."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    for look, (model, curve) in zip(("o-", "s--", "^:"), curves.items(), strict=False):
+        ax.plot(curves.index, 100 * curve, look, color=_OURS, label=model)
+    ax.axvline(length, color="0.4", lw=1)
+    ax.text(length * 1.06, 76, f"the paper's {length}", color="0.3")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(curves.index, [f"{n // 1024}k" for n in curves.index])
+    ax.set(xlabel="sequence length T (tokens)", ylabel="FFN's share of the FLOPs (%)", ylim=(0, 82))
+    ax.set_title("Longer sequences leave the FFN less to speed up")
+    ax.legend(title="model", loc="lower left")
+    return fig
+
+
+def times(r: float, v: float, p: float, title: str = "") -> Figure:
+    """Amdahl's law in bars: what a dense step, a sparse step and a step of the run take, part by part.
+
+    Args:
+        r: FFN's share of a dense step. v: speed-up of a Venom product. p: share of sparse steps.
+    """
+    import matplotlib.pyplot as plt
+
+    dense = np.array([1 - r, r / 3, 2 * r / 3])
+    sparse = dense / (1, flops.TWO_FOUR, v)
+    rows = {"dense step": dense, "sparse step": sparse, "run, mean step": p * sparse + (1 - p) * dense}
+    fig, ax = plt.subplots(figsize=(9, 2.7))
+    left = np.zeros(len(rows))
+    for (name, (colour, ink)), width in zip(_TIMES.items(), np.array(list(rows.values())).T, strict=True):
+        bars = ax.barh(list(rows), width, 0.7, left, color=colour, label=name)
+        ax.bar_label(bars, [f"{w:.2f}" if w > 0.05 else "" for w in width], label_type="center", color=ink)
+        left += width
+    for y, whole in enumerate(left):
+        ax.text(whole + 0.01, y, f"{1 / whole:.2f}x", va="center", fontweight="bold")
+    ax.axvline(1 - r, color="0.1", ls="--", lw=1.3, label="were the FFN free")
+    ax.set(xlim=(0, 1.1), ylim=(2.5, -0.5), xlabel="time, a dense step = 1")
+    ax.set_title(title or f"r = {r:.2f}, v = {v:g}, p = {p:.2f}: the FFN {flops.ffn_speedup(v):.2f}x")
+    ax.grid(False, axis="y")
+    fig.legend(loc="outside lower center", ncols=2)
+    return fig
+
+
+def try_times(r: float, v: float, p: float) -> None:
+    """Show `times`; for sliders."""
+    import matplotlib.pyplot as plt
+
+    times(r, v, p)
+    plt.show()
+
+
+def ceilings(
+    shares: Mapping[str, float],
+    v: float,
+    steps: Mapping[str, tuple[float, float]],
+    runs: Mapping[str, tuple[float, float]],
+) -> Figure:
+    """The speed-up of a step over v, and of a run over p, with what the paper prints.
+
+    Args:
+        shares: count -> r, the paper's first. v: of the right panel.
+        steps: place in the paper -> (v, step). runs: place in the paper -> (p, run).
+    """
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2))
+    speeds, parts = np.linspace(1, 16, 200), np.linspace(0, 1, 200)
+    for line, (name, r) in zip(figures.LINES, shares.items(), strict=False):
+        look = {"color": _PAPER if line == "-" else _OURS, "ls": line}
+        left.plot(speeds, [flops.step_speedup(r, x) for x in speeds], **look, label=f"{name}, r = {r:.2f}")
+        limit = flops.step_speedup(r, math.inf)
+        left.axhline(limit, color=look["color"], lw=0.8)
+        left.text(16, limit + 0.01, f"{name}: at most {limit:.2f}", ha="right", va="bottom", fontsize=9)
+        step = flops.step_speedup(r, v)
+        label = f"{name}: steps {step:.2f}x"
+        right.plot(parts, [flops.run_speedup(x, step) for x in parts], **look, label=label)
+    free = [min(flops.run_speedup(x, math.inf), 5) for x in parts]
+    right.plot(parts, free, "0.3", lw=1.2, ls=(0, (1, 1)), label="sparse steps take no time")
+    for ax, points in ((left, steps), (right, runs)):
+        for mark, (name, (x, y)) in zip("XP", points.items(), strict=False):
+            ax.plot(x, y, mark, color=_PAPER, ms=10, mec="black", ls="none", label=name)
+    left.set(xlabel="speed-up v of a Venom product", ylabel="speed-up of a sparse step", ylim=(0.9, 2.55))
+    left.set_title("A step has a ceiling, however fast Venom is")
+    right.set(xlabel="share p of sparse steps", ylabel="speed-up of the run", ylim=(0.97, 2.3))
+    right.set_title(f"A run with v = {v:g}: 7B's is above the limit")
+    for ax in (left, right):
+        ax.legend(loc="upper left" if ax is right else "lower right", fontsize=9)
+    return fig
