@@ -60,7 +60,7 @@ def draw_formats(ax: Axes, recipes: Mapping[str, SparsityConfig], title: str = "
             ax.text(x, y, said, ha="center", va="center", color=ink, fontsize=8.5)
     ax.set(xlim=(-0.5, 5.5), ylim=(len(recipes) - 0.5, -0.5), title=title)
     ax.set_xticks(range(6), columns, fontsize=9)
-    ax.set_yticks(range(len(recipes)), list(recipes))
+    ax.set_yticks(range(len(recipes)), [_pretty(name) for name in recipes])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.grid(False)

@@ -33,8 +33,8 @@ def shares(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Figure 1: stacked bars of each part's share of the FLOPs; panels: title -> shares, part x model."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.9), sharey=True)
-    for ax, (title, frame) in zip(axes, panels.items(), strict=True):
+    fig, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.9), sharey=True, squeeze=False)
+    for ax, (title, frame) in zip(axes[0], panels.items(), strict=True):
         bottom = np.zeros(frame.shape[1])
         for part, (colour, ink) in _PARTS.items():
             height = 100 * frame.loc[part].to_numpy()
@@ -44,8 +44,8 @@ def shares(panels: Mapping[str, pd.DataFrame]) -> Figure:
             bottom += height
         ax.set(title=title, xlabel="model")
         ax.grid(axis="x", visible=False)
-    axes[0].set_ylabel("share of a step's FLOPs (%)")
-    handles, labels = axes[-1].get_legend_handles_labels()
+    axes[0, 0].set_ylabel("share of a step's FLOPs (%)")
+    handles, labels = axes[0, -1].get_legend_handles_labels()
     fig.legend(handles[::-1], labels[::-1], loc="outside right center")
     fig.suptitle("The FFN's share grows with the model, but is smaller than the formula says")
     return fig
