@@ -83,7 +83,7 @@ def test_metadata_is_clean_and_the_kernel_is_everyones(book):
     metadata = book.content["metadata"]
     assert metadata["kernelspec"]["name"] == "python3"
     assert set(metadata) == {"kernelspec", "language_info", "replicate"}
-    assert all(set(cell["metadata"]) <= {"tags"} for cell in book.content["cells"])
+    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in book.content["cells"])
     assert "raises-exception" not in [tag for cell in book.content["cells"] for tag in notebooks.tags(cell)]
     assert book.path.stat().st_size < 3_000_000
 
