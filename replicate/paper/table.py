@@ -114,9 +114,8 @@ def claim_table(
     """Every claim with its verdict: the latest found here, else the shipped one, else "not run".
 
     Args:
-        profile: only verdicts on numbers of this scale; None takes the largest scale there is, then
-            the latest.
-        shipped: the claim table of the project, figures/claims.csv; None leaves it out.
+        profile: only verdicts on numbers of this scale; None takes the largest there is, then the latest.
+        shipped: the project's claim table, figures/claims.csv; None leaves it out.
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")

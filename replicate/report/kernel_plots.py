@@ -94,9 +94,8 @@ def draw_rows(
     ax: Axes,
     rows: Mapping[str, Mapping[str, float]],
     colours: Mapping[str, str],
-    *,
-    marks: Mapping[str, float] | None = None,
-    mark: str = "",
+    marks: Mapping[str, float],
+    mark: str,
 ) -> None:
     """Grouped horizontal bars, row -> series -> length, with their numbers, first row on top.
 
@@ -104,21 +103,19 @@ def draw_rows(
         marks: row -> a number to compare with, drawn as a diamond; `mark` is its name in the legend.
     """
     height = 0.8 / len(colours)
-    longest = max(*(marks or {}).values(), *(max(row.values()) for row in rows.values()))
+    longest = max(*marks.values(), *(max(row.values()) for row in rows.values()))
     for i, (series, colour) in enumerate(colours.items()):
         at = np.arange(len(rows)) + (i - (len(colours) - 1) / 2) * height
         lengths = [row[series] for row in rows.values()]
         ax.barh(at, lengths, height * 0.92, color=colour, label=series)
         for y, length, row in zip(at, lengths, rows, strict=True):
-            other = (marks or {}).get(row, 0)
+            other = marks.get(row, 0)
             hidden = -0.02 < (other - length) / longest < 0.08  # the number would be under the diamond
             text = {"va": "center", "fontsize": 9, "bbox": {"fc": "white", "ec": "none", "pad": 0.6}}
             ax.text(max(length, hidden * other) + 0.015 * longest, y, f"{length:.2f}", **text)
-    if marks:
-        at = [y for y, row in enumerate(rows) if row in marks]
-        place = [marks[row] for row in rows if row in marks]
+    if at := [y for y, row in enumerate(rows) if row in marks]:
         style = {"color": PALETTE["paper"], "edgecolor": "black", "lw": 0.6, "zorder": 3}
-        ax.scatter(place, at, 55, marker="D", label=mark, **style)
+        ax.scatter([marks[row] for row in rows if row in marks], at, 55, marker="D", label=mark, **style)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(ylim=(len(rows) - 0.45, -0.55), xlim=(0, 1.12 * longest))
     ax.grid(False, axis="y")

@@ -18,7 +18,6 @@ MODELS = {4096: "7B (4096, 16384)", 2048: "1B (2048, 8192)"}  # d_model -> name 
 FORMATS = {"4": "4 of 16", "2": "4 of 32", "1": "4 of 64"}  # clusters kept of 16 -> columns kept of M
 FIGURE7 = 7.0  # times as fast: the middle of the paper's 6 to 8
 PARTS_TWICE = "sum of k parts"  # runs once forward and once backward
-MASK_FLOPS = 4  # operations an element of a pass over memory, roughly: twice as many show no difference
 
 
 def recorded(kind: str, timed: Sequence[str] | None = None, device: str = CARD) -> Record:
@@ -96,7 +95,7 @@ def intensities(record: Record) -> list[dict[str, Any]]:
         points.append({"kind": "dense", "x": flops / dense, "y": r["dense_tflops"], "name": r["name"]})
         points.append({"kind": "2:4", "x": flops / sparse, "y": r["sparse_tflops"], "name": r["name"]})
     for r in record.results["memory"]:
-        flops = MASK_FLOPS * r["rows"] * r["cols"]
+        flops = 4 * r["rows"] * r["cols"]  # of an element roughly; twice as many show no difference
         others = {"copy": "torch", "copy by a kernel": "torch", "torch: relu2 eager": "torch"}
         kind = {**others, "torch: compress y2": "compressor"}.get(r["name"], "pass")
         points.append({"kind": kind, "x": flops / r["bytes"], "y": flops / r["ms"] / 1e9, "name": r["name"]})

@@ -20,19 +20,18 @@ BLOCK = re.compile(r"(<!-- (table|value): (.+?) -->).*?(<!-- end -->)", re.DOTAL
 
 @dataclass(frozen=True)
 class Page:
-    """A file with generated blocks, and functions that give its tables in Markdown and its values by name."""
+    """A file with generated blocks, and what gives its tables in Markdown and its values, by name."""
 
     path: Path
     tables: Callable[[], dict[str, str]]
     values: Callable[[], dict[str, str]] = dict
 
 
+DOCS = paths.ROOT / "docs"
 PAGES = {
     "readme": Page(paths.ROOT / "README.md", readme_page.tables),
-    "kernels": Page(paths.ROOT / "docs" / "kernels.md", kernels_page.tables),
-    "replication": Page(
-        paths.ROOT / "docs" / "replication.md", replication_page.tables, replication_page.values
-    ),
+    "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
+    "replication": Page(DOCS / "replication.md", replication_page.tables, replication_page.values),
 }
 
 
@@ -57,12 +56,6 @@ def filled(page: Page) -> str:
         return start + (f"\n\n{tables[name].rstrip()}\n\n" if kind == "table" else values[name]) + end
 
     return BLOCK.sub(block, text)
-
-
-def prose(text: str) -> str:
-    """A page without what is generated, without code and without the targets of links."""
-    text = re.sub(r"```.*?```|`[^`\n]*`", "", BLOCK.sub("", text), flags=re.DOTALL)
-    return re.sub(r"\]\([^)]*\)", "]", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -147,13 +147,11 @@ def _verdicts(groups: slice) -> pd.DataFrame:
 
 def layers() -> pd.DataFrame:
     """The layer of both models: milliseconds, times as fast as dense three ways, memory over dense."""
-    record, columns = (
-        kernel_tables.recorded(kernel_tables.LAYER),
-        ["ms", "x", "sustained", "launches", "memory"],
-    )
-    parts = {m: layer_tables.layer(record, d).set_index("layer") for m, (_, d) in step_table.MODELS.items()}
-    shown = [frame[columns].add_suffix(f", {model}") for model, frame in parts.items()]
-    return pd.concat(shown, axis=1).reset_index()
+    record, parts = kernel_tables.recorded(kernel_tables.LAYER), []
+    for model, (_, d_model) in step_table.MODELS.items():
+        frame = layer_tables.layer(record, d_model).set_index("layer")
+        parts.append(frame[["ms", "x", "sustained", "launches", "memory"]].add_suffix(f", {model}"))
+    return pd.concat(parts, axis=1).reset_index()
 
 
 def _steps() -> pd.DataFrame:
@@ -162,13 +160,10 @@ def _steps() -> pd.DataFrame:
         for row in step.rows(step_table.recorded(preset)):
             spread = f"{row['ms_p10']:.0f} to {row['ms_p90']:.0f}" if "ms_p10" in row else ""
             fit = f"{row['residual']:.1%}" if "residual" in row else ""
-            shown = {
-                "model": model,
-                "format": layer_tables.NAMES.get(row["arm"], row["arm"]),
-                "ms": row["ms"],
-            }
-            shown |= {"p10 to p90": spread, "off the line by": fit, "x": row["x"]}
-            rows.append(shown | {"x, launched": row["x launched"], "peak GiB": row.get("peak GiB")})
+            name = layer_tables.NAMES.get(row["arm"], row["arm"])
+            shown = {"ms": row["ms"], "p10 to p90": spread, "off the line by": fit, "x": row["x"]}
+            shown |= {"x, launched": row["x launched"], "peak GiB": row.get("peak GiB")}
+            rows.append({"model": model, "format": name} | shown)
     return pd.DataFrame(rows)
 
 
@@ -183,9 +178,8 @@ def _active() -> pd.DataFrame:
     """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
     at = {model: d_model for model, (_, d_model) in step_table.MODELS.items()}
     of = partial(layer_tables.over_dense, device=step_table.CARD)
-    columns = {f"layer, {model}": of(d) for model, d in at.items()} | {
-        "step, 1B": step_table.speeds("llama1b")
-    }
+    columns = {f"layer, {model}": of(d) for model, d in at.items()}
+    columns["step, 1B"] = step_table.speeds("llama1b")
     columns |= {f"memory, {model}": of(d, "memory") for model, d in at.items()}
     return layer_tables.by_name(pd.DataFrame(columns).filter(regex="^active", axis=0), "format")
 

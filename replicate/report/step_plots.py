@@ -132,8 +132,7 @@ def draw_frontier(
     """Loss above dense over a run's speed-up, with the line of a dense run that is stopped early.
 
     Args:
-        points: label -> (times as fast, statistics of the loss above dense, sparsity preset).
-        early: from `stopped_early`.
+        points: label -> (times as fast, loss above dense, sparsity preset). early: from `stopped_early`.
     """
     ax.plot(*early, "-", color=PALETTE["dense"], lw=1.6, label="dense, stopped early")
     for label, (speed, gap, preset) in points.items():

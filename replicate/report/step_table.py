@@ -23,7 +23,6 @@ from replicate.training.flops import param_count
 CARD = "NVIDIA H100 80GB HBM3"  # whose steps the tables show
 AT_WIDTHS = ("venom16", "recipe", "active16x32")  # timed at every width, 4 of 16 each
 WAYS = ("paper", "corrected", "measured")
-PARTS = ("attention", "ffn", "head and loss", "optimiser", "rest")
 MODELS = {"1B": ("llama1b", 2048), "7B": ("llama7b", 4096)}  # name -> preset of its step, d_model
 Row = dict[str, Any]
 

@@ -133,7 +133,7 @@ def setting(scale: str) -> dict[str, str]:
     c, corpus = from_dict(some[0].config), some[0].corpus
     on_cpu = int(every_run(scale)["seed"].isin(plans.ON_CPU).sum())
     m, size, tokens = c.model, param_count(c.model), c.steps * c.tokens_per_step
-    evaluated = c.eval_batches * c.batch_size * m.seq_len
+    evaluated = f"{c.eval_batches * c.batch_size * m.seq_len / 1e6:.2f}M"
     dense = frame.loc[frame["arm"] == "dense", [TRAIN, HELD]].mean()
     return {
         "parameters without embedding": _millions(size["non_embedding"]),
@@ -147,9 +147,7 @@ def setting(scale: str) -> dict[str, str]:
         "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
         "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
         "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
-        "held-out tokens, of these evaluated": (
-            f"{_millions(corpus['valid_tokens'])}, {evaluated / 1e6:.2f}M"
-        ),
+        "held-out tokens, of these evaluated": f"{_millions(corpus['valid_tokens'])}, {evaluated}",
         "dense, training / held-out": " / ".join(map("{:.3f} nats".format, dense)),
         "runs recorded": str(len(frame)) + (f", and {on_cpu} on a CPU with its own text" if on_cpu else ""),
         "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
@@ -166,9 +164,8 @@ def mixes(scale: str) -> pd.DataFrame:
     for arm in ("recipe", *plans.MIXES):
         config, (train, held) = plans.everything(scale, (1,))[arm][0], _above_dense(frame, arm)
         row = {"arm": arm, "sparse steps": f"{sparse_steps(config)} of {config.steps}"}
-        row |= (
-            {"n": str(train.n) if train else "not run"} | cells(train, "training") | cells(held, "held-out")
-        )
+        row["n"] = str(train.n) if train else "not run"
+        row |= cells(train, "training") | cells(held, "held-out")
         if len(known):
             row |= cells(contrast(known, (arm,), "accuracy"), "accuracy")
         rows.append(row)
@@ -259,10 +256,8 @@ def missing() -> str:
         plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
         some = [f"`{arm}` ({seeds[arm]})" for arm in plan if seeds.get(arm, 3) < 3]
         none = [f"`{arm}`" for arm in plan if arm not in seeds]
-        if some:
-            lines.append(f"- {scale}, fewer than three seeds (how many there are): {', '.join(some)}")
-        if none:
-            lines.append(f"- {scale}, not run: {', '.join(none)}")
+        for what, arms in {"fewer than three seeds (how many there are)": some, "not run": none}.items():
+            lines += [f"- {scale}, {what}: {', '.join(arms)}"] if arms else []
     return "\n".join(lines) or "- nothing"
 
 
@@ -286,7 +281,8 @@ def drift(scale: str) -> tuple[float, float]:
 def across_cards(scale: str) -> str:
     """How many runs ran on another kind of GPU than the dense run of their seed: "62 of 107"."""
     frame = runs(scale).assign(device=lambda runs: [record.device for record in runs["record"]])
-    dense, others = frame.query("arm == 'dense'").set_index("seed")["device"], frame.query("arm != 'dense'")
+    dense = frame.query("arm == 'dense'").set_index("seed")["device"]
+    others = frame.query("arm != 'dense'")
     return f"{(others['device'] != others['seed'].map(dense)).sum()} of {len(others)}"
 
 
