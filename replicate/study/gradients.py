@@ -51,21 +51,18 @@ def by_layer(model: GPT, x: Tensor, y: Tensor) -> list[dict[str, float]]:
             found.append(_gradients(model, x, y))
     rows = []
     for theirs, ours in zip(*found, strict=True):
-        rows.append(
-            {
-                f"{name}length": float(b.norm() / a.norm())
-                for name, a, b in zip(("", "weights "), theirs, ours)
-            }
-            | {f"{name}cosine": _cosine(a, b) for name, a, b in zip(("", "weights "), theirs, ours)}
-        )
+        row = {}
+        for name, a, b in zip(("", "weights "), theirs, ours):
+            row[f"{name}length"] = float(b.norm() / a.norm())
+            row[f"{name}cosine"] = float(a @ b / (a.norm() * b.norm()))
+        rows.append(row)
     return rows
 
 
 def measure(config: TrainConfig, steps: Sequence[int]) -> records.Record:
     """Train `config` and compare the gradients after each of `steps`; the first is the first sparse step.
 
-    Returns:
-        a record with results {"steps": [...], "layers": [`by_layer` after each], "losses": [...]}.
+    The record's results: "steps", and after each "layers", see `by_layer`, and "losses".
     """
     start = time.perf_counter()
     trainer, layers = Trainer(config, progress=False), []
@@ -113,10 +110,6 @@ def _gradients(model: GPT, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [
         (g, torch.cat([next(rest) for _ in block])) for g, block in zip(of_inputs, parameters, strict=True)
     ]
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
