@@ -20,18 +20,19 @@ from torch.profiler import ProfilerActivity, profile
 
 FLUSH_BYTES = 256 * 2**20  # larger than any L2 cache
 NAME_LENGTH = 160  # characters of a kernel's name that are kept: names of templates run to thousands
+WARMUP = 2  # calls
 Calls = dict[Any, Callable[[], Any]]
 Spread = dict[str, float]
 
 
-def compare(calls: Calls, device: str, repeats: int, warmup: int = 2) -> dict[Any, Spread]:
+def compare(calls: Calls, device: str, repeats: int) -> dict[Any, Spread]:
     """Milliseconds of calls that take turns: {name: {"ms": median, "ms_p10", "ms_p90"}}.
 
     On a CPU by the clock; on a GPU by events, so that the launch overhead hides as it does in training, and
     with an L2 cache as cold as inside a training step.
     """
     for fn in calls.values():
-        for _ in range(warmup):
+        for _ in range(WARMUP):
             fn()
     once = _timer(device)
     times: dict[Any, list[float]] = {name: [] for name in calls}
@@ -104,12 +105,12 @@ def release() -> None:
     torch.cuda.empty_cache()
 
 
-def kernel_ms(step: Callable[[], Any], *, device: str = "cuda", repeats: int = 3) -> dict[str, float]:
+def kernel_ms(step: Callable[[], Any], *, device: str = "cuda") -> dict[str, float]:
     """Milliseconds a step spends in each GPU kernel (on a CPU: in each torch operator), longest first.
 
     By torch.profiler, launched one by one. A name is cut at NAME_LENGTH characters.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu, repeats = torch.device(device).type == "cuda", 3
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     wait = torch.cuda.synchronize if on_gpu else contextlib.nullcontext
     step()
@@ -121,11 +122,10 @@ def kernel_ms(step: Callable[[], Any], *, device: str = "cuda", repeats: int = 3
     times: dict[str, float] = {}
     for event in found.key_averages():
         annotation = event.is_user_annotation or event.key.startswith("##")
-        if (event.device_type == DeviceType.CUDA) != on_gpu or annotation:
-            continue
-        spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3 / repeats
-        name = event.key[:NAME_LENGTH]
-        times[name] = times.get(name, 0.0) + spent
+        if (event.device_type == DeviceType.CUDA) == on_gpu and not annotation:
+            spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3 / repeats
+            name = event.key[:NAME_LENGTH]
+            times[name] = times.get(name, 0.0) + spent
     return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 

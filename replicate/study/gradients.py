@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def ends(store: records.RecordStore | None = None) -> dict[str, list[dict[str, float]]]:
+def ends() -> dict[str, list[dict[str, float]]]:
     """Arm -> `by_layer` after the last step, of every record; arms in the order of the presets."""
-    stored = (store or records.RecordStore()).all(KIND)
+    stored = records.RecordStore().all(KIND)
     found = {r.config["arm"].rsplit(" seed ", 1)[0]: r.results["layers"][-1] for r, _ in stored}
     return dict(sorted(found.items(), key=lambda item: list(SPARSITY_PRESETS).index(item[0])))
 

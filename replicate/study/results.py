@@ -156,20 +156,22 @@ def _named(runs: Sequence[tuple[str, Run]]) -> pd.DataFrame:
 def open_questions(
     studies: Mapping[str, pd.DataFrame],
     questions: Iterable[tuple[str, str, Sequence[str]]] = plans.OPEN,
-    column: str = "final_loss",
 ) -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
     """What one change to an arm costs, at each scale that has both: (question, arm, instead of, by scale).
 
+    The cost is in training loss, seed by seed, where both arms ran on one text (`of_one_text`).
+
     Args:
         studies: scale -> runs, as from `recorded_study`. questions: as `plans.OPEN`.
-        column: of the runs, to be subtracted seed by seed, where both arms ran on one text (`of_one_text`).
     """
     rows = []
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
             pairs = {scale: of_one_text(part[part["arm"].isin([arm, base])]) for scale, part in there.items()}
-            found = {scale: differences(part, base, column, [arm])[arm] for scale, part in pairs.items()}
+            found = {
+                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in pairs.items()
+            }
             rows.append((question, arm, base, found))
     return rows
 
@@ -180,9 +182,9 @@ def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
     return others if set(others["arm"]) == set(runs["arm"]) else runs
 
 
-def interval(stats: statistics.Stats, unit: str = "nats", digits: int = 2) -> str:
+def interval(stats: statistics.Stats, unit: str = "nats") -> str:
     """For a notebook: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3"; of one run "≈0.21 nats, n = 1"."""
-    mean, low, high = (about(value, digits) for value in (stats.mean, stats.low, stats.high))
+    mean, low, high = (about(value, 2) for value in (stats.mean, stats.low, stats.high))
     spread = f", 95 % interval {low} to {high}" if stats.n > 1 else ""
     return f"{mean} {unit}".rstrip() + f"{spread}, n = {stats.n}"
 
