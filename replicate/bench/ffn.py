@@ -72,8 +72,7 @@ class LayerCase:
 
     The neurons count as clustered as they stand: of independent random neurons no order is better.
 
-    Args:
-        shape: tokens T, d_model D, d_ff F. seed: of all numbers. device: "cuda" or "cpu".
+    The shape is tokens T, d_model D, d_ff F; the device "cuda" or "cpu".
     """
 
     def __init__(self, shape: Sequence[int], seed: int, device: str) -> None:
@@ -109,11 +108,9 @@ def load(ffn: SparseFFN, x: Tensor) -> float:
 
 
 def check(p: LayerCase, sparsity: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What computes each preset ("engines"), and the `errors` of each preset.
+    """What computes each preset ("engines"), and the "errors" of each; AssertionError for one too large.
 
-    Raises:
-        ValueError: on a GPU a preset would be computed by plain torch.
-        AssertionError: a part of a result is beyond its limit.
+    Raises ValueError if on a GPU a preset would be computed by plain torch.
     """
     engines = {name: fused_ffn.describe(p.layer(name), p.x) for name in sparsity}
     slow = {name: text for name, text in engines.items() if text.startswith("reference")}
@@ -151,12 +148,9 @@ def errors(p: LayerCase, name: str) -> dict[str, dict[str, float]]:
 
 
 def run(c: Row, device: str = "cuda") -> records.Record:
-    """Check all shapes, then measure them, then profile them.
+    """Check all shapes, then measure them, then profile them: the record's results are {"shapes": [...]}.
 
     On a CPU nothing is compiled, and there are no graphs and no peak memory.
-
-    Returns:
-        a record whose results are {"shapes": [see `check`, `measure` and `profile`]}.
     """
     start, results = time.perf_counter(), [{"shape": shape} for shape in c["shapes"]]
     for stage in (lambda c, p: check(p, c["sparsity"]), measure, profile):

@@ -32,10 +32,8 @@ class TrainingStep:
     stand: of independent random neurons no order is better.
 
     Args:
-        preset: training preset; its batch, sequence, optimiser and clipping are used.
-        n_layer: depth instead of the preset's.
-        seed: of weights and tokens. device: "cuda" or "cpu".
-        compile: False runs everything as it is.
+        preset: training preset. n_layer: depth instead of its own. seed: of weights and tokens.
+        device: "cuda" or "cpu". compile: False runs everything as it is.
     """
 
     def __init__(
@@ -119,11 +117,9 @@ class TrainingStep:
         return found
 
     def components(self, arms: Sequence[str], repeats: int) -> dict[str, Any]:
-        """Milliseconds of the step's parts alone, forward and backward, in turns; CUDA graphs on a GPU.
+        """Times of the step's parts alone, forward and backward, see `timing.compare`; CUDA graphs on a GPU.
 
-        Returns:
-            "attention" and, by arm, "ffn" of one layer, norm and residual sum included; "head and loss";
-            "optimiser" with clipping. Each with its spread, see `timing.compare`.
+        "attention" and, by arm, "ffn" are of one layer, norm and residual sum included.
         """
         model, block = self.model, self.model.blocks[0]
         x, cos, sin = self._hidden()

@@ -54,9 +54,6 @@ def run_plan(
 ) -> pd.DataFrame:
     """`frame` of every run of a plan, arm name -> configurations, trained side by side where missing.
 
-    The arms are called as in the plan, which tells apart what `study.describe` does not, such as two
-    lengths of the dense warm-up.
-
     Args:
         label: of the study, at the start of its progress lines.
         models: arms whose finished models are kept, for `study.trained` or `completions`.
@@ -85,7 +82,6 @@ def all_larger(
     """Scale -> recorded runs of a notebook's plan, of every scale above `profile` that counts, ascending.
 
     Args:
-        profile: the scale the notebook runs at.
         plan: scale -> arm name -> configurations, as for `run_plan`.
         needed: arms without which a scale does not count, by default all; others are left out where a run
             is missing.
@@ -110,13 +106,7 @@ def differences(
 ) -> dict[str, statistics.Stats]:
     """arm -> statistics over seeds of (arm - base), paired by seed, for each arm (or `arms`) but the base.
 
-    Only the seeds that both have count; how many these are is the statistics' n.
-
-    Args:
-        runs: from `frame`. base: the arm to subtract. column: what to compare.
-
-    Raises:
-        ValueError: an arm is missing, or has no seed in common with the base.
+    Only the seeds that both have count. Raises ValueError for an arm that is missing or shares no seed.
     """
     values = {name: part.set_index("seed")[column] for name, part in runs.groupby("arm", sort=False)}
     out = {}
@@ -215,16 +205,11 @@ def steps_to_loss(record: Record, loss: float) -> float | None:
 def gap_curve(
     runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far an arm's training loss lies above the base's as training goes on.
+    """How far an arm's training loss lies above the base's: tokens [N] and gaps [seeds, N] in nats.
 
-    Runs of one seed read the same batches, so their step-by-step difference is far quieter than the losses.
-
-    Args:
-        runs: from `frame`. window: steps a running mean reaches back.
-
-    Returns:
-        (tokens [N], gaps [seeds, N]): the tokens read at the end of each window, the mean gap in it in nats,
-        for every seed that both arms have. Raises ValueError if there is none.
+    The tokens are those read at the end of each window of steps, the gaps means over it, one for every seed
+    that both arms have: such runs read the same batches, so that the gap is far quieter than the losses.
+    Raises ValueError if there is no such seed.
     """
     losses = {
         name: {seed: np.asarray(r.results["steps"]["loss"]) for seed, r in zip(part["seed"], part["record"])}
@@ -239,13 +224,10 @@ def gap_curve(
 
 
 def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:
-    """`runs` with a column `accuracy`: the finished models' on one held-out completion task, as records.
+    """`runs` with a column `accuracy`: the finished models' on one of `completion.QUESTIONS`.
 
     A model that was not kept is trained once more, to the same weights, and then kept; one that was
     recorded elsewhere is not, and its accuracy is None unless that is recorded too.
-
-    Args:
-        runs: from `frame`. question: from `completion.question`, the same for every run.
     """
     store = RecordStore()
     asked = [{"train": record.config_hash, **question} for record in runs["record"]]

@@ -79,7 +79,7 @@ class Tokenizer:
 
 
 def load(vocab_size: int) -> Tokenizer:
-    """The tokenizer of the first `vocab_size` shipped ranks. Raises ValueError for less than 256 or too many."""
+    """The tokenizer of the first `vocab_size` shipped ranks; ValueError for less than 256, or too many."""
     if vocab_size < 256:
         raise ValueError(f"vocab_size is {vocab_size}; bytes alone need 256, so choose 256 to {RANKS}")
     if vocab_size > RANKS:
