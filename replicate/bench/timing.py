@@ -34,11 +34,13 @@ def compare(calls: Calls, device: str, repeats: int) -> dict[Any, Spread]:
     for fn in calls.values():
         for _ in range(WARMUP):
             fn()
-    once = _timer(device)
+    on_gpu = torch.device(device).type == "cuda"
+    cache = torch.empty(FLUSH_BYTES if on_gpu else 0, dtype=torch.int8, device=device)
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, fn in calls.items():
-            times[name].append(once(fn))
+            cache.zero_()
+            times[name].append(_by_events(fn) if on_gpu else _by_clock(fn))
     keys = ("ms", "ms_p10", "ms_p90")
     return {n: dict(zip(keys, np.quantile(t, [0.5, 0.1, 0.9]).tolist())) for n, t in times.items()}
 
@@ -78,15 +80,13 @@ def graphed(step: Callable[[], Any], pool: Any, warm: int = 2) -> Callable[[], N
 def sustained_ms(step: Callable[[], Any], seconds: float = 0.3) -> float:
     """Milliseconds a call, back to back, once the chip runs as hot as in training."""
     n = max(3, round(1e3 * seconds / compare({"step": step}, "cuda", 3)["step"]["ms"]))
-    for _ in range(n):
-        step()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(n):
-        step()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / n
+
+    def back_to_back() -> None:
+        for _ in range(n):
+            step()
+
+    back_to_back()
+    return _by_events(back_to_back) / n
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
@@ -135,25 +135,16 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
     return float(torch.linalg.vector_norm(ours - reference) / torch.linalg.vector_norm(reference))
 
 
-def _timer(device: str) -> Callable[[Callable[[], Any]], float]:
-    """What measures one call in milliseconds."""
-    if torch.device(device).type == "cuda":
-        cache = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+def _by_clock(fn: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    fn()
+    return 1e3 * (time.perf_counter() - start)
 
-        def by_events(fn: Callable[[], Any]) -> float:
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            cache.zero_()
-            start.record()
-            fn()
-            stop.record()
-            stop.synchronize()
-            return start.elapsed_time(stop)
 
-        return by_events
-
-    def by_clock(fn: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        fn()
-        return 1e3 * (time.perf_counter() - start)
-
-    return by_clock
+def _by_events(fn: Callable[[], Any]) -> float:
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    fn()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
