@@ -8,12 +8,11 @@ losses (on a GPU with `deterministic`; else its attention sums in no fixed order
 from __future__ import annotations
 
 import math
-import numbers
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from replicate.ablations import SELECTIONS, WGRADS
 from replicate.router import METRICS, READS_Y2, RULES
+from replicate.settings.checks import at_least, check_types, near, one_of
 
 ACTIVATIONS = ("relu2", "gelu", "swiglu")  # functions, of `ModelConfig.activation`
 ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
@@ -26,31 +25,6 @@ ROUTINGS = (*RULES, "oracle-block")
 # "whole": the stored weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
 READINGS = ("same", "whole")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
-
-
-def _near(value: int, unit: int) -> int:
-    return max(unit, round(value / unit) * unit)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
-
-
-def _at_least(name: str, value: float, low: float) -> None:
-    if not value >= low:
-        raise ValueError(f"{name} is {value}; choose {low} or more")
-
-
-def _check_types(config: Any) -> None:
-    """Refuse values of a wrong type; 1 becomes 1.0 where a float stands, so that equal configs hash alike."""
-    numeric = {"int": numbers.Integral, "float": numbers.Real}
-    for f in fields(config):
-        value, owner = getattr(config, f.name), type(config).__name__
-        if f.type in numeric and isinstance(value, numeric[f.type]) and not isinstance(value, bool):
-            object.__setattr__(config, f.name, int(value) if f.type == "int" else float(value))
-        elif type(value).__name__ != f.type:
-            raise ValueError(f"{f.name} of {owner} is {value!r}; it must be of type {f.type}")
 
 
 @dataclass(frozen=True)
@@ -90,17 +64,17 @@ class SparsityConfig:
     refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _one_of("weight_method", self.weight_method, ("soft", "hard"))
-        _one_of("backward", self.backward, READINGS)
-        _one_of("activation", self.activation, ("dense", "24", "venom"))
-        _one_of("selection", self.selection, SELECTIONS)
-        _one_of("wgrad", self.wgrad, WGRADS)
-        _one_of("routing", self.routing, ROUTINGS)
-        _one_of("metric", self.metric, METRICS)
-        _at_least("n_clusters", self.n_clusters, 1)
-        _at_least("v", self.v, 1)
-        _at_least("refresh_every", self.refresh_every, 0)
+        check_types(self)
+        one_of("weight_method", self.weight_method, ("soft", "hard"))
+        one_of("backward", self.backward, READINGS)
+        one_of("activation", self.activation, ("dense", "24", "venom"))
+        one_of("selection", self.selection, SELECTIONS)
+        one_of("wgrad", self.wgrad, WGRADS)
+        one_of("routing", self.routing, ROUTINGS)
+        one_of("metric", self.metric, METRICS)
+        at_least("n_clusters", self.n_clusters, 1)
+        at_least("v", self.v, 1)
+        at_least("refresh_every", self.refresh_every, 0)
         if not 1 <= self.top_k <= self.n_clusters:
             raise ValueError(f"top_k is {self.top_k}; choose 1 to n_clusters = {self.n_clusters}")
         unit = 4 * self.n_clusters
@@ -191,14 +165,14 @@ class SparsityConfig:
         """Raise ValueError if an FFN of this shape cannot carry these formats."""
         for name, value in (("d_model", d_model), ("d_ff", d_ff)):
             if self.any and value % 4:
-                raise ValueError(f"{name} is {value}, no multiple of 4; try {_near(value, 4)}")
+                raise ValueError(f"{name} is {value}, no multiple of 4; try {near(value, 4)}")
         if self.activation != "venom":
             return
         unit = 4 * self.n_clusters
         if d_ff % unit:
             raise ValueError(
                 f"d_ff is {d_ff}; {self.n_clusters} equal clusters of groups of four need a "
-                f"multiple of {unit}: try {_near(d_ff, unit)}, or fewer clusters"
+                f"multiple of {unit}: try {near(d_ff, unit)}, or fewer clusters"
             )
 
 
@@ -219,13 +193,13 @@ class ModelConfig:
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("vocab_size", "n_layer", "d_model", "d_ff", "n_head", "seq_len"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("n_kv_head", self.n_kv_head, 0)
+            at_least(name, getattr(self, name), 1)
+        at_least("n_kv_head", self.n_kv_head, 0)
         if not 0 < self.rope_theta < math.inf:
             raise ValueError(f"rope_theta is {self.rope_theta}; choose a positive number (10000 is usual)")
-        _one_of("activation", self.activation, ACTIVATIONS)
+        one_of("activation", self.activation, ACTIVATIONS)
         if self.d_model % self.n_head or (self.d_model // self.n_head) % 2:
             raise ValueError(
                 f"d_model {self.d_model} over n_head {self.n_head} must be an even whole number; "
@@ -281,12 +255,12 @@ class TrainConfig:
     checkpoint_every: int = 0  # 0: by time, see `checkpoint.Pace`
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         counts = ("steps", "batch_size", "grad_accum", "interleave", "eval_batches", "final_window")
         for name in (*counts, "log_every"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("lr_warmup", "dense_warmup", "stats_every", "eval_every", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name), 0)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; choose 0 to {2**63 - 1}, the numbers torch takes")
         if not 0 < self.lr <= 1:
@@ -300,10 +274,10 @@ class TrainConfig:
         for name in ("weight_decay", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
-        _one_of("order", self.order, ORDERS)
-        _one_of("backend", self.backend, BACKENDS)
-        _one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
-        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
+        one_of("order", self.order, ORDERS)
+        one_of("backend", self.backend, BACKENDS)
+        one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
+        one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         if self.fold and self.order != "sparse-dense":
             raise ValueError(
                 f"fold=True with order {self.order!r} would shrink the weights again at every switch; "

@@ -104,10 +104,9 @@ def about(value: float | None, digits: int = 3, spread: float | None = None) -> 
 
 
 def save(fig: Figure, name: str, *, fresh: bool = False) -> None:
-    """Write <name>.png and .svg: the same bytes for the same figure.
+    """Write <name>.png and .svg, with the same bytes for the same figure.
 
-    A PNG that looks the same already is left as it is. Raises ValueError for a name that is not made of
-    lower-case letters, digits, - and _, like "03_natural_sparsity".
+    A PNG that looks the same already is left as it is. Raises ValueError for a bad name, see `_stem`.
     """
     stem = _stem(name, fresh)
     for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}.items():
@@ -162,20 +161,16 @@ def save_table(
 
 
 def markdown(df: pd.DataFrame, *, digits: int = 4, columns: Formats | None = None) -> str:
-    """The table in Markdown: floats with `digits` significant digits, an empty cell for None and NaN.
-
-    `columns` maps a column to the function that formats its values.
-    """
+    """The table in Markdown: floats with `digits` significant digits or by `columns`; nothing for NaN."""
     import pandas as pd
 
-    def cell(column: str, value: object) -> str:
+    def cell(value: object, how: Callable[[Any], str] | None) -> str:
         if pd.isna(value):
             return ""
-        if columns and column in columns:
-            return columns[column](value)
-        return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+        text = how(value) if how else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|")
 
-    shown = pd.DataFrame({c: [cell(c, v).replace("|", "\\|") for v in df[c]] for c in df.columns})
+    shown = pd.DataFrame({c: [cell(value, (columns or {}).get(c)) for value in df[c]] for c in df})
     align = ["right" if df[c].dtype.kind in "iuf" else "left" for c in df.columns]
     return shown.to_markdown(index=False, disable_numparse=True, colalign=align) + "\n"
 

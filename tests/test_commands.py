@@ -15,7 +15,6 @@ import pytest
 from replicate import __main__ as commands
 from replicate.paper import command
 from replicate.report import notebooks, runner
-from replicate.settings.presets import train_preset
 from replicate.study import records, train_command
 from replicate.system import paths
 from replicate.text import downloads
@@ -223,8 +222,7 @@ def test_unknown_commands_show_the_usage(capsys, arguments):
 
 def test_set_may_be_repeated():
     args = train_command._parser().parse_args(["--set", "steps=50", "--set", "lr=0.01", "model.d_ff=512"])
-    config = train_preset("smoke", **{"steps": 50, "lr": 0.01, "model.d_ff": 512})
-    assert train_command._config(args) == config
+    assert args.set == ["steps=50", "lr=0.01", "model.d_ff=512"]
 
 
 def test_claims_print_and_write(capsys, monkeypatch, tmp_path):

@@ -54,10 +54,10 @@ def runs(c: dict[str, Any]) -> dict[Run, TrainConfig]:
 def run(c: dict[str, Any], workers: int | None = None) -> records.Record:
     """Train all runs; the record's results are those of `judge`. Raises RuntimeError naming a failed run."""
     start, plan = time.perf_counter(), runs(c)
-    names = {_identity(config): name for name, config in plan.items()}
+    names = {config: name for name, config in plan.items()}
     losses = {}
     for config, answer in pool.train_all(list(plan.values()), workers):
-        name = names[_identity(config)]
+        name = names[config]
         if "error" in answer:
             raise RuntimeError(f"{name}: {answer['error']}")
         checkpoint.clear(worker.run_dir(config))
@@ -104,7 +104,3 @@ def table(record: records.Record) -> str:
     """The gaps in nats as text."""
     frame = pd.DataFrame(record.results["arms"]).drop(columns="final").set_index("arm")
     return frame.to_string(float_format="{:.4f}".format)
-
-
-def _identity(config: TrainConfig) -> tuple[str, int, str]:
-    return repr(config.model.sparsity), config.seed, config.backend

@@ -12,6 +12,7 @@ import torch
 
 from replicate.bench import backends, ffn, loop, step, tune_tiles, two_four, venom
 from replicate.study.records import Record, RecordStore
+from replicate.system import paths
 from replicate.system.console import changes, check_folder
 
 BENCHMARKS = {
@@ -32,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs, how = _configs(what, benchmark, options)
     if tune and (what != "kernels" or not on_gpu):
         raise ValueError("--tune is for `bench kernels` on a GPU")
+    store = RecordStore(recorded=out or paths.RECORDED)
     if not on_gpu and benchmark is not loop:
-        found = (RecordStore(recorded=out) if out else RecordStore()).all(benchmark.KIND)
+        found = store.all(benchmark.KIND)
         head = f"no GPU here: showing {len(found)} recorded" if found else "no GPU here and nothing recorded"
         print("\n\n".join([head, *(_shown(benchmark, record) for record, _ in found)]))
         return 0
     if out:
         check_folder("--out", out)
-    store = RecordStore(recorded=out) if out else RecordStore()
     if tune:
         print(tune_tiles.tune_tiles())
     for config in configs:

@@ -37,15 +37,13 @@ def config(
 def run(c: dict[str, Any]) -> records.Record:
     """Tokens/s of a dense model under `Trainer` and under plain torch loops of the same shapes.
 
-    All train the same weights with the same optimiser in this process. They take turns, after `turn` steps
-    on a GPU and after each one on a CPU. A plain loop's model is compiled in one piece, by each of MODES, or
-    not at all without `compile`. The trainer records losses and statistics as in any run. A large vocabulary
-    is trained on random tokens.
+    All train the same weights with the same optimiser in this process, in turns. A plain loop's model is
+    compiled in one piece, by each of MODES, or not at all without `compile`. The trainer records losses and
+    statistics as in any run. A large vocabulary is trained on random tokens.
 
-    Returns:
-        a record whose results are "tokens_per_s" by loop, medians over the turns; "fastest" plain loop;
-        "ratio" of the trainer to it (1 is no overhead), also a median, with "low" and "high", the 10th and
-        90th percentile; "captured", if a step is one CUDA graph; "threads".
+    The record's results: "tokens_per_s" by loop, medians over the turns; the "fastest" plain loop; "ratio"
+    of the trainer to it (1 is no overhead), also a median, with "low" and "high", the 10th and 90th
+    percentile; "captured", if a step is one CUDA graph; "threads".
     """
     start, train = time.perf_counter(), from_dict(c["train"])
     data = RandomTokens(train) if train.model.vocab_size > MOST_SYMBOLS else None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replicate.bench import ffn_cases, step_cases, timing
+from replicate.bench import ffn, step_cases, timing
 from replicate.bench.step_cases import DENSE, WHOLE, TrainingStep
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.study import records
@@ -40,22 +40,17 @@ def config(
     whole: bool = True,
     attention: str = "auto",
 ) -> Row:
-    """What identifies a run.
+    """What identifies a run; ValueError for something unknown, or depths that cannot be fitted.
 
     Args:
         preset: training preset. sparsity: presets to compare; dense is always there.
         layers: depths to time: the model's own, or three or more to fit. None: DEPTHS, or the model's own.
         repeats: timed steps of each arm. whole: also compile the dense model in one piece.
         attention: "flash", "cudnn", "torch" (its choice), or "auto": the fastest, for all arms.
-
-    Raises:
-        ValueError: something unknown, or depths that neither are the model's nor can be fitted.
     """
     model = train_preset(preset).model
     for name in sparsity:
-        if name not in SPARSITY_PRESETS:
-            raise ValueError(f"unknown sparsity preset {name!r}; known: {', '.join(SPARSITY_PRESETS)}")
-        SPARSITY_PRESETS[name].check_shape(model.d_model, model.d_ff)
+        train_preset(preset, name)  # it is one, and fits
     layers = sorted(set(layers or DEPTHS.get(preset, (model.n_layer,))))
     if layers != [model.n_layer] and (len(layers) < 3 or layers[0] < 1):
         raise ValueError(
@@ -73,17 +68,12 @@ def config(
 def run(c: Row, device: str = "cuda", compile: bool = True) -> records.Record:
     """Check every format on one FFN of the model's shape, then time the step at every depth.
 
-    Returns:
-        a record whose results are "ffn", see `ffn_cases.check`, "attention" (milliseconds of each kernel
-        tried), "attention_used" (None is torch's choice), and "depths", see `measure_depth`.
-
-    Raises:
-        AssertionError: a sparse FFN is wrong, or a loss is not finite.
-        ValueError: on a GPU, a preset that has no kernels.
+    The record's results: "ffn", see `ffn.check`, which raises for wrong ones; "attention" (milliseconds of
+    each kernel tried), "attention_used" (None is torch's choice); "depths", see `measure_depth`.
     """
     start, base = time.perf_counter(), train_preset(c["preset"])
     shape = (base.tokens_per_step // base.grad_accum, base.model.d_model, base.model.d_ff)
-    results: Row = {"ffn": ffn_cases.check(ffn_cases.LayerCase(shape, c["seed"], device), c["sparsity"])}
+    results: Row = {"ffn": ffn.check(ffn.LayerCase(shape, c["seed"], device), c["sparsity"])}
     print(f"{c['preset']}: every sparse FFN agrees with the reference", flush=True)
     for depth in c["layers"]:
         timing.release()

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from replicate import evaluate, router
-from replicate.bench import timing
+from replicate import evaluate
+from replicate.bench import ffn, timing
 from replicate.gpt import GPT, Block
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.training import compiled
@@ -33,10 +32,8 @@ class TrainingStep:
     stand: of independent random neurons no order is better.
 
     Args:
-        preset: training preset; its batch, sequence, optimiser and clipping are used.
-        n_layer: depth instead of the preset's.
-        seed: of weights and tokens. device: "cuda" or "cpu".
-        compile: False runs everything as it is.
+        preset: training preset. n_layer: depth instead of its own. seed: of weights and tokens.
+        device: "cuda" or "cpu". compile: False runs everything as it is.
     """
 
     def __init__(
@@ -51,8 +48,8 @@ class TrainingStep:
             self.model = GPT(shape)
             tokens = torch.randint(shape.vocab_size, (self.config.batch_size, shape.seq_len + 1))
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        for ffn in self.model.ffns():
-            ffn.clustered.fill_(True)
+        for layer in self.model.ffns():
+            layer.clustered.fill_(True)
         self.model.set_phase("sparse")  # a dense configuration is dense in every phase
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, self.config)
@@ -64,8 +61,8 @@ class TrainingStep:
 
     def use(self, name: str) -> None:
         """Give every FFN the formats of arm `name`."""
-        for ffn in self.model.ffns():
-            ffn.config = SPARSITY_PRESETS[DENSE if name == WHOLE else name]
+        for layer in self.model.ffns():
+            layer.config = SPARSITY_PRESETS[DENSE if name == WHOLE else name]
 
     def autocast(self) -> AbstractContextManager:
         """The precision of all arms: bfloat16, weights in float32."""
@@ -101,15 +98,10 @@ class TrainingStep:
     def load(self, name: str) -> list[float]:
         """Tokens of each layer's busiest cluster over the mean, on an eighth of the sequence."""
         self.use(name)
-        c = SPARSITY_PRESETS[name]
         with self.autocast():
             inputs = evaluate.ffn_inputs(self.model, self.inputs[:, : -(-self.inputs.shape[1] // 8)])
-        found = []
-        for ffn, x in zip(self.model.ffns(), inputs, strict=True):
-            with torch.no_grad():
-                experts = ffn.experts(x.flatten(0, 1))
-            found.append(router.load_stats(experts, c.n_clusters)["max_over_mean"])
-        return found
+        layers = zip(self.model.ffns(), inputs, strict=True)
+        return [ffn.load(layer, x.flatten(0, 1)) for layer, x in layers]
 
     def attention_ms(self) -> dict[str, float]:
         """Milliseconds of an attention layer, not compiled, by each of torch's fused kernels that works."""
@@ -125,19 +117,18 @@ class TrainingStep:
         return found
 
     def components(self, arms: Sequence[str], repeats: int) -> dict[str, Any]:
-        """Milliseconds of the step's parts alone, forward and backward, in turns; CUDA graphs on a GPU.
+        """Times of the step's parts alone, forward and backward, see `timing.compare`; CUDA graphs on a GPU.
 
-        Returns:
-            "attention" and, by arm, "ffn" of one layer, norm and residual sum included; "head and loss";
-            "optimiser" with clipping. Each with its spread, see `timing.compare`.
+        "attention" and, by arm, "ffn" are of one layer, norm and residual sum included.
         """
         model, block = self.model, self.model.blocks[0]
         x, cos, sin = self._hidden()
         weight = model.embed.weight if model.head is None else model.head.weight
-        attend, dense, normed, head = map(self.compiled, (attention_half, ffn_half, ffn_input, head_loss))
+        pieces = (attention_half, ffn_half, ffn_input, compiled.head_loss)
+        attend, dense, normed, head = map(self.compiled, pieces)
         of_ffn = [x, *block.ffn_norm.parameters(), block.ffn.w1, block.ffn.w2]
 
-        def ffn(name: str) -> None:
+        def one_ffn(name: str) -> None:
             block.ffn.config = SPARSITY_PRESETS[name]
             sparse = partial(ffn_half, normed=normed)
             self._gradients(dense if name == DENSE else sparse, (block, x), of_ffn)
@@ -150,7 +141,7 @@ class TrainingStep:
             "optimiser": self.update,
         }
         self.loss(DENSE).backward()  # for the optimiser
-        timed = calls | {f"ffn {a}": partial(ffn, a) for a in arms}
+        timed = calls | {f"ffn {a}": partial(one_ffn, a) for a in arms}
         on_cpu = self.device == "cpu"
         found = timing.compare(timed, "cpu", repeats) if on_cpu else timing.compare_graphs(timed, repeats)
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,11 +172,6 @@ def ffn_input(block: Block, x: Tensor) -> Tensor:
 def ffn_half(block: Block, x: Tensor, normed: Callable[[Block, Tensor], Tensor] = ffn_input) -> Tensor:
     """The second half of a layer, x [B, S, D]."""
     return x + block.ffn(normed(block, x))
-
-
-def head_loss(norm: torch.nn.Module, weight: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-    """Final norm, vocabulary head and mean cross-entropy of x [B, S, D]."""
-    return F.cross_entropy(F.linear(norm(x), weight).flatten(0, 1).float(), targets.flatten())
 
 
 def attention_by(name: str | None) -> AbstractContextManager:

@@ -20,24 +20,27 @@ from torch.profiler import ProfilerActivity, profile
 
 FLUSH_BYTES = 256 * 2**20  # larger than any L2 cache
 NAME_LENGTH = 160  # characters of a kernel's name that are kept: names of templates run to thousands
+WARMUP = 2  # calls
 Calls = dict[Any, Callable[[], Any]]
 Spread = dict[str, float]
 
 
-def compare(calls: Calls, device: str, repeats: int, warmup: int = 2) -> dict[Any, Spread]:
+def compare(calls: Calls, device: str, repeats: int) -> dict[Any, Spread]:
     """Milliseconds of calls that take turns: {name: {"ms": median, "ms_p10", "ms_p90"}}.
 
     On a CPU by the clock; on a GPU by events, so that the launch overhead hides as it does in training, and
     with an L2 cache as cold as inside a training step.
     """
     for fn in calls.values():
-        for _ in range(warmup):
+        for _ in range(WARMUP):
             fn()
-    once = _timer(device)
+    on_gpu = torch.device(device).type == "cuda"
+    cache = torch.empty(FLUSH_BYTES if on_gpu else 0, dtype=torch.int8, device=device)
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, fn in calls.items():
-            times[name].append(once(fn))
+            cache.zero_()
+            times[name].append(_by_events(fn) if on_gpu else _by_clock(fn))
     keys = ("ms", "ms_p10", "ms_p90")
     return {n: dict(zip(keys, np.quantile(t, [0.5, 0.1, 0.9]).tolist())) for n, t in times.items()}
 
@@ -77,15 +80,13 @@ def graphed(step: Callable[[], Any], pool: Any, warm: int = 2) -> Callable[[], N
 def sustained_ms(step: Callable[[], Any], seconds: float = 0.3) -> float:
     """Milliseconds a call, back to back, once the chip runs as hot as in training."""
     n = max(3, round(1e3 * seconds / compare({"step": step}, "cuda", 3)["step"]["ms"]))
-    for _ in range(n):
-        step()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(n):
-        step()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / n
+
+    def back_to_back() -> None:
+        for _ in range(n):
+            step()
+
+    back_to_back()
+    return _by_events(back_to_back) / n
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
@@ -104,12 +105,12 @@ def release() -> None:
     torch.cuda.empty_cache()
 
 
-def kernel_ms(step: Callable[[], Any], *, device: str = "cuda", repeats: int = 3) -> dict[str, float]:
+def kernel_ms(step: Callable[[], Any], *, device: str = "cuda") -> dict[str, float]:
     """Milliseconds a step spends in each GPU kernel (on a CPU: in each torch operator), longest first.
 
     By torch.profiler, launched one by one. A name is cut at NAME_LENGTH characters.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu, repeats = torch.device(device).type == "cuda", 3
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     wait = torch.cuda.synchronize if on_gpu else contextlib.nullcontext
     step()
@@ -121,11 +122,10 @@ def kernel_ms(step: Callable[[], Any], *, device: str = "cuda", repeats: int = 3
     times: dict[str, float] = {}
     for event in found.key_averages():
         annotation = event.is_user_annotation or event.key.startswith("##")
-        if (event.device_type == DeviceType.CUDA) != on_gpu or annotation:
-            continue
-        spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3 / repeats
-        name = event.key[:NAME_LENGTH]
-        times[name] = times.get(name, 0.0) + spent
+        if (event.device_type == DeviceType.CUDA) == on_gpu and not annotation:
+            spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3 / repeats
+            name = event.key[:NAME_LENGTH]
+            times[name] = times.get(name, 0.0) + spent
     return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
@@ -135,25 +135,16 @@ def relative_error(ours: Tensor, reference: Tensor) -> float:
     return float(torch.linalg.vector_norm(ours - reference) / torch.linalg.vector_norm(reference))
 
 
-def _timer(device: str) -> Callable[[Callable[[], Any]], float]:
-    """What measures one call in milliseconds."""
-    if torch.device(device).type == "cuda":
-        cache = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+def _by_clock(fn: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    fn()
+    return 1e3 * (time.perf_counter() - start)
 
-        def by_events(fn: Callable[[], Any]) -> float:
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            cache.zero_()
-            start.record()
-            fn()
-            stop.record()
-            stop.synchronize()
-            return start.elapsed_time(stop)
 
-        return by_events
-
-    def by_clock(fn: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        fn()
-        return 1e3 * (time.perf_counter() - start)
-
-    return by_clock
+def _by_events(fn: Callable[[], Any]) -> float:
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    fn()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)

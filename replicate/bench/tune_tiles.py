@@ -18,8 +18,9 @@ TILES = [(1, 64, 4), (1, 64, 2), (1, 128, 4), (2, 64, 4), (4, 32, 4), (4, 64, 4)
 BOTH_WAYS = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8), (128, 128, 4), (64, 64, 2)]
 
 
-def tune_tiles(tokens: int = 16384, d_ff: int = 16384, d_model: int = 4096, repeats: int = 10) -> str:
+def tune_tiles() -> str:
     """Times of the element-wise kernels over tiles and warps; their modules' CONFIG is the fastest one."""
+    tokens, d_model, d_ff = 16384, 4096, 16384
     y1 = randn(tokens, d_ff)
     y2, _ = launch_relu2_prune24(y1, True, False, {"BANDS": 1, "GROUPS": 64, "num_warps": 4})
     calls: Calls = {}
@@ -40,6 +41,6 @@ def tune_tiles(tokens: int = 16384, d_ff: int = 16384, d_model: int = 4096, repe
                 tile = {"TILE_R": rows, "TILE_C": columns, "num_warps": warps}
                 call = partial(launch_tile_prune24, y1, *axes, DTYPE, tile)
                 calls[f"tile prune {axes}", *tile.values()] = call
-    times = compare_graphs(calls, repeats)
+    times = compare_graphs(calls, 10)
     rows = [{"kernel": kernel, "tile, warps": tile, **ms} for (kernel, *tile), ms in times.items()]
     return pd.DataFrame(rows).sort_values(["kernel", "ms"]).to_string(index=False)

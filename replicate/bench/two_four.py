@@ -8,7 +8,7 @@ take turns, so that ratios are within one run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -56,14 +56,9 @@ def config(shapes: Sequence[Sequence[int]] = SHAPES, repeats: int = 20) -> Row:
 
 
 def run(c: Row) -> records.Record:
-    """Check, then measure, on this machine's GPU.
+    """Check, then measure, on this machine's GPU; "memory" and "products" of the results are rows.
 
-    Returns:
-        a record whose results are {"layout", "backend", "cusparselt", "memory": rows, "products": rows}.
-
-    Raises:
-        ValueError: there is no NVIDIA GPU with Triton and cuSPARSELt.
-        AssertionError: a kernel disagrees with its reference.
+    Raises ValueError without an NVIDIA GPU, Triton and cuSPARSELt, AssertionError for a wrong kernel.
     """
     if engines.select("cuda" if torch.cuda.is_available() else "cpu", "auto") != "cusparselt":
         raise ValueError(f"nothing to measure: {engines.report()}; kernels are measured on an NVIDIA GPU")
@@ -125,7 +120,7 @@ def memory_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]
     full, part = y1.nbytes, y2.buffer.nbytes
     w_part = w.nbytes * 9 // 16
     target = torch.empty_like(y1)
-    functions: dict[str, tuple[int, Callable[[], object]]] = {
+    functions = {  # bytes, call
         "copy": (2 * full, lambda: target.copy_(y1)),
         "copy by a kernel": (2 * full, lambda: torch.neg(y1, out=target)),
         "relu2_prune24": (full + part, lambda: relu2_prune24(y1)),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(table: pd.DataFrame, *, judged: bool = False, markdown: bool = False, write: bool = False) -> None:
-    """Print the claims, those that were judged alone if asked, and `write` the whole table to figures/."""
+    """Print the claims, if asked only those that were judged, and `write` the whole table to figures/."""
     shown = table[table["verdict"] != NOT_RUN] if judged else table
     written = [path.name for path in write_claims(table)] if write else []
     print(claims_markdown(shown) if markdown else claim_text(shown))
@@ -39,14 +38,12 @@ def show(table: pd.DataFrame, *, judged: bool = False, markdown: bool = False, w
 def claim_text(table: pd.DataFrame, width: int | None = None) -> str:
     """The claim table for a terminal of `width` columns, one claim a line."""
     width = max(80, width or shutil.get_terminal_size((120, 24)).columns)
-    columns = {"verdict": 18, "place": 14, "paper": 14, "ours": 20}
-    columns["claim"] = width - sum(columns.values()) - 2 * len(columns)
-    order = ("place", "claim", "paper", "ours", "verdict")
+    columns = {"place": 14, "claim": 0, "paper": 14, "ours": 20, "verdict": 18}
+    columns["claim"] = width - sum(columns.values()) - 2 * (len(columns) - 1)
 
-    def line(row: Any) -> str:
-        cells = (textwrap.shorten(str(row[name]), columns[name], placeholder="…") for name in order)
-        return "  ".join(cell.ljust(columns[name]) for cell, name in zip(cells, order, strict=True)).rstrip()
+    def line(row: Iterable[str]) -> str:
+        cells = (textwrap.shorten(x, n, placeholder="…").ljust(n) for x, n in zip(row, columns.values()))
+        return "  ".join(cells).rstrip()
 
-    lines = [line({name: name for name in order}), "-" * width]
-    lines += [line(row) for _, row in table.iterrows()]
-    return "\n".join(lines)
+    rows = table[list(columns)].astype(str).values
+    return "\n".join([line(columns), "-" * width, *map(line, rows)])

@@ -1,7 +1,4 @@
-"""The claims of the paper and of ours beyond it, and the table that says of each whether it holds.
-
-Check cells, the claim table and the README's table all come from here.
-"""
+"""The claims of the paper and of ours beyond it, and the table that says of each whether it holds."""
 
 from __future__ import annotations
 
@@ -15,22 +12,9 @@ from typing import Any
 
 import pandas as pd
 
+from replicate.paper import verdicts
 from replicate.paper.printed import data, named
-from replicate.paper.verdicts import (
-    DIRECTION,
-    FAILS,
-    HOLDS,
-    PROFILES,
-    SAME_SIZE,
-    SIZE,
-    UNTESTABLE,
-    VERDICTS,
-    Claim,
-    Verdict,
-    judge,
-    text,
-    unpack,
-)
+from replicate.paper.verdicts import FAILS, HOLDS, PROFILES, VERDICTS, Claim, Verdict, judge, text
 from replicate.study import records
 from replicate.system import paths
 from replicate.system.files import write_atomic
@@ -40,8 +24,7 @@ NOT_RUN = "not run"
 # seed or a processor is none.
 SOURCES = {"recorded": "recorded", "arithmetic": "arithmetic", "here": "checked here"}
 SHIPPED = paths.ROOT / "figures" / "claims.csv"
-COLOURS = {HOLDS: "#1b7837", DIRECTION: "#5a7d1b", SIZE: "#8c510a", FAILS: "#b2182b"}
-COLOURS |= dict.fromkeys((UNTESTABLE, NOT_RUN), "#6b6b6b")
+COLOURS = dict(zip(VERDICTS, ("#1b7837", "#5a7d1b", "#8c510a", "#b2182b", "#6b6b6b"))) | {NOT_RUN: "#6b6b6b"}
 
 
 class ClaimTable(pd.DataFrame):
@@ -78,11 +61,6 @@ def claims() -> dict[str, Claim]:
     return {entry["id"]: Claim(**entry) for entry in data()["claims"]}
 
 
-def claim(claim_id: str) -> Claim:
-    """The claim of this id. Raises ValueError naming near matches."""
-    return named(claims(), claim_id, "claim")
-
-
 def check(
     claim_id: str,
     ours: Any = None,
@@ -93,48 +71,38 @@ def check(
     source: str,
     store: records.RecordStore | None = None,
 ) -> CheckRow:
-    """Judge a claim, keep the verdict as a record of kind "claim", and return the row to show.
+    """Judge a claim (see `judge`), keep the verdict as a record of kind "claim", return the row to show.
 
     Args:
-        ours, spread, n: as for `judge`.
-        profile: scale at which the numbers were got: a recorded GPU study is "gpu" on any machine.
-        source: where they come from: "recorded", "arithmetic", or "here" (no profile then) for what any run
-            must find, a format or a gradient, never a loss.
+        source: where the numbers come from: "recorded", "arithmetic", or "here" (no profile then) for what
+            any run must find, a format or a gradient, never a loss.
 
     Raises ClaimBroken if we stand by the claim and the verdict contradicts it; ValueError for another source.
     """
-    found = claim(claim_id)
+    found = named(claims(), claim_id, "claim")
     if source not in SOURCES or (found.noisy and source != "recorded"):
         raise ValueError(
             f"claim {claim_id}: source is {source!r}; choose one of {', '.join(SOURCES)}, and recorded runs "
             "for a claim about training"
         )
     verdict = judge(found, ours, spread, n, profile)
-    value, spread, n = unpack(ours, spread, n)
+    value, spread, n = verdicts.unpack(ours, spread, n)
     results = {"key": found.key, "ours": value, "spread": spread, "n": n, "source": source}
     results |= dataclasses.asdict(verdict)
     record = records.make_record("claim", {"claim": claim_id, "profile": profile}, results)
     (store or records.RecordStore()).put(record)
-    against = (FAILS,) if found.expected == HOLDS else (HOLDS, DIRECTION, SIZE)
+    against = (FAILS,) if found.expected == HOLDS else VERDICTS[:3]
     if found.stand_by and verdict.text in against:
-        raise ClaimBroken(
-            f"{claim_id} ({found.place}): {found.statement}. Verdict: {verdict.text}, {verdict.why}"
-        )
+        said = f"{claim_id} ({found.place}): {found.statement}"
+        raise ClaimBroken(f"{said}. Verdict: {verdict.text}, {verdict.why}")
     return CheckRow(found, value, verdict, profile, source)
 
 
 def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
     """The check cell's table: paper | ours | tolerance | verdict, one claim a row."""
     rows = [
-        {
-            "claim": row.claim.statement,
-            "paper": paper_text(row.claim),
-            "ours": ours_text(row.claim, row.ours, row.verdict, row.source),
-            "tolerance": tolerance_text(row.claim),
-            "verdict": row.verdict.text,
-            "because": row.verdict.why,
-            "numbers": f"recorded, {row.profile} scale" if row.source == "recorded" else SOURCES[row.source],
-        }
+        _cells(row.claim, row.ours, row.verdict, row.source)
+        | {"numbers": f"recorded, {row.profile} scale" if row.source == "recorded" else SOURCES[row.source]}
         for row in check_rows
     ]
     return ClaimTable(pd.DataFrame(rows).set_index("claim"))
@@ -146,29 +114,27 @@ def claim_table(
     """Every claim with its verdict: the latest found here, else the shipped one, else "not run".
 
     Args:
-        profile: only verdicts on numbers of this scale; None takes the largest scale there is, then
-            the latest.
-        shipped: the claim table of the project, figures/claims.csv; None leaves it out.
+        profile: only verdicts on numbers of this scale; None takes the largest there is, then the latest.
+        shipped: the project's claim table, figures/claims.csv; None leaves it out.
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
-    best: dict[str, records.Record] = {}
-    for record, _ in (store or records.RecordStore()).all("claim"):
-        name = record.config["claim"]
-        known = claims().get(name)
-        if known is None or record.results["key"] != known.key or record.results["source"] not in SOURCES:
-            continue
-        if profile in (None, record.config["profile"]) and (
-            name not in best or _weight(record) >= _weight(best[name])
-        ):
-            best[name] = record
+    usable = [
+        record
+        for record, _ in (store or records.RecordStore()).all("claim")
+        if (known := claims().get(record.config["claim"])) and record.results["key"] == known.key
+        if record.results["source"] in SOURCES and profile in (None, record.config["profile"])
+    ]
+    by_weight = sorted(usable, key=lambda r: (PROFILES.index(r.config["profile"]), r.date))
+    best = {record.config["claim"]: record for record in by_weight}
     stored = shipped_table(shipped).to_dict("index") if shipped and shipped.exists() else {}
     rows = []
-    for found in claims().values():
-        old = stored.get(found.id)
-        usable = old and old["key"] == found.key and profile in (None, old["scale"])
-        usable = usable and found.id not in best
-        rows.append({"id": found.id, **old} if usable else _row(found, best.get(found.id)))
+    for name, found in claims().items():
+        old = stored.get(name)
+        if name not in best and old and old["key"] == found.key and profile in (None, old["scale"]):
+            rows.append({"id": name, **old})
+        else:
+            rows.append(_row(found, best.get(name)))
     return ClaimTable(pd.DataFrame(rows).set_index("id"))
 
 
@@ -184,24 +150,21 @@ def verdict_counts(table: pd.DataFrame) -> str:
     return f"{len(table)} claims: {', '.join(parts)}"
 
 
-def claims_markdown(table: pd.DataFrame | None = None) -> str:
+def claims_markdown(table: pd.DataFrame) -> str:
     """The claim table in Markdown."""
-    table = claim_table() if table is None else table
     columns = ["place", "claim", "paper", "ours", "verdict", "because", "scale", "notebook"]
     lines = [verdict_counts(table), "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for _, row in table.iterrows():
-        lines.append("| " + " | ".join(str(row[name]).replace("|", "\\|") for name in columns) + " |")
+    for row in table[columns].astype(str).values:
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return "\n".join(lines) + "\n"
 
 
-def write_claims(table: pd.DataFrame | None = None) -> list[Path]:
+def write_claims(table: pd.DataFrame) -> list[Path]:
     """Write figures/claims.md and figures/claims.csv; returns their paths."""
-    table = claim_table() if table is None else table
-    folder = paths.figures_dir()
-    written = [folder / "claims.md", folder / "claims.csv"]
-    write_atomic(written[0], claims_markdown(table).encode())
-    write_atomic(written[1], table.to_csv(lineterminator="\n").encode())
-    return written
+    texts = {"claims.md": claims_markdown(table), "claims.csv": table.to_csv(lineterminator="\n")}
+    for name, content in texts.items():
+        write_atomic(paths.figures_dir() / name, content.encode())
+    return [paths.figures_dir() / name for name in texts]
 
 
 def paper_text(claim: Claim) -> str:
@@ -215,13 +178,6 @@ def paper_text(claim: Claim) -> str:
     prefix = f"{claim.rule} " if claim.rule in ("at least", "at most") else ""
     signed = claim.rule == "effect" and claim.null == 0
     return _with_unit(prefix + text(claim.paper, signed), claim.unit)
-
-
-def tolerance_text(claim: Claim) -> str:
-    """How far off ours may be for the claim to hold: "0.01", "0.5 to 2 times", or nothing."""
-    if claim.rule == "effect" and claim.paper is not None:
-        return " to ".join(map(text, SAME_SIZE)) + " times"
-    return text(claim.tolerance) if claim.tolerance else ""
 
 
 def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
@@ -251,24 +207,20 @@ def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
         verdict = Verdict(NOT_RUN, f"run notebook {claim.notebook}")
     else:
         verdict = judge(claim, None)
-    return {
-        "id": claim.id,
-        "place": claim.place,
-        "claim": claim.statement,
-        "paper": paper_text(claim),
-        "ours": ours_text(claim, stored.get("ours"), verdict, stored.get("source", "")),
-        "tolerance": tolerance_text(claim),
-        "verdict": verdict.text,
-        "because": verdict.why,
-        "scale": record.config["profile"] if record else "",
-        "source": stored.get("source", ""),
-        "notebook": claim.notebook,
-        "key": claim.key,
-    }
+    source = stored.get("source", "")
+    row = {"id": claim.id, "place": claim.place} | _cells(claim, stored.get("ours"), verdict, source)
+    row |= {"scale": record.config["profile"] if record else "", "source": source}
+    return row | {"notebook": claim.notebook, "key": claim.key}
 
 
-def _weight(record: records.Record) -> tuple[int, str]:
-    return PROFILES.index(record.config["profile"]), record.date
+def _cells(claim: Claim, ours: Any, verdict: Verdict, source: str) -> dict[str, str]:
+    """What a check cell and the claim table both show. tolerance: how far off ours may be to hold."""
+    tolerance = text(claim.tolerance) if claim.tolerance else ""
+    if claim.rule == "effect" and claim.paper is not None:
+        tolerance = " to ".join(map(text, verdicts.SAME_SIZE)) + " times"
+    shown = {"claim": claim.statement, "paper": paper_text(claim)}
+    shown |= {"ours": ours_text(claim, ours, verdict, source), "tolerance": tolerance}
+    return shown | {"verdict": verdict.text, "because": verdict.why}
 
 
 def _with_unit(number: str, unit: str) -> str:

@@ -57,14 +57,10 @@ class Claim:
     needs: str = ""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("rule", self.rule, RULES),
-            ("holds_from", self.holds_from, PROFILES),
-            ("fails_from", self.fails_from, PROFILES),
-            ("expected", self.expected, (HOLDS, FAILS)),
-        ):
-            if value not in known:
-                raise ValueError(f"claim {self.id}: {name} is {value!r}; choose one of {', '.join(known)}")
+        known = {"rule": RULES, "holds_from": PROFILES, "fails_from": PROFILES, "expected": (HOLDS, FAILS)}
+        for name, choices in known.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"claim {self.id}: {name} is {value!r}; choose one of {', '.join(choices)}")
         if self.rule == "effect" and (self.null is None or (self.paper is None and self.sign is None)):
             raise ValueError(f"claim {self.id}: an effect needs null, and a paper's number or a sign")
         if self.rule == "effect" and self.tolerance:
@@ -95,15 +91,13 @@ def judge(
     """The verdict on a claim, given our number.
 
     With a spread the comparison is between intervals, ours +- t(n - 1) spread / sqrt(n) at 95 %: a claim
-    holds or fails only if the whole interval says so. An effect holds if the whole interval lies between
-    half and twice the paper's effect. If only its sign is the paper's it holds in direction, and if its
-    middle is beyond ten times or below a tenth of the paper's it is another size. Numbers from a smaller
-    scale than the claim asks for can at most hold in direction, or refute nothing.
+    holds or fails only if the whole interval says so; an effect is of another size by the middle alone.
+    Numbers from a smaller scale than the claim asks for can at most hold in direction, or refute nothing.
 
     Args:
         ours: number, bool (rule "true"), `statistics.Stats`, or None if it was not measured.
         spread: sample standard deviation over n runs.
-        profile: scale at which the numbers were got.
+        profile: scale at which the numbers were got: of a recorded GPU study "gpu", on any machine.
 
     Raises ValueError for an unknown profile, a number that is not finite, or a spread without n >= 2.
     """
@@ -136,18 +130,17 @@ def _equals(claim: Claim, low: float, high: float) -> tuple[str, str]:
 
 def _bound(claim: Claim, low: float, high: float) -> tuple[str, str]:
     """At least or at most; the second is the first with every sign turned."""
-    up = claim.rule == "at least"
-    limit, null = claim.paper - claim.tolerance * (1 if up else -1), claim.null
-    bound = limit
-    if not up:
+    limit = claim.paper - claim.tolerance * (1 if claim.rule == "at least" else -1)
+    bound, null = limit, claim.null
+    if claim.rule == "at most":
         low, high, bound, null = -high, -low, -bound, None if null is None else -null
     if low >= bound - _slack(bound):
         return HOLDS, f"{claim.rule} {text(limit)}"
     if null is not None and low > null:
         times = ((low + high) / 2 - null) / (bound - null)
         close = high >= bound or times >= OTHER_SIZE[0]
-        reach = "; our interval includes the paper's" if high >= bound else ""
-        why = f"there, {_times(times)} the least effect that the paper says{reach}"
+        why = f"there, ≈{times:.2g} times the least effect that the paper says"
+        why += "; our interval includes the paper's" if high >= bound else ""
         return DIRECTION if close else SIZE, why
     if high < (bound if null is None else null) + _slack(bound):
         return FAILS, f"off by ≈{bound - high:.2g}"
@@ -171,11 +164,10 @@ def _effect(claim: Claim, low: float, high: float) -> tuple[str, str]:
     whole = near <= ours[0] and ours[1] <= far
     middle = sum(ours) / 2
     paper, end = (theirs[0], "lower") if middle < theirs[0] else (theirs[1], "upper")
+    times = middle / paper
+    why = f"≈{times:.2g} times the paper's effect" + (f", {end} end" if least != most else "")
     if theirs[0] <= middle <= theirs[1] and least != most:
         times, why = 1.0, "within the paper's range"
-    else:
-        times = middle / paper
-        why = f"{_times(times)} the paper's effect" + (f", {end} end" if least != most else "")
     if low != high:
         why += f" ({ours[0] / paper:.2g} to {ours[1] / paper:.2g})"
     if whole:
@@ -218,10 +210,6 @@ def _interval(claim: Claim, ours: float, spread: float | None, n: int) -> tuple[
 def text(value: float, signed: bool = False) -> str:
     """A number as the tables show it: five significant digits, a sign if wanted."""
     return f"{value:+.5g}" if signed and value else f"{value:.5g}"
-
-
-def _times(factor: float) -> str:
-    return f"≈{factor:.2g} times"
 
 
 def _slack(value: float) -> float:

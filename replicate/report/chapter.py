@@ -25,8 +25,6 @@ class BadParameter(ValueError):
 def begin(profile: Any, seed: Any) -> None:
     """Check a notebook's parameters, set the look of its figures, and let an interrupt be one line.
 
-    Args:
-        profile: "smoke", "laptop" or "gpu". seed: a whole number, 0 or more.
     Raises BadParameter, naming what would work.
     """
     try:

@@ -13,18 +13,15 @@ from replicate.figures import PALETTE
 GREY = "#d9d9d9"  # a dense product
 # (column, row) of the products in the paper's order: forward on top, then inputs, then weights.
 _PLACES = ((1, 2), (3, 2), (3, 1), (3, 0), (1, 1), (1, 0))
-_DX, _DY, _BOX = 2.7, 1.7, (0.95, 0.45)
+_DX, _DY = 2.7, 1.7
 
 
 def draw_products(ax: Axes, sparsity: SparsityConfig, title: str = "") -> None:
     """Draw algorithms 1 and 2 as a block diagram: each product's box says its sparse operand and format."""
     for (column, row), (text, operand, kind) in zip(_PLACES, sparsity.products(), strict=True):
         fill, ink = _colours(operand, kind)
-        width, height = _BOX
-        corner = (_DX * column - width, _DY * row - height)
-        ax.add_patch(
-            FancyBboxPatch(corner, 2 * width, 2 * height, boxstyle="round,pad=0.03", fc=fill, ec="none")
-        )
+        corner = (_DX * column - 0.95, _DY * row - 0.45)
+        ax.add_patch(FancyBboxPatch(corner, 1.9, 0.9, boxstyle="round,pad=0.03", fc=fill, ec="none"))
         _write(ax, column, row, f"{_pretty(text)}\n{_format(operand, kind)}", color=ink, fontweight="bold")
     _write(ax, 2, 2, "y2 = relu(y1)²" + ("\nthen masked" if sparsity.activation != "dense" else ""))
     again = "\nsame mask" if sparsity.activation != "dense" and sparsity.mask_reuse else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from replicate.bench.ffn import PAPERS
@@ -17,7 +18,6 @@ MODELS = {4096: "7B (4096, 16384)", 2048: "1B (2048, 8192)"}  # d_model -> name 
 FORMATS = {"4": "4 of 16", "2": "4 of 32", "1": "4 of 64"}  # clusters kept of 16 -> columns kept of M
 FIGURE7 = 7.0  # times as fast: the middle of the paper's 6 to 8
 PARTS_TWICE = "sum of k parts"  # runs once forward and once backward
-MASK_FLOPS = 4  # operations an element of a pass over memory: a rough count, see `intensities`
 
 
 def recorded(kind: str, timed: Sequence[str] | None = None, device: str = CARD) -> Record:
@@ -32,9 +32,9 @@ def recorded(kind: str, timed: Sequence[str] | None = None, device: str = CARD) 
 def memory(record: Record) -> pd.DataFrame:
     """Passes over memory: ms, TB/s and the share of the copy bandwidth, one row a pass and shape."""
     frame = pd.DataFrame(record.results["memory"])
-    frame["matrix"] = [f"{rows} x {cols}" for rows, cols in zip(frame["rows"], frame["cols"], strict=True)]
+    frame["matrix"] = frame["rows"].astype(str) + " x " + frame["cols"].astype(str)
     names = {"name": "pass", "matrix": "matrix", "ms": "ms", "tb_per_s": "TB/s", "share_of_copy": "of copy"}
-    return frame.rename(columns=names)[list(names.values())]
+    return frame[list(names)].rename(columns=names)
 
 
 def pass_ms(record: Record, name: str, cols: int = 16384) -> float:
@@ -53,26 +53,23 @@ def products(record: Record) -> pd.DataFrame:
 def ffn_products(record: Record, d_model: int) -> pd.DataFrame:
     """The FFN's 2:4 products of one model shape, those in which d_model is an axis besides d_ff."""
     frame = products(record)
-    own = frame[["m", "n", "k"]].apply(lambda shape: d_model in set(shape), axis=1)
+    own = frame[["m", "n", "k"]].eq(d_model).any(axis=1)
     return frame[own & ~frame["name"].isin(["figure 6", "sweep"])]
 
 
 def sweep(record: Record) -> pd.DataFrame:
     """Figure 6's product and the other shapes of the sweep, smallest first."""
-    frame = products(record)
-    frame = frame[frame["name"].isin(["figure 6", "sweep"])].copy()
-    frame["work"] = 2.0 * frame["m"] * frame["n"] * frame["k"]
-    return frame.sort_values("work").reset_index(drop=True)
+    frame = products(record).query("name in ['figure 6', 'sweep']").eval("work = 2.0 * m * n * k")
+    return frame.sort_values("work", ignore_index=True)
 
 
 def figure6(record: Record) -> pd.Series:
     """The row of figure 6's product."""
-    frame = products(record)
-    return frame[frame["name"] == "figure 6"].iloc[0]
+    return products(record).query("name == 'figure 6'").iloc[0]
 
 
-def amortised(row: pd.Series, convert: str, times: int) -> float:
-    """Speed-up over dense if one conversion serves `times` products. convert: "convert_ms" or "eager_ms"."""
+def amortised(row: pd.Series, convert: str, times: Any) -> Any:
+    """Speed-up over dense if one conversion (of "convert_ms" or "eager_ms") serves `times` products."""
     return times * row["dense_ms"] / (times * row["sparse_ms"] + row[convert])
 
 
@@ -86,11 +83,9 @@ def columns_to_repay(row: pd.Series, convert: str) -> float:
 
 
 def intensities(record: Record) -> list[dict[str, Any]]:
-    """Points of a roofline: name, kind, FLOPs a byte of necessary traffic, TFLOP/s reached.
+    """Points of a roofline: name, kind, x in FLOPs a byte of necessary traffic, y in TFLOP/s reached.
 
     A 2:4 product is counted with the FLOPs of the dense one it stands for, so that heights compare.
-    A pass over memory is counted with 4 operations an element; at its place of the picture twice as
-    many would change nothing.
     """
     points = []
     for r in record.results["products"]:
@@ -100,7 +95,7 @@ def intensities(record: Record) -> list[dict[str, Any]]:
         points.append({"kind": "dense", "x": flops / dense, "y": r["dense_tflops"], "name": r["name"]})
         points.append({"kind": "2:4", "x": flops / sparse, "y": r["sparse_tflops"], "name": r["name"]})
     for r in record.results["memory"]:
-        flops = MASK_FLOPS * r["rows"] * r["cols"]
+        flops = 4 * r["rows"] * r["cols"]  # of an element roughly; twice as many show no difference
         others = {"copy": "torch", "copy by a kernel": "torch", "torch: relu2 eager": "torch"}
         kind = {**others, "torch: compress y2": "compressor"}.get(r["name"], "pass")
         points.append({"kind": kind, "x": flops / r["bytes"], "y": flops / r["ms"] / 1e9, "name": r["name"]})
@@ -151,10 +146,9 @@ def venom_formats(record: Record, d_model: int) -> pd.DataFrame:
 
 def stages(record: Record, d_model: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a step by stage: dense and each format -> stage -> ms, each stage timed alone."""
-    times = shape_of(record, d_model)["products"]
     found = {}
     for key, name in {"dense": "dense", **FORMATS}.items():
-        t = times[key]
+        t = shape_of(record, d_model)["products"][key]
         found[name] = {
             "products 1, 2 (forward)": t["1 y1 = x W1"] + t["2 y3 = y2 W2"],
             "products 3, 5 (activation gradients)": t["3 dy2 = dy3 W2^T"] + t["5 dx = dy1 W1^T"],
@@ -182,7 +176,6 @@ def venom_over_24(kernels: Record, venom: Record, d_model: int, form: str) -> pd
     the ratio of speed-ups divides each by the dense product of its own run.
     """
     key = next(k for k, name in FORMATS.items() if name == form)
-    own = ffn_products(kernels, d_model).set_index("name")
     times = shape_of(venom, d_model)["products"]
     names = {
         "y1 = x S(W1)": "1 y1 = x W1",
@@ -190,26 +183,15 @@ def venom_over_24(kernels: Record, venom: Record, d_model: int, form: str) -> pd
         "dy2 = dy3 S(W2^T)": "3 dy2 = dy3 W2^T",
         "dx = dy1 W1^T": "5 dx = dy1 W1^T",
     }
-    rows = []
-    for name_24, name in names.items():
-        r = own.loc[name_24]
-        speed = times["dense"][name] / times[key][name]
-        ratios = {"2:4 time / Venom time": r["sparse_ms"] / times[key][name]}
-        ratios["Venom gain / 2:4 gain"] = speed / r["speedup"]
-        rows.append({"product": name, "2:4 ms": r["sparse_ms"], f"{form} ms": times[key][name]} | ratios)
-    return pd.DataFrame(rows)
+    own = ffn_products(kernels, d_model).set_index("name").loc[list(names)]
+    dense, ours = ([times[k][name] for name in names.values()] for k in ("dense", key))
+    frame = pd.DataFrame({"product": names.values(), "2:4 ms": own["sparse_ms"].tolist(), f"{form} ms": ours})
+    frame["2:4 time / Venom time"] = frame["2:4 ms"] / ours
+    frame["Venom gain / 2:4 gain"] = np.array(dense) / ours / own["speedup"].tolist()
+    return frame
 
 
 def arithmetic(arm: str) -> float:
     """How fast section 3.2's formula makes a sparsity preset's FFN, 2:4 at 1.5 and Venom at `FIGURE7`."""
     n24, n_venom = flops.sparse_counts(SPARSITY_PRESETS[arm])
     return flops.ffn_speedup(FIGURE7, n24=n24, n_venom=n_venom)
-
-
-def host_ms(record: Record, d_model: int = 2048) -> float:
-    """Milliseconds that one more 2:4 product, with the pass for its operand, adds to a step without graphs.
-
-    From 2:4 activations (two such products) to all six, at a shape where the host is what takes the time.
-    """
-    (shape,) = [s for s in record.results["shapes"] if s["shape"][1] == d_model]
-    return (shape["launches"]["all24"]["ms"] - shape["launches"]["act24"]["ms"]) / 4

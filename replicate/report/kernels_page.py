@@ -88,20 +88,15 @@ def _products(kernels: Record) -> pd.DataFrame:
     frame = kernel_tables.products(kernels)
     names = {"name": "product", "m, n, k": "m, n, k", "dense_ms": "dense ms", "sparse_ms": "2:4 ms"}
     names |= {"convert_ms": "convert ms", "speedup": "speed-up", "speedup_with_conversion": "with conversion"}
-    frame["m, n, k"] = [f"{m}, {n}, {k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
+    frame["m, n, k"] = frame[["m", "n", "k"]].astype(str).agg(", ".join, axis=1)
     return frame.rename(columns=names)[[*names.values(), "default algorithm", "with eager conversion"]]
 
 
 def _runs(*found: Record) -> str:
     rows = [
-        {
-            "record": f"data/recorded/{r.kind}/{r.config_hash}.json",
-            "device": r.device,
-            "torch": r.versions["torch"],
-            "triton": r.versions["triton"],
-            "date": r.date[:10],
-            "commit": r.commit[:7],
-        }
+        (f"data/recorded/{r.kind}/{r.config_hash}.json", r.device, r.versions["torch"], r.versions["triton"])
+        + (r.date[:10], r.commit[:7])
         for r in found
     ]
-    return figures.markdown(pd.DataFrame(rows))
+    columns = ["record", "device", "torch", "triton", "date", "commit"]
+    return figures.markdown(pd.DataFrame(rows, columns=columns))

@@ -42,39 +42,35 @@ def layer(record: Record, d_model: int) -> pd.DataFrame:
 
 
 def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str, float]:
-    """Arm -> a column of `layer`, from those of a GPU's records that have timed this shape.
-
-    Each is over the dense layer of its own record.
-    """
-    found = RecordStore().widest_last(ffn_bench.KIND, device=device)
-    there = [r for r in found if d_model in {s["shape"][1] for s in r.results["shapes"]}]
-    frames = [layer(record, d_model) for record in there]
-    return {arm: x for frame in frames for arm, x in zip(frame["arm"], frame[column], strict=True)}
+    """Arm -> a column of `layer`, by all of a GPU's records of this shape, each over its own dense layer."""
+    found: dict[str, float] = {}
+    for record in RecordStore().widest_last(ffn_bench.KIND, device=device):
+        if any(s["shape"][1] == d_model for s in record.results["shapes"]):
+            found |= layer(record, d_model).set_index("arm")[column].to_dict()
+    return found
 
 
 def cards() -> pd.DataFrame:
-    """Times as fast as the compiled dense layer, one row a format, a column a GPU and model shape.
-
-    Only formats that every recorded GPU has timed; each figure is over that GPU's own dense layer.
-    """
-    devices = sorted(
-        {r.device for r in RecordStore().widest_last(ffn_bench.KIND)}, key=lambda d: (d != CARD, d)
-    )
+    """`over_dense`, one row a format that every recorded GPU has timed, one column a GPU and model shape."""
+    devices = {r.device for r in RecordStore().widest_last(ffn_bench.KIND)}
     found = {
         f"{device.removeprefix('NVIDIA ')}, {model}": over_dense(d_model, device=device)
         for d_model, model in ((4096, "7B"), (2048, "1B"))
-        for device in devices
+        for device in (CARD, *sorted(devices - {CARD}))
     }
-    frame = pd.DataFrame(found).dropna().drop(index="dense")
+    return by_name(pd.DataFrame(found).dropna().drop(index="dense"), "layer")
+
+
+def by_name(frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    """A frame by arm in the order and with the words of NAMES, as column `what`."""
     named = [name for name in NAMES if name in frame.index]
-    return frame.loc[named].rename(index=NAMES).rename_axis("layer").reset_index()
+    return frame.loc[named].rename(index=NAMES).rename_axis(what).reset_index()
 
 
 def stages(record: Record, d_model: int) -> pd.DataFrame:
     """Milliseconds of a step by kind of kernel: one row a stage, one column a profiled format."""
     (shape,) = [s for s in record.results["shapes"] if s["shape"][1] == d_model]
-    found = {NAMES.get(name, name): ffn_bench.stages(shape, name) for name in shape["kernels"]}
-    frame = pd.DataFrame(found)
+    frame = pd.DataFrame({NAMES.get(arm, arm): ffn_bench.stages(shape, arm) for arm in shape["kernels"]})
     return frame[(frame > 0).any(axis=1)].rename_axis("stage, ms").reset_index()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
 import json
 import os
 import re
@@ -16,15 +14,12 @@ from typing import Any
 from replicate.system import paths
 from replicate.system.files import write_atomic
 
-FOLDED = (
-    "hide-input"  # the tag of cells that only draw: JupyterLab and sites made of notebooks fold their code
-)
+FOLDED = "hide-input"  # the tag of cells that only draw: their code is folded
 _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
-# Keep kernels quiet and in this environment, whatever else the user has installed. Who runs notebooks by a
+# Kernels are quiet, of this environment, and import the package of this checkout. Who runs notebooks by a
 # command has chosen the scale, and is not asked again before long work.
 KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "REPLICATE_LONG": "1"}
 KERNEL_ENV["REPLICATE_STATIC"] = "1"  # no sliders: what is stored is a picture, see `chapter.touch`
-# They import the package of this checkout, whichever is installed.
 KERNEL_ENV["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 
 
@@ -52,22 +47,9 @@ class Notebook:
     @property
     def title(self) -> str:
         """The first heading."""
-        for cell in self.content["cells"]:
-            found = re.search(r"^# (.+)$", source(cell), re.MULTILINE)
-            if cell["cell_type"] == "markdown" and found:
-                return found.group(1).strip()
-        return self.name
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """Names and default values of the parameters cell."""
-        found = {}
-        for cell in self.content["cells"]:
-            if "parameters" in tags(cell):
-                for node in ast.parse(source(cell)).body:
-                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                        found[node.targets[0].id] = ast.literal_eval(node.value)
-        return found
+        cells = (source(cell) for cell in self.content["cells"] if cell["cell_type"] == "markdown")
+        found = re.search(r"^# (.+)$", "\n".join(cells), re.MULTILINE)
+        return found[1].strip() if found else self.name
 
     def minutes(self, profile: str) -> float | None:
         """Minutes it says it takes at this profile (metadata `replicate.minutes`), if it says so."""
@@ -86,29 +68,17 @@ def tags(cell: dict[str, Any]) -> list[str]:
 
 def discover(folder: Path | None = None) -> list[Notebook]:
     """The notebooks NN_topic.ipynb of a folder (default: notebooks/) in reading order."""
-    folder = folder or paths.NOTEBOOKS
-    return [Notebook(path) for path in sorted(folder.glob("*.ipynb")) if _FILE.fullmatch(path.name)]
+    found = sorted((folder or paths.NOTEBOOKS).glob("*.ipynb"))
+    return [Notebook(path) for path in found if _FILE.fullmatch(path.name)]
 
 
 def select(books: list[Notebook], only: Iterable[str] | None = None) -> list[Notebook]:
     """The notebooks named by number ("3", "03") or name; all for None. Raises ValueError for others."""
-    if not only:
-        return books
-    wanted = [str(name).zfill(2) for name in only]
+    wanted = [str(name).zfill(2) for name in only or ()]
     for name in wanted:
         if not any(name in (book.number, book.name) for book in books):
             raise ValueError(f"no notebook {name!r}; there are {', '.join(b.name for b in books) or 'none'}")
-    return [book for book in books if book.number in wanted or book.name in wanted]
-
-
-def check_parameters(book: Notebook, given: dict[str, Any]) -> None:
-    """Raise ValueError for a parameter the notebook does not have: papermill would accept it silently."""
-    known = book.parameters
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise ValueError(f"notebook {book.name} has no parameter {name!r}; {hint}")
+    return [book for book in books if not wanted or {book.number, book.name} & set(wanted)]
 
 
 def refresh(only: Iterable[str] | None = None, folder: Path | None = None) -> list[str]:
@@ -124,10 +94,8 @@ def refresh(only: Iterable[str] | None = None, folder: Path | None = None) -> li
     names = []
     for book in select(discover(folder), only):
         content = nbformat.read(book.path, as_version=4)
-        resources = {"metadata": {"path": str(book.path.parent)}}
-        client = nbclient.NotebookClient(content, timeout=None, kernel_name="python3", resources=resources)
-        client.record_timing = False
-        client.execute()
+        how = {"timeout": None, "kernel_name": "python3", "record_timing": False}
+        nbclient.execute(content, cwd=str(book.path.parent), **how)
         text = nbformat.writes(clean(content)).rstrip("\n") + "\n"
         if str(paths.ROOT) in text or str(Path.home()) + os.sep in text:
             raise ValueError(f"{book.name} prints a path of this machine; print it relative to the checkout")
@@ -148,16 +116,12 @@ def clean(content: Any) -> Any:
         cell["metadata"] = {"tags": tags(cell)} if tags(cell) else {}
         if FOLDED in tags(cell):
             cell["metadata"]["jupyter"] = {"source_hidden": True}
-        if cell["cell_type"] != "code":
-            continue
         outputs: list[Any] = []
-        for output in cell["outputs"]:
-            stream = output["output_type"] == "stream"
-            if stream and output["name"] == "stderr":
-                continue
-            if stream and outputs and outputs[-1]["output_type"] == "stream":
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stdout" and outputs and outputs[-1].get("name") == "stdout":
                 outputs[-1]["text"] += output["text"]
-            else:
+            elif output.get("name") != "stderr":
                 outputs.append(output)
-        cell["outputs"] = outputs
+        if cell["cell_type"] == "code":
+            cell["outputs"] = outputs
     return content

@@ -30,16 +30,15 @@ class Page:
 
     path: Path
     tables: Callable[[], dict[str, str]] = dict
-    value: Callable[[str], str] = "".format
+    value: Callable[[str], str] = lambda name: ""
 
 
+DOCS = paths.ROOT / "docs"
 PAGES = {
     "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.value),
-    "commands": Page(paths.ROOT / "docs" / "commands.md"),
-    "kernels": Page(paths.ROOT / "docs" / "kernels.md", kernels_page.tables),
-    "replication": Page(
-        paths.ROOT / "docs" / "replication.md", replication_page.tables, replication_page.value
-    ),
+    "commands": Page(DOCS / "commands.md"),
+    "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
+    "replication": Page(DOCS / "replication.md", replication_page.tables, replication_page.value),
     **{
         book.name: Page(book.path, value=partial(chapter_values.value, book)) for book in notebooks.discover()
     },
@@ -82,12 +81,6 @@ def _filled(text: str, page: Page) -> str:
         return start + (f"\n\n{tables[name].rstrip()}\n\n" if kind == "table" else values[name]) + end
 
     return BLOCK.sub(block, text)
-
-
-def prose(text: str) -> str:
-    """A page without what is generated, without code and without the targets of links."""
-    text = re.sub(r"```.*?```|`[^`\n]*`", "", BLOCK.sub("", text), flags=re.DOTALL)
-    return re.sub(r"\]\([^)]*\)", "]", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

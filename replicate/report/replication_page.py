@@ -47,17 +47,17 @@ def tables() -> dict[str, str]:
         "spike": short(spike().reset_index()),
         "sparse": text(study.recipe_sparse("laptop")),
         "sparse-gpu": text(study.recipe_sparse("gpu")),
-        "switch": text(study.losses("gpu", study.SWITCHES).drop(columns="paper")),
+        "switch": text(study.losses(study.runs("gpu"), study.SWITCHES).drop(columns="paper")),
         "active": short(_active()),
         "clock": short(clock()),
         "open": text(study.opened()),
         "prize": study.prize(),
         "missing": study.missing(),
         "sizes": text(study.sizes()),
-        "planned": text(study.losses("gpu", tuple(plans.PLANNED)).drop(columns="paper")),
+        "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
     }
-    out |= {f"table3-{scale}": text(study.losses(scale, TABLE3)) for scale in study.SCALES}
+    out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
 
 
@@ -138,11 +138,11 @@ def _layer_values(model: str, device: str = layer_tables.CARD) -> dict[str, str]
 
 
 def _scope() -> pd.DataFrame:
-    rows = []
-    for title, ids in paper.data()["claim_groups"].items():
-        counts = verdict_counts(shipped_table().loc[ids]).split(": ", 1)[1]
-        rows.append({"claims": title, "ids": ", ".join(f"`{i}`" for i in ids), "verdicts": counts})
-    return pd.DataFrame(rows)
+    rows = [
+        (title, ", ".join(f"`{i}`" for i in ids), verdict_counts(shipped_table().loc[ids]).split(": ", 1)[1])
+        for title, ids in paper.data()["claim_groups"].items()
+    ]
+    return pd.DataFrame(rows, columns=["claims", "ids", "verdicts"])
 
 
 def _verdicts(groups: slice) -> pd.DataFrame:
@@ -156,8 +156,7 @@ def layers() -> pd.DataFrame:
     record, parts = kernel_tables.recorded(kernel_tables.LAYER), []
     for model, (_, d_model) in step_table.MODELS.items():
         frame = layer_tables.layer(record, d_model).set_index("layer")
-        shown = frame[["ms", "x", "sustained", "launches", "memory"]]
-        parts.append(shown.add_suffix(f", {model}"))
+        parts.append(frame[["ms", "x", "sustained", "launches", "memory"]].add_suffix(f", {model}"))
     return pd.concat(parts, axis=1).reset_index()
 
 
@@ -175,34 +174,27 @@ def _steps() -> pd.DataFrame:
 
 
 def _ways() -> pd.DataFrame:
-    rows = [
-        {"model": model, **row, "arm": layer_tables.NAMES[row["arm"]]}
-        for model, (preset, _) in step_table.MODELS.items()
-        for row in step_table.runs(step_table.recorded(preset))
-        if row["arm"] in ("recipe", "venom16", "venom64")
-    ]
-    return pd.DataFrame(rows).rename(columns={"arm": "format", "way": "by"})
+    found = {m: step_table.runs(step_table.recorded(preset)) for m, (preset, _) in step_table.MODELS.items()}
+    frame = pd.DataFrame({"model": model, **row} for model, rows in found.items() for row in rows)
+    frame = frame[frame["arm"].isin(["recipe", "venom16", "venom64"])].replace({"arm": layer_tables.NAMES})
+    return frame.rename(columns={"arm": "format", "way": "by"})
 
 
 def _active() -> pd.DataFrame:
     """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
-    card, columns = step_table.CARD, {}
-    for model, (_, d_model) in step_table.MODELS.items():
-        columns[f"layer, {model}"] = layer_tables.over_dense(d_model, device=card)
+    at = {model: d_model for model, (_, d_model) in step_table.MODELS.items()}
+    of = partial(layer_tables.over_dense, device=step_table.CARD)
+    columns = {f"layer, {model}": of(d) for model, d in at.items()}
     columns["step, 1B"] = step_table.speeds("llama1b")
-    for model, (_, d_model) in step_table.MODELS.items():
-        columns[f"memory, {model}"] = layer_tables.over_dense(d_model, "memory", card)
-    table = pd.DataFrame(columns).loc[[arm for arm in layer_tables.NAMES if arm.startswith("active")]]
-    return table.rename(index=layer_tables.NAMES).rename_axis("format").reset_index()
+    columns |= {f"memory, {model}": of(d, "memory") for model, d in at.items()}
+    return layer_tables.by_name(pd.DataFrame(columns).filter(regex="^active", axis=0), "format")
 
 
 def _audit() -> pd.DataFrame:
-    rows = []
-    for f in audit.findings():
-        own = shipped_table().loc[f.claim]
-        row = {"id": f"`{f.claim}`", "place": own["place"], "claim": own["claim"], "printed": own["paper"]}
-        rows.append(row | {"follows": own["ours"], "verdict": own["verdict"], "arithmetic": f.arithmetic})
-    return pd.DataFrame(rows)
+    found = {f.claim: f.arithmetic for f in audit.findings()}
+    frame = shipped_table().loc[list(found), ["place", "claim", "paper", "ours", "verdict"]]
+    frame = frame.rename(columns={"paper": "printed", "ours": "follows"}).assign(arithmetic=found)
+    return frame.rename(index="`{}`".format).rename_axis("id").reset_index()
 
 
 def clock() -> pd.DataFrame:

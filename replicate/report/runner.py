@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from replicate.report.notebooks import KERNEL_ENV, Notebook, check_parameters, discover, select, source
+from replicate.report.notebooks import KERNEL_ENV, Notebook, discover, select, source
 from replicate.system import paths
 from replicate.system.files import write_atomic
 
@@ -47,28 +47,21 @@ def run(
     fresh: bool = False,
     folder: Path | None = None,
     out: TextIO | None = None,
-    **parameters: Any,
 ) -> list[Outcome]:
     """Execute notebooks in order, a line each, and return what came of each.
 
     Args:
-        profile: scale, one of PROFILES. seed: random seed.
-        only: numbers or names; None is all.
-        keep_going: go on after a notebook that fails.
-        fresh: run also what is done already.
+        profile: scale, one of PROFILES. only: numbers or names; None is all.
+        keep_going: go on after a notebook that fails. fresh: run also what is done already.
         folder: where the notebooks are. out: where lines go; default stdout.
-        parameters: further notebook parameters.
-    Raises ValueError for an unknown profile, notebook or parameter and a bad seed, before anything runs.
+    Raises ValueError for an unknown profile or notebook and a bad seed, before anything runs.
     """
     check_profile(profile)
     check_seed(seed)
     books = select(discover(folder), only)
-    given = {"profile": profile, "seed": seed, **parameters}
-    for book in books:
-        check_parameters(book, given)
-    out, package, outcomes = out or sys.stdout, _package_hash(), []
-    what = json.dumps(given, sort_keys=True)
-    keys = {book.name: _hash([package, what, *map(source, book.content["cells"])]) for book in books}
+    given = {"profile": profile, "seed": seed}
+    out, outcomes, known = out or sys.stdout, [], [_package_hash(), json.dumps(given)]
+    keys = {book.name: _hash([*known, *map(source, book.content["cells"])]) for book in books}
     done = {} if fresh else {book.name: _done_before(book, profile, keys[book.name]) for book in books}
     for place, book in enumerate(books):
         outcome = done.get(book.name)
@@ -102,17 +95,14 @@ def check_seed(seed: Any) -> None:
 def _execute(book: Notebook, given: dict[str, Any], output: Path) -> Outcome:
     """One notebook through papermill; a failure is an outcome, not an exception."""
     import papermill
-    from papermill.exceptions import PapermillExecutionError
 
     outcome = Outcome(book.name, "done", copy=str(output))
     before, start = _figure_times(), time.monotonic()
     os.environ.update(KERNEL_ENV)
     try:
-        papermill.execute_notebook(
-            str(book.path), str(output), given, kernel_name="python3", progress_bar=False,
-            log_output=False, cwd=str(book.path.parent),
-        )  # fmt: skip
-    except PapermillExecutionError as error:
+        how = {"kernel_name": "python3", "progress_bar": False, "cwd": str(book.path.parent)}
+        papermill.execute_notebook(str(book.path), str(output), given, **how)
+    except papermill.PapermillExecutionError as error:
         outcome.status, outcome.cell = "failed", error.exec_count
         outcome.error = f"{error.ename}: {error.evalue}"
     except OSError:
@@ -136,10 +126,9 @@ def _done_before(book: Notebook, profile: str, key: str) -> Outcome | None:
 
 def _state(book: Notebook, profile: str) -> dict[str, Any]:
     try:
-        state = json.loads(_output(book, profile, ".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(_output(book, profile, ".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _keep(book: Notebook, profile: str, state: dict[str, Any]) -> None:
@@ -156,9 +145,8 @@ def _remaining(books: list[Notebook], profile: str) -> str:
     """How long notebooks may take, by their last run or by their own word, for the progress line."""
     minutes = [_state(book, profile).get("seconds", 0) / 60 or book.minutes(profile) for book in books]
     known = [one for one in minutes if one]
-    if not known:
-        return ""
-    return f" (about {max(1, round(sum(known) / len(known) * len(books)))} min to the end)"
+    whole = round(sum(known) / max(1, len(known)) * len(books))
+    return f" (about {max(1, whole)} min to the end)" if known else ""
 
 
 def _line(outcome: Outcome) -> str:

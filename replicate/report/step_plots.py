@@ -23,6 +23,7 @@ PART_COLOURS = {
     "optimiser": "#7a5195",
     "rest": "0.45",
 }
+STEP_AXIS = "a step: times as fast as dense"
 
 
 def draw_depths(ax: Axes, record: Record, arms: Sequence[str]) -> None:
@@ -32,26 +33,20 @@ def draw_depths(ax: Axes, record: Record, arms: Sequence[str]) -> None:
     """
     layers, times = record.config["layers"], step.step_times(record)
     if "layer_ms" not in times[arms[0]]:
-        raise ValueError(
-            f"{record.config['preset']} was timed whole, at {layers} layers; nothing is composed"
-        )
+        preset = record.config["preset"]
+        raise ValueError(f"{preset} was timed whole, at {layers} layers; nothing is composed")
     ends = np.array([0, max(layers) + 1])
     for arm in arms:
         look, row = style(arm), times[arm]
         ms = [record.results["depths"][str(depth)]["ms"][arm]["ms"] for depth in layers]
-        line, label = row["base_ms"] + row["layer_ms"] * ends, NAMES[arm]
-        ax.plot(ends, line, color=look["color"], ls=look["linestyle"], lw=1.2)
+        ax.plot(ends, row["base_ms"] + row["layer_ms"] * ends, **{**look, "marker": ""}, lw=1.2)
         ax.plot(layers, ms, look["marker"], color=look["color"], ms=7)
-        ax.plot([], [], **look, ms=7, lw=1.2, label=label)
+        ax.plot([], [], **look, ms=7, lw=1.2, label=NAMES[arm])
     ax.set(xlabel="layers", ylabel="ms a step", ylim=(0, None), xlim=(0, ends[-1]))
 
 
 def draw_speeds(ax: Axes, speeds: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> None:
-    """Horizontal bars from 1 (dense) to how many times as fast an arm's step is, a bar a model.
-
-    Args:
-        speeds: model -> arm -> times as fast. colours: by model.
-    """
+    """Horizontal bars from 1 (dense) to how many times as fast a step is: model -> arm -> times as fast."""
     height = 0.8 / len(speeds)
     names = list(next(iter(speeds.values())))
     for i, (model, found) in enumerate(speeds.items()):
@@ -62,16 +57,12 @@ def draw_speeds(ax: Axes, speeds: Mapping[str, Mapping[str, float]], colours: Ma
             box = {"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.8}
             ax.text(1.012 + max(gain, 0), y, f"{1 + gain:.2f}", va="center", fontsize=9, bbox=box, zorder=3)
     ax.set_yticks(range(len(names)), [NAMES[name] for name in names])
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="a step: times as fast as dense")
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=STEP_AXIS)
     ax.grid(False, axis="y")
 
 
 def draw_widths(ax: Axes, found: pd.DataFrame, arms: Sequence[str]) -> None:
-    """How many times as fast as dense a step is by d_model, as one CUDA graph and, faint, as launched.
-
-    Args:
-        found: rows of `step_table.widths`.
-    """
+    """`step_table.widths`: times as fast as dense by d_model, as one CUDA graph and, faint, as launched."""
     for arm in arms:
         part, look = found[found["arm"] == arm], style(arm)
         ax.plot(part["d_model"], part["x"], **look, ms=7, lw=1.6, label=NAMES[arm])
@@ -80,25 +71,22 @@ def draw_widths(ax: Axes, found: pd.DataFrame, arms: Sequence[str]) -> None:
     ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
     sizes = found.drop_duplicates("d_model")
     labels = [f"{row.d_model}\n{step_table.size(row.parameters)}" for row in sizes.itertuples()]
-    ax.set(
-        xscale="log", xlabel="d_model, and parameters of the model", ylabel="a step: times as fast as dense"
-    )
+    ax.set(xscale="log", xlabel="d_model, and parameters of the model", ylabel=STEP_AXIS)
     ax.set_xticks(sizes["d_model"], labels, minor=False)
     ax.set_xticks([], minor=True)
 
 
-def draw_parts(ax: Axes, record: Record, arms: Sequence[str], *, least: float = 0.045) -> None:
+def draw_parts(ax: Axes, record: Record, arms: Sequence[str]) -> None:
     """A step of the dense model and of sparse arms in their parts, and a line: an FFN that costs nothing.
 
-    Args:
-        least: parts shorter than this share of their step get no number.
+    Parts shorter than 4.5 % of their step get no number.
     """
     found = pd.DataFrame(step_table.parts(record)).set_index("arm").loc[["dense", *arms]]
     steps, whole = found["step"], found.loc["dense", "step"]
     parts = found[list(PART_COLOURS)].clip(lower=0).rename(columns={"ffn": "FFN"})
     parts.plot.barh(ax=ax, stacked=True, width=0.7, color=list(PART_COLOURS.values()), legend=False)
     for bars, part in zip(ax.containers, parts, strict=True):
-        shares = [f"{x:.0%}" if x >= least else "" for x in parts[part] / steps]
+        shares = [f"{x:.0%}" if x >= 0.045 else "" for x in parts[part] / steps]
         ax.bar_label(bars, shares, label_type="center", color="white", fontsize=9)
     for y, end in enumerate(parts.sum(axis=1)):
         ax.text(end + 0.01 * whole, y, f"{steps.iloc[y]:.0f} ms", va="center", fontsize=9)
@@ -114,31 +102,28 @@ def draw_amdahl(
     shares: Mapping[str, float],
     points: Mapping[str, Mapping[str, tuple[float, float]]],
     markers: Mapping[str, str],
-    *,
-    most: float = 12.0,
 ) -> None:
     """Amdahl's law, step = 1 / (1 - r + r / s), a curve a share r, with measured layers and steps on it.
 
     Args:
         shares: curve's name -> r. points: name -> arm -> (layer, step), times as fast as dense.
-        markers: by name; a curve without one is the paper's. most: right end of the s axis.
+        markers: by name; a curve without one is the paper's.
     """
-    s = np.geomspace(1, most, 200)
+    ticks = (1, 1.5, 2, 3, 4, 6, 8, 12)
+    s = np.geomspace(1, ticks[-1], 200)
     for name, r in shares.items():
-        colour = "0.25" if name in markers else PALETTE["paper"]
-        line = "-" if name in markers else "--"
+        line, colour = ("-", "0.25") if name in markers else ("--", PALETTE["paper"])
         ax.plot(s, [flops.run_speedup(r, x) for x in s], line, color=colour, lw=1.3, zorder=1)
-        here = flops.run_speedup(r, most)
-        ax.annotate(f"{name}\nr = {r:.2f}", (most, here), xytext=(5, 0), textcoords="offset points")
-        ax.texts[-1].set(va="center", fontsize=9, color=colour)
+        end = (ticks[-1], flops.run_speedup(r, ticks[-1]))
+        look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": colour}
+        ax.annotate(f"{name}\nr = {r:.2f}", end, xytext=(5, 0), **look)
     for name, found in points.items():
         for arm, at in found.items():
             ax.plot(*at, markers[name], color=PALETTE[family(arm)], ms=8, mec="white", zorder=3)
-    ax.set(xscale="log", xlim=(1, most), ylim=(1, None))
-    ticks = [x for x in (1, 1.5, 2, 3, 4, 6, 8, 12) if x <= most]
+    ax.set(xscale="log", xlim=(1, ticks[-1]), ylim=(1, None))
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="the FFN layer: times as fast as dense", ylabel="a step: times as fast as dense")
+    ax.set(xlabel="the FFN layer: times as fast as dense", ylabel=STEP_AXIS)
 
 
 def draw_frontier(
@@ -147,19 +132,16 @@ def draw_frontier(
     """Loss above dense over a run's speed-up, with the line of a dense run that is stopped early.
 
     Args:
-        points: label -> (times as fast, statistics of the loss above dense, sparsity preset).
-        early: from `stopped_early`.
+        points: label -> (times as fast, loss above dense, sparsity preset). early: from `stopped_early`.
     """
     ax.plot(*early, "-", color=PALETTE["dense"], lw=1.6, label="dense, stopped early")
     for label, (speed, gap, preset) in points.items():
-        look = style(preset)
-        half = (gap.high - gap.low) / 2
+        look, half = style(preset), (gap.high - gap.low) / 2
         ax.errorbar(speed, gap.mean, yerr=half, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
-        at = {"xytext": (8, -3), "textcoords": "offset points"}
-        ax.annotate(label, (speed, gap.mean), **at, fontsize=9, bbox=box, zorder=1)
+        at = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 9}
+        ax.annotate(label, (speed, gap.mean), **at, bbox=box, zorder=1)
     ax.plot(1, 0, "o", color=PALETTE["dense"], ms=7)
-    fastest = max(speed for speed, _, _ in points.values())
-    highest = max(gap.high for _, gap, _ in points.values())
+    fastest, highest = (max(x) for x in zip(*((speed, gap.high) for speed, gap, _ in points.values())))
     ax.set(xlim=(0.98, 1.02 + 1.28 * (fastest - 1)), ylim=(-0.02 * highest / 0.15, 1.12 * highest))
     ax.set_xlabel("a run: times as fast as dense, measured")

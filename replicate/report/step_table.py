@@ -23,16 +23,12 @@ from replicate.training.flops import param_count
 CARD = "NVIDIA H100 80GB HBM3"  # whose steps the tables show
 AT_WIDTHS = ("venom16", "recipe", "active16x32")  # timed at every width, 4 of 16 each
 WAYS = ("paper", "corrected", "measured")
-PARTS = ("attention", "ffn", "head and loss", "optimiser", "rest")
 MODELS = {"1B": ("llama1b", 2048), "7B": ("llama7b", 4096)}  # name -> preset of its step, d_model
 Row = dict[str, Any]
 
 
 def recorded(preset: str, timed: Sequence[str] = PAPERS) -> Record:
-    """The latest shipped record of a preset's step on `CARD` that has timed these arms.
-
-    Raises ValueError if there is none.
-    """
+    """The latest shipped record of a preset's step on `CARD` that has timed these arms, or ValueError."""
     return RecordStore().latest(KIND, timed=timed, device=CARD, preset=preset)
 
 
@@ -46,20 +42,16 @@ def widths() -> pd.DataFrame:
 
 
 def width_records() -> list[Record]:
-    """The record of every width; ValueError if one is missing."""
+    """The record of every width, or ValueError."""
     return [recorded(f"width{d_model}", AT_WIDTHS) for d_model in WIDTHS]
 
 
-def width_table(found: pd.DataFrame, arms: Sequence[str] = AT_WIDTHS) -> pd.DataFrame:
-    """One row a width: parameters, ms of the dense step, and how many times as fast each arm's is, both ways.
-
-    Args:
-        found: rows of `widths`.
-    """
+def width_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`widths`, one row a width: parameters, ms of the dense step, how many times as fast an arm's is."""
     of = {arm: part.set_index("d_model") for arm, part in found.groupby("arm")}
     dense = of[DENSE]
     columns = {"parameters": dense["parameters"].map(size), "dense, ms": dense["ms"].map("{:.1f}".format)}
-    for arm in arms:
+    for arm in AT_WIDTHS:
         columns[NAMES[arm]] = of[arm]["x"].map("{:.2f}".format)
         columns[f"{NAMES[arm]}, launched"] = of[arm]["x launched"].map("{:.2f}".format)
     return pd.DataFrame(columns).reset_index()
@@ -67,17 +59,12 @@ def width_table(found: pd.DataFrame, arms: Sequence[str] = AT_WIDTHS) -> pd.Data
 
 def size(parameters: float) -> str:
     """A number of parameters in two digits: 9.1M, 1.1B."""
-    unit, name = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
-    number = parameters / unit
-    return f"{number:.1f}{name}" if number < 10 else f"{number:.0f}{name}"
+    number, unit = (parameters / 1e9, "B") if parameters >= 1e9 else (parameters / 1e6, "M")
+    return f"{number:.{int(number < 10)}f}{unit}"
 
 
 def pays_from(found: pd.DataFrame, arm: str, column: str = "x") -> int | None:
-    """The least d_model from which on an arm's step is over 2 % faster than dense; None if there is none.
-
-    Args:
-        found: rows of `widths`. column: "x", or "x launched".
-    """
+    """The least d_model of `widths` from which on an arm's step is over 2 % faster than dense, if any."""
     part = found[found["arm"] == arm].sort_values("d_model", ascending=False)
     faster = part["d_model"][(part[column] > 1.02).cummin()]
     return int(faster.min()) if len(faster) else None
@@ -94,12 +81,10 @@ def arithmetic(preset: str, sparsity: str) -> dict[str, float]:
 
     Venom products count as v = 8 times as fast, as in Table 2, 2:4 products as 1.5 times.
     """
-    model, c = train_preset(preset).model, SPARSITY_PRESETS[sparsity]
-    n24, n_venom = flops.sparse_counts(c)
+    model, v = train_preset(preset).model, paper.number("venom_speedup_table2")
+    n24, n_venom = flops.sparse_counts(SPARSITY_PRESETS[sparsity])
     shares = (flops.formula_share(model), flops.honest_share(model))
-    v = paper.number("venom_speedup_table2")
-    steps = [flops.step_speedup(r, v, n24=n24, n_venom=n_venom) for r in shares]
-    return dict(zip(WAYS, steps))
+    return dict(zip(WAYS, (flops.step_speedup(r, v, n24=n24, n_venom=n_venom) for r in shares)))
 
 
 def mixes() -> dict[str, float]:
@@ -113,13 +98,12 @@ def mixes() -> dict[str, float]:
 
 def runs(record: Record) -> list[Row]:
     """One row a sparse arm and way: the step's speed-up and, for each of `mixes`, the run's."""
-    measured = {row["arm"]: row["x"] for row in rows(record)}
-    table = []
+    measured, table = {row["arm"]: row["x"] for row in rows(record)}, []
     for name in record.config["sparsity"]:
         steps = arithmetic(record.config["preset"], name) | {"measured": measured[name]}
-        for way in WAYS:
-            run = {mix: flops.run_speedup(share, steps[way]) for mix, share in mixes().items()}
-            table.append({"arm": name, "way": way, "step": steps[way], **run})
+        for way, step in steps.items():
+            run = {mix: flops.run_speedup(share, step) for mix, share in mixes().items()}
+            table.append({"arm": name, "way": way, "step": step, **run})
     return table
 
 

@@ -25,31 +25,26 @@ def draw_matrix(
     v: int | None = None,
     m: int = 4,
     title: str = "",
-    row_labels: Sequence[int] | None = None,
-    cmap: str = "Blues",
+    row_labels: Sequence[int] = (),
 ) -> None:
     """Draw a matrix with zeros white and magnitudes shaded, cut into blocks of v rows x m columns.
 
     Args:
-        x: [R, C]. v, m: rows and columns of a block; v None draws only the column groups.
+        x: [R, C]. v: None draws only the column groups.
         row_labels: one number a row, coloured at the left edge, such as the token's expert.
-        cmap: matplotlib colour map of the magnitudes.
     """
     rows, cols = x.shape
     shade = x.detach().abs().float().numpy()
-    top = shade.max() or 1.0
-    image = np.where(shade == 0, 0.0, 0.25 + 0.75 * shade / top)
-    ax.imshow(image, cmap=cmap, vmin=0, vmax=1.1, aspect="auto", interpolation="nearest")
+    image = np.where(shade == 0, 0.0, 0.25 + 0.75 * shade / (shade.max() or 1.0))
+    ax.imshow(image, cmap="Blues", vmin=0, vmax=1.1, aspect="auto", interpolation="nearest")
     for c in range(0, cols + 1, m):
         ax.axvline(c - 0.5, color="0.25", lw=0.8)
     for r in range(0, rows + 1, v or rows):
         ax.axhline(r - 0.5, color="0.25", lw=0.8)
-    if row_labels is not None:
-        width = max(1.0, cols / 40)
-        for r, label in enumerate(row_labels):
-            colour = expert_colour(int(label))
-            patch = Rectangle((-0.5 - 1.4 * width, r - 0.5), width, 1, color=colour, lw=0, clip_on=False)
-            ax.add_patch(patch)
+    width = max(1.0, cols / 40)
+    for r, label in enumerate(row_labels):
+        corner = (-0.5 - 1.4 * width, r - 0.5)
+        ax.add_patch(Rectangle(corner, width, 1, color=expert_colour(label), lw=0, clip_on=False))
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -72,23 +67,19 @@ def draw_intervals(
     ax: Axes,
     rows: Mapping[str, tuple[float, float]],
     *,
-    reference: Mapping[str, float] | None = None,
     points: Mapping[str, Sequence[float]] | None = None,
     colour: str | Mapping[str, str] = "C0",
     xlabel: str = "",
     shift: float = 0.0,
     label: str = "ours",
 ) -> None:
-    """One horizontal line a row: a dot at the mean, a bar of the half-width, a hollow mark at the reference.
+    """One horizontal line a row, first row on top: a dot at the mean, a bar of the half-width.
 
     Args:
-        rows: name -> (mean, half-width of the interval); drawn top to bottom.
-        reference: name -> number to compare with, such as the paper's.
+        rows: name -> (mean, half-width of the interval, not finite for one seed), (nan, nan) for none.
         points: name -> single values, such as one a seed, drawn as small ticks.
-        colour: of the dots, one for all or one a row.
-        shift: down, in rows, to draw a second set of numbers for the same rows; a half-width that is not
-            finite (one seed) has no bar, and a row without numbers is (nan, nan).
-        label: of the dots in a legend, which is left to the caller.
+        colour: of the dots, one for all or one a row. label: of the dots in a legend.
+        shift: down, in rows, to draw a second set of numbers for the same rows.
     """
     for i, (name, (mean, half)) in enumerate(rows.items()):
         y, half = i + shift, half if math.isfinite(half) else 0
@@ -96,9 +87,6 @@ def draw_intervals(
         ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
         if points and name in points:
             ax.plot(points[name], [y] * len(points[name]), "|", color=c, ms=11, mew=1.4)
-        if reference and name in reference:
-            mark = "paper" if name == next(iter(reference)) else None
-            ax.plot(reference[name], y, "D", mfc="none", mec="0.2", ms=7, label=mark)
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
 
@@ -111,25 +99,15 @@ def steps_to_show(values: Sequence[float], window: int) -> tuple[Tensor, Tensor]
     return torch.arange(window, len(series) + 1), (total[window:] - total[:-window]) / window
 
 
-def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") -> tuple[int, int, int]:
-    """Draw where two matrices are non-zero: both grey, only the first blue, only the second orange.
-
-    Args:
-        first, second: [R, C] each, or boolean masks; groups of four columns are marked.
-
-    Returns:
-        Numbers of elements (both, first only, second only).
-    """
+def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") -> None:
+    """Draw where two matrices [R, C] are non-zero, coloured by `OVERLAP`; lines around groups of four."""
     a, b = (first != 0).numpy(), (second != 0).numpy()
-    shade = colors.ListedColormap(["white", OVERLAP["both"], OVERLAP["first"], OVERLAP["second"]])
-    ax.imshow(
-        np.where(a & b, 1, np.where(a, 2, np.where(b, 3, 0))), cmap=shade, vmin=0, vmax=3, aspect="auto"
-    )
+    shade = colors.ListedColormap(["white", *OVERLAP.values()])
+    ax.imshow(np.select([a & b, a, b], [1, 2, 3]), cmap=shade, vmin=0, vmax=3, aspect="auto")
     for c in range(0, a.shape[1] + 1, 4):
         ax.axvline(c - 0.5, color="0.25", lw=0.6)
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
-    return int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
 
 
 # Table 3's rows, and the arms that may be meant by one, by what the backward pass reads of a 2:4 weight
@@ -156,14 +134,12 @@ def draw_readings(
     """Table 3's rows, each with every arm it may mean: loss above dense, 95 % interval, the paper's number.
 
     Args:
-        costs: arm -> statistics of its loss above dense, in nats; arms that are missing are left out.
-        paper: arm -> the paper's number for the row in which the arm is the first.
+        costs: arm -> its loss above dense in nats, of what ran. paper: by the first arm of a row.
     """
     for y, arms in enumerate(ROWS.values()):
         for reading, arm in arms.items():
             if arm in costs:
-                colour, marker, shift, _ = _LOOKS[reading]
-                s = costs[arm]
+                s, (colour, marker, shift, _) = costs[arm], _LOOKS[reading]
                 half = (s.high - s.low) / 2 if s.n > 1 else 0
                 ax.errorbar(s.mean, y + shift, xerr=half, fmt=marker, color=colour, capsize=3, ms=6)
         first = next(iter(arms.values()))

@@ -7,13 +7,14 @@ with one it has no interval.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from replicate import paper
+from replicate.config import TrainConfig
 from replicate.paper import audit
 from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
@@ -45,16 +46,12 @@ ENDS = {  # contrasts of held-out losses, at the very end
 }
 
 
-@lru_cache(maxsize=8)
-def runs(scale: str) -> pd.DataFrame:
-    """`results.recorded_study` of a scale, read once."""
-    return results.recorded_study(scale)
+runs = lru_cache(results.recorded_study)  # read once
 
 
-@lru_cache(maxsize=8)
 def every_run(scale: str) -> pd.DataFrame:
     """`runs`, and at laptop scale those that a CPU trained on its own text, with seeds of their own."""
-    return results.recorded_study(scale, plans.EVERY_SEED)
+    return runs(scale, plans.EVERY_SEED)
 
 
 def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> statistics.Stats | None:
@@ -84,10 +81,9 @@ def at_scales(stats: Mapping[str, statistics.Stats | None], *, count: bool = Tru
     """Mean, interval and (if asked) n at each scale as cells of a table, "not run" where there is none."""
     row = {}
     for scale, one in stats.items():
-        shown = cells(one, scale)
-        row |= {scale: shown[scale] or "not run", f"95 %, {scale}": shown[f"95 % {scale}"]}
-        if count:
-            row[f"n, {scale}"] = str(one.n) if one else ""
+        mean, _, interval = cells(one, scale).values()
+        row |= {scale: mean or "not run", f"95 %, {scale}": interval}
+        row |= {f"n, {scale}": str(one.n) if one else ""} if count else {}
     return row
 
 
@@ -107,23 +103,24 @@ def brief(stats: statistics.Stats | None) -> str:
     return f"{stats.mean:.3f}{half} ({stats.n})"
 
 
-def losses(scale: str, arms: tuple[str, ...], frame: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One row a recorded arm: the paper's cost, n, training and held-out loss above the dense model.
-
-    `frame` stands in for the scale's `runs`.
-    """
-    frame = runs(scale) if frame is None else frame
+def losses(frame: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
+    """One row an arm that is in `runs`: the paper's cost, n, training and held-out loss above dense."""
     costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
     printed = {name: f"{loss - costs['dense']:+.3f}" for name, loss in costs.items() if name != "dense"}
     printed["w1+w2+t"] = printed["w1+w2"]
     printed |= {name: printed[name.removesuffix(", same")] for name in plans.SAME[:3]}
     rows = []
     for arm in arms:
-        both = [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
-        if both[0] is not None:
-            row = {"arm": arm, "paper": printed.get(arm, ""), "n": both[0].n}
-            rows.append(row | cells(both[0], "training") | cells(both[1], "held-out"))
+        train, held = _above_dense(frame, arm)
+        if train:
+            row = {"arm": arm, "paper": printed.get(arm, ""), "n": train.n}
+            rows.append(row | cells(train, "training") | cells(held, "held-out"))
     return pd.DataFrame(rows)
+
+
+def _above_dense(frame: pd.DataFrame, arm: str) -> list[statistics.Stats | None]:
+    """Training and held-out loss of an arm, above the dense model."""
+    return [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
 
 
 def contrasts(
@@ -143,13 +140,13 @@ def setting(scale: str) -> dict[str, str]:
     some: list[Record] = frame["record"].tolist()
     c, corpus = from_dict(some[0].config), some[0].corpus
     on_cpu = int(every_run(scale)["seed"].isin(plans.ON_CPU).sum())
-    size, tokens = param_count(c.model), c.steps * c.tokens_per_step
+    m, size, tokens = c.model, param_count(c.model), c.steps * c.tokens_per_step
+    evaluated = f"{c.eval_batches * c.batch_size * m.seq_len / 1e6:.2f}M"
+    dense = frame.loc[frame["arm"] == "dense", [TRAIN, HELD]].mean()
     return {
         "parameters without embedding": _millions(size["non_embedding"]),
-        "layers, d_model, d_ff, heads": ", ".join(
-            str(n) for n in (c.model.n_layer, c.model.d_model, c.model.d_ff, c.model.n_head)
-        ),
-        "sequence, vocabulary": f"{c.model.seq_len}, {c.model.vocab_size}",
+        "layers, d_model, d_ff, heads": f"{m.n_layer}, {m.d_model}, {m.d_ff}, {m.n_head}",
+        "sequence, vocabulary": f"{m.seq_len}, {m.vocab_size}",
         "steps, of these dense warm-up": f"{c.steps}, {c.dense_warmup}",
         "tokens a step": f"{c.tokens_per_step}",
         "training tokens": _millions(tokens),
@@ -158,13 +155,8 @@ def setting(scale: str) -> dict[str, str]:
         "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
         "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
         "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
-        "held-out tokens, of these evaluated": (
-            f"{_millions(corpus['valid_tokens'])}, "
-            f"{c.eval_batches * c.batch_size * c.model.seq_len / 1e6:.2f}M"
-        ),
-        "dense, training / held-out": " / ".join(
-            f"{frame.loc[frame['arm'] == 'dense', column].mean():.3f} nats" for column in (TRAIN, HELD)
-        ),
+        "held-out tokens, of these evaluated": f"{_millions(corpus['valid_tokens'])}, {evaluated}",
+        "dense, training / held-out": " / ".join(map("{:.3f} nats".format, dense)),
         "runs recorded": str(len(frame)) + (f", and {on_cpu} on a CPU with its own text" if on_cpu else ""),
         "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
         "commits": ", ".join(sorted({r.commit[:7] for r in some})),
@@ -178,11 +170,10 @@ def mixes(scale: str) -> pd.DataFrame:
     known = _accuracies(frame)
     rows = []
     for arm in ("recipe", *plans.MIXES):
-        config = plans.everything(scale, (1,))[arm][0]
+        config, (train, held) = plans.everything(scale, (1,))[arm][0], _above_dense(frame, arm)
         row = {"arm": arm, "sparse steps": f"{sparse_steps(config)} of {config.steps}"}
-        both = [contrast(frame, (arm,), column) for column in (TRAIN, HELD)]
-        row["n"] = str(both[0].n) if both[0] else "not run"
-        row |= cells(both[0], "training") | cells(both[1], "held-out")
+        row["n"] = str(train.n) if train else "not run"
+        row |= cells(train, "training") | cells(held, "held-out")
         if len(known):
             row |= cells(contrast(known, (arm,), "accuracy"), "accuracy")
         rows.append(row)
@@ -220,17 +211,16 @@ def recipe_sparse(scale: str) -> pd.DataFrame:
 
     Same learning rate, so that the dense model above which they lie is the tuned one; lowest loss first.
     """
-    plan = plans.everything(scale, (1,))
-    dense = plan["dense"][0]
-    chosen = []
-    for name in dict.fromkeys(every_run(scale)["arm"]):
-        c, s = plan[name][0], plan[name][0].model.sparsity
-        whole = c.sparse_share == 1 and c.lr == dense.lr and c.dense_warmup == dense.dense_warmup
-        if whole and s.activation == "venom" and s.inner and 4 * s.top_k <= s.n_clusters:
-            chosen.append(name)
-    table = losses(scale, tuple(chosen), every_run(scale)).drop(columns="paper")
-    order = table["training"].astype(float).sort_values().index
-    return table.loc[order].reset_index(drop=True)
+    frame = every_run(scale)
+    plan = {arm: configs[0] for arm, configs in plans.everything(scale, (1,)).items()}
+
+    def meant(c: TrainConfig) -> bool:
+        whole = (c.sparse_share, c.lr, c.dense_warmup) == (1, plan["dense"].lr, plan["dense"].dense_warmup)
+        s = c.model.sparsity
+        return whole and s.activation == "venom" and bool(s.inner) and 4 * s.top_k <= s.n_clusters
+
+    table = losses(frame, (arm for arm in frame["arm"].unique() if meant(plan[arm]))).drop(columns="paper")
+    return table.sort_values("training", key=lambda cells: cells.astype(float), ignore_index=True)
 
 
 def prize() -> str:
@@ -240,7 +230,7 @@ def prize() -> str:
     lines = []
     for scale in SIZES:
         table = recipe_sparse(scale)
-        stats = {a: [contrast(every_run(scale), (a,), k) for k in (TRAIN, HELD)] for a in table["arm"]}
+        stats = {arm: _above_dense(every_run(scale), arm) for arm in table["arm"]}
         sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
         best = table["arm"].iloc[0]
         lines.append(
@@ -251,7 +241,7 @@ def prize() -> str:
     return "\n".join(lines)
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def open_questions() -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
     """`results.open_questions` of the study: training loss, at each of SCALES."""
     return results.open_questions({s: every_run(s) for s in SCALES})
@@ -274,35 +264,33 @@ def missing() -> str:
         plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
         some = [f"`{arm}` ({seeds[arm]})" for arm in plan if seeds.get(arm, 3) < 3]
         none = [f"`{arm}`" for arm in plan if arm not in seeds]
-        if some:
-            lines.append(f"- {scale}, fewer than three seeds (how many there are): {', '.join(some)}")
-        if none:
-            lines.append(f"- {scale}, not run: {', '.join(none)}")
+        for what, arms in {"fewer than three seeds (how many there are)": some, "not run": none}.items():
+            lines += [f"- {scale}, {what}: {', '.join(arms)}"] if arms else []
     return "\n".join(lines) or "- nothing"
 
 
-def drift(scale: str, arm: str = "recipe", window: int = 100) -> tuple[float, float]:
+def drift(scale: str) -> tuple[float, float]:
     """(root mean square, largest) difference in nats between runs that should be one, before they part.
 
-    Runs of a seed that turn dense after some of the steps are the same run until then; compared are the means
-    of their training losses over the last `window` steps that they share.
+    The recipe's runs of a seed that turn dense after some of the steps are the same run until then; compared
+    are the means of their training losses over the last 100 steps that they share.
     """
-    names = [arm, *(f"{arm}, {share:.0%} sparse first" for share in plans.SHARES)]
+    names = ["recipe", *(f"recipe, {share:.0%} sparse first" for share in plans.SHARES)]
     frame, gaps = runs(scale), []
     for _, part in frame[frame["arm"].isin(names)].groupby("seed"):
         found = [(sparse_steps(from_dict(r.config)), r.results["steps"]["loss"]) for r in part["record"]]
         start = from_dict(part["record"].iloc[0].config).dense_warmup
         for (one, a), (other, b) in itertools.combinations(found, 2):
-            end = start + min(one, other)
-            gaps.append(float(np.mean(a[end - window : end]) - np.mean(b[end - window : end])))
+            shared = slice(start + min(one, other) - 100, start + min(one, other))
+            gaps.append(float(np.mean(a[shared]) - np.mean(b[shared])))
     return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
 
 
 def across_cards(scale: str) -> str:
     """How many runs ran on another kind of GPU than the dense run of their seed: "62 of 107"."""
-    frame = runs(scale).assign(device=[record.device for record in runs(scale)["record"]])
-    dense = frame[frame["arm"] == "dense"].set_index("seed")["device"]
-    others = frame[frame["arm"] != "dense"]
+    frame = runs(scale).assign(device=lambda runs: [record.device for record in runs["record"]])
+    dense = frame.query("arm == 'dense'").set_index("seed")["device"]
+    others = frame.query("arm != 'dense'")
     return f"{(others['device'] != others['seed'].map(dense)).sum()} of {len(others)}"
 
 

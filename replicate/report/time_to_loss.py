@@ -15,36 +15,32 @@ from replicate.study import results
 from replicate.study.records import Record
 
 
-def table(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple[float, str, pd.DataFrame]:
-    """Steps and seconds until the held-out loss was down to that at which the `base` arm ends.
+def table(scale: str, arms: Sequence[str]) -> tuple[float, str, pd.DataFrame]:
+    """Steps and seconds until the held-out loss was down to that at which the recipe ends.
 
     Seconds are steps times the milliseconds of a step as one CUDA graph, alone on the GPU; those of the dense
     warm-up count at the dense speed, evaluations not at all.
 
     Args:
-        scale: "gpu" or "gpu40m". arms: dense first; their steps and three seeds must be recorded.
+        scale: "gpu" or "gpu40m". arms: dense first; their steps must be recorded.
 
     Returns:
-        the loss in nats, rounded up so that every run of `base` reaches it; the GPU's name; one row an arm:
-        n, ms a step, steps (mean over seeds), seconds with the least and the most, times as fast as dense.
+        the loss in nats, rounded up so that every run of the recipe reaches it; the GPU's name; a row an arm.
 
-    Raises:
-        ValueError: a run of an arm never got down to that loss, or is not sparse to the end.
+    Raises ValueError for an arm of which a run never gets down to that loss or is not sparse to the end.
     """
     record = step_table.recorded(PRESET_OF[scale], [arm for arm in arms if arm != "dense"])
     ms = {row["arm"]: row["ms"] for row in step.rows(record)}
     ms["dense"] = ms[step.baseline(step.step_times(record))]
     frame = study_tables.runs(scale)
-    worst = frame.loc[frame["arm"] == base, study_tables.HELD].max()
-    target = float(np.ceil(1000 * worst) / 1000)
+    target = float(np.ceil(1000 * frame.loc[frame["arm"] == "recipe", study_tables.HELD].max()) / 1000)
     rows = []
     for arm in arms:
         trained: list[Record] = frame.loc[frame["arm"] == arm, "record"].tolist()
         config = from_dict(trained[0].config)
         if config.sparse_share < 1:
             raise ValueError(f"{arm!r} has dense steps after its warm-up; leave it out")
-        warm = config.dense_warmup
-        needed = [results.steps_to_loss(each, target) for each in trained]
+        warm, needed = config.dense_warmup, [results.steps_to_loss(each, target) for each in trained]
         if None in needed:
             raise ValueError(f"{arm!r} never comes down to {target} nats; leave it out")
         steps = [(min(n, warm), max(0, n - warm)) for n in needed]  # dense, sparse
@@ -57,22 +53,16 @@ def table(scale: str, arms: Sequence[str], base: str = "recipe") -> tuple[float,
     return target, record.device, found
 
 
-def stopped_early(runs: pd.DataFrame, arm: str = "dense") -> tuple[np.ndarray, np.ndarray]:
-    """What a run loses if it is stopped early: (times as fast [N], held-out loss above its end [N]).
+def stopped_early(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """What a dense run loses if it is stopped early: (times as fast [N], held-out loss above its end [N]).
 
     From the evaluations on the way, averaged over seeds, latest first: (1, 0) is the whole run. The learning
     rate had not yet fallen to its end there, so a run planned to be this short would lose less.
-
-    Args:
-        runs: from `results.frame`.
-
-    Raises:
-        ValueError: the arm has no runs, or they were evaluated at different steps.
+    Raises ValueError if there are no dense runs, or they were evaluated at different steps.
     """
-    curves = [record.results["valid_losses"] for record in runs.loc[runs["arm"] == arm, "record"]]
+    curves = [record.results["valid_losses"] for record in runs.loc[runs["arm"] == "dense", "record"]]
     if not curves or len({tuple(step for step, _ in curve) for curve in curves}) != 1:
-        raise ValueError(f"{len(curves)} runs of {arm!r}; need one or more, evaluated at the same steps")
-    steps = np.array([step for step, _ in curves[0]], dtype=float)
-    losses = np.mean([[loss for _, loss in curve] for curve in curves], axis=0)
+        raise ValueError(f"{len(curves)} runs of 'dense'; need one or more, evaluated at the same steps")
+    steps, losses = np.mean(curves, axis=0).T
     there = steps > 0
     return (steps[-1] / steps[there])[::-1], (losses[there] - losses[-1])[::-1]

@@ -62,7 +62,7 @@ def outlook(profile: str, seed: int) -> str:
     missing = {key: config for key, config in configs.items() if key not in found}
     if not missing:
         return f"{profile}: all {len(configs)} runs of the study are stored"
-    expected = estimate.seconds(missing, pool.count_workers(list(missing.values())))
+    expected = estimate.seconds(missing, pool.count_workers(missing.values()))
     return (
         f"{profile}: {len(missing)} of {len(configs)} runs of the study are not stored; what notebooks need "
         f"of them is trained, which takes at most about {clock(expected)} here"

@@ -17,38 +17,25 @@ from replicate.data import TokenData
 from replicate.evaluate import evaluating
 from replicate.gpt import GPT
 
-
-def question(n: int, context: int = 56, length: int = 8, n_choices: int = 4, near: int = 0) -> dict[str, int]:
-    """Arguments of `completion_task` as every study puts them; its answers are recorded under these."""
-    asked = {"n": n, "context": context, "length": length, "n_choices": n_choices}
-    return asked | ({"near": near} if near else {})
-
-
-# Put to a finished model, by scale. Where the wrong choices come from afar, a model of 10M parameters is
-# right nineteen times of twenty; at the largest scale they come from the very next lines.
+# Put to a finished model, by scale: arguments of `completion_task`, under which its answers are recorded.
+# Where the wrong choices come from afar, a model of 10M parameters is right nineteen times of twenty; at the
+# largest scale they come from the very next lines.
+QUESTION = {"n": 4000, "context": 56, "length": 8, "n_choices": 4}
 QUESTIONS = {
-    "smoke": question(400),
-    "laptop": question(4000),
-    "gpu": question(4000),
-    "gpu40m": question(4000, near=256),
+    "smoke": QUESTION | {"n": 400},
+    "laptop": QUESTION,
+    "gpu": QUESTION,
+    "gpu40m": QUESTION | {"near": 256},
 }
 
 
 @dataclass(frozen=True)
 class CompletionTask:
-    """Questions with one right answer.
+    """Questions with one right answer."""
 
-    contexts: [Q, C] token ids. choices: [Q, N, L] continuations. answers: [Q], index of the real one.
-    """
-
-    contexts: Tensor
-    choices: Tensor
-    answers: Tensor
-
-    @property
-    def chance(self) -> float:
-        """Accuracy of guessing, 1 / N."""
-        return 1 / self.choices.shape[1]
+    contexts: Tensor  # [Q, C] token ids
+    choices: Tensor  # [Q, N, L] continuations
+    answers: Tensor  # [Q], index of the real one
 
 
 def completion_task(
@@ -61,16 +48,13 @@ def completion_task(
     near: int = 0,
     seed: int = 1,
 ) -> CompletionTask:
-    """Multiple choice from held-out text: a context, its real continuation, and others.
+    """Multiple choice from held-out text: a context, its real continuation, and other pieces of the text.
 
     Args:
         data: its `valid` tokens are used.
-        n: number of questions Q.
-        n_choices: N; the N - 1 wrong ones are equally long pieces of the held-out text.
-        length: L, tokens a continuation.
+        n: number of questions Q. n_choices: N. length: L, tokens a continuation.
         context: C, tokens before it; by default seq_len - L, a whole sequence.
-        near: the wrong ones lie within so many tokens after the real one, which is harder: they are about the
-            same. 0 takes them from anywhere.
+        near: the wrong ones lie within so many tokens after the real one, which is harder; 0: anywhere.
         seed: of the places and the order; equal seeds give equal questions to every model.
 
     Raises:
@@ -92,8 +76,8 @@ def completion_task(
     contexts, choices, answers = [], [], random.integers(0, n_choices, n)
     for answer in answers:
         start = random.integers(0, places)
-        real = tokens[start + context : start + context + length]
         after = start + context + length
+        real = tokens[start + context : after]
         pool = tokens[after : after + near] if near else tokens
         options = _distractors(pool, real, n_choices - 1, random)
         options.insert(answer, real)
@@ -105,13 +89,9 @@ def completion_task(
 
 @torch.no_grad()
 def completion(model: GPT, task: CompletionTask, batch_size: int = 8) -> dict[str, Any]:
-    """Score a model on a completion task.
+    """A model's accuracy, its binomial standard error, that of guessing, and n; "correct": 0 or 1 a question.
 
     A choice's score is the mean log-likelihood of its tokens after the context; the highest wins.
-
-    Returns:
-        accuracy; stderr, its binomial standard error; chance; n; correct, one 0 or 1 a question, so
-        that two models can be compared question by question.
     """
     device = model.embed.weight.device
     length = task.choices.shape[2]
@@ -129,7 +109,7 @@ def completion(model: GPT, task: CompletionTask, batch_size: int = 8) -> dict[st
     return {
         "accuracy": accuracy,
         "stderr": stderr,
-        "chance": task.chance,
+        "chance": 1 / task.choices.shape[1],
         "n": len(correct),
         "correct": correct.tolist(),
     }

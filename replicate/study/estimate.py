@@ -15,6 +15,7 @@ import torch
 from replicate.config import TrainConfig
 from replicate.settings.presets import PRESET_OF, TRAIN_PRESETS
 from replicate.settings.text import config_hash
+from replicate.study import pool
 from replicate.study.records import Record
 from replicate.system import provenance
 from replicate.training import flops
@@ -41,24 +42,19 @@ def work(config: TrainConfig) -> float:
 
 def seconds(configs: Mapping[str, TrainConfig], workers: int) -> float:
     """About how long runs take here, so many at a time: on a CPU each has a core, a GPU's speed is shared."""
-    gpu = torch.cuda.is_available() and any(config.device != "cpu" for config in configs.values())
-    device = "cuda" if gpu else "cpu"
-    each = [
-        work(c) / (REACHED[device] * _rate(device, c.model.d_model, c.model.d_ff)) for c in configs.values()
-    ]
-    at_once = torch.cuda.device_count() if gpu else workers
+    gpu = pool.on_gpu(configs.values())
+    device, at_once = ("cuda", torch.cuda.device_count()) if gpu else ("cpu", workers)
+    rates = [_rate(device, c.model.d_model, c.model.d_ff) for c in configs.values()]
+    each = [work(c) / (REACHED[device] * rate) for c, rate in zip(configs.values(), rates)]
     return max(sum(each) / max(1, at_once), max(each, default=0.0))
 
 
 def ask_first(
     configs: Mapping[str, TrainConfig], names: Mapping[str, str], workers: int, consent: bool = False
 ) -> float:
-    """`seconds` of runs, if they may be trained.
+    """`seconds` of missing runs (by hash, as their names are).
 
-    Args:
-        configs: hash -> what is missing. names: hash -> "arm, seed N". consent: as if CONSENT were set.
-
-    Raises LongWork if they take longer than ASK_FROM and the environment variable CONSENT is not set.
+    Raises LongWork if that is more than ASK_FROM, without `consent` or the environment variable CONSENT.
     """
     expected = seconds(configs, workers)
     if expected <= ASK_FROM or consent or os.environ.get(CONSENT, "") not in ("", "0"):
@@ -84,10 +80,9 @@ def span(seconds: float) -> str:
 
 @dataclass
 class TimeLimit:
-    """Admits the runs that end in `minutes`, as long as others of their arm (any seed) took; None: all.
+    """Admits the runs that will end in `minutes` (None: all), by what others of their arm took.
 
-    An arm not yet seen is expected to take as long as the longest seen. A run with checkpoint_every > 0 is
-    admitted while there is time at all, since it can be continued.
+    A run with checkpoint_every > 0 is admitted while there is time at all, since it can be continued.
     """
 
     minutes: float | None = None
@@ -107,7 +102,7 @@ class TimeLimit:
         return time.monotonic() + needed < self.until
 
     def expected(self, config: TrainConfig) -> float:
-        """Seconds that a run will take; 0 before any is known."""
+        """Seconds that a run will take; of an arm not yet seen the longest seen, 0 before any is known."""
         known, arm = self.earlier | self.now, _arm(config)
         return known[arm] if arm in known else max((self.now or self.earlier).values(), default=0.0)
 
@@ -127,8 +122,8 @@ def _scale(configs: Mapping[str, TrainConfig]) -> str:
     """The scale whose width most of the runs have."""
     widths = [config.model.d_model for config in configs.values()]
     common = max(set(widths), key=widths.count)
-    of_width = (s for s, preset in PRESET_OF.items() if TRAIN_PRESETS[preset].model.d_model == common)
-    return next(of_width, "...")
+    own = {TRAIN_PRESETS[preset].model.d_model: scale for scale, preset in PRESET_OF.items()}
+    return own.get(common, "...")
 
 
 @lru_cache

@@ -51,21 +51,18 @@ def by_layer(model: GPT, x: Tensor, y: Tensor) -> list[dict[str, float]]:
             found.append(_gradients(model, x, y))
     rows = []
     for theirs, ours in zip(*found, strict=True):
-        rows.append(
-            {
-                f"{name}length": float(b.norm() / a.norm())
-                for name, a, b in zip(("", "weights "), theirs, ours)
-            }
-            | {f"{name}cosine": _cosine(a, b) for name, a, b in zip(("", "weights "), theirs, ours)}
-        )
+        row = {}
+        for name, a, b in zip(("", "weights "), theirs, ours):
+            row[f"{name}length"] = float(b.norm() / a.norm())
+            row[f"{name}cosine"] = float(a @ b / (a.norm() * b.norm()))
+        rows.append(row)
     return rows
 
 
 def measure(config: TrainConfig, steps: Sequence[int]) -> records.Record:
     """Train `config` and compare the gradients after each of `steps`; the first is the first sparse step.
 
-    Returns:
-        a record with results {"steps": [...], "layers": [`by_layer` after each], "losses": [...]}.
+    The record's results: "steps", and after each "layers", see `by_layer`, and "losses".
     """
     start = time.perf_counter()
     trainer, layers = Trainer(config, progress=False), []
@@ -115,10 +112,6 @@ def _gradients(model: GPT, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train arms of Table 3, compare the gradients at the first sparse step, halfway and at the end."""
     parser = argparse.ArgumentParser(prog="replicate.study.gradients", description=main.__doc__)
@@ -136,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def ends(store: records.RecordStore | None = None) -> dict[str, list[dict[str, float]]]:
+def ends() -> dict[str, list[dict[str, float]]]:
     """Arm -> `by_layer` after the last step, of every record; arms in the order of the presets."""
-    stored = (store or records.RecordStore()).all(KIND)
+    stored = records.RecordStore().all(KIND)
     found = {r.config["arm"].rsplit(" seed ", 1)[0]: r.results["layers"][-1] for r, _ in stored}
     return dict(sorted(found.items(), key=lambda item: list(SPARSITY_PRESETS).index(item[0])))
 

@@ -130,7 +130,6 @@ def arms(
 
     Args:
         profile: a scale of PRESET_OF, or the name of a training preset.
-        sparsity: names of sparsity presets. seeds: of the runs.
         changes: fields to change in each, as in `train_preset`: steps=50.
     """
     preset, names = preset_of(profile), list(sparsity)
@@ -156,9 +155,6 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
     """Arm name -> configurations, one a seed, of all arms at a scale, Table 3's first.
 
     Variants with more clusters than the scale's d_ff divides into are left out.
-
-    Args:
-        profile: a scale of `presets.PRESET_OF`. seeds: of each arm.
     """
     dense = train_preset(preset_of(profile))
     return {
@@ -186,9 +182,7 @@ def queue(
     Table 4's mixes; clusters by activations; shorter dense runs; one seed of all variants, then all else.
     At "gpu40m" only AT_40M, seed by seed.
 
-    Args:
-        profile: a scale of `presets.PRESET_OF`. seeds: in their order.
-        names: only these arms, in this order, seed by seed. Raises ValueError for one that does not exist.
+    With `names` only these arms, in this order, seed by seed; ValueError for one that does not exist.
     """
     if names is not None:
         plan, stages = some(names, seeds, profile), [(names, seeds)]

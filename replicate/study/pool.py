@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,29 +45,26 @@ def train_all(
     until: float = math.inf,
     watch: Callable[[Mapping[str, Share]], None] = lambda at_work: None,
 ) -> Iterator[tuple[TrainConfig, dict[str, Any]]]:
-    """Train in parallel; yields (config, answer) as each finishes.
+    """Train in parallel, first come, first served; yields (config, answer) as each finishes.
 
     An answer has `results`, `seconds` and `share`, or `error`, or `skipped`. Leaving the loop early, as an
     interrupt does, ends the processes; what they were at continues from its checkpoint another time.
 
     Args:
-        configs: first come, first served.
-        workers: processes; by default one a core, on GPUs GPU_WORKERS each.
+        workers: see `count_workers`.
         question: put to each finished model, see `worker.ask`; `completion` in the answer is its reply.
         models: hashes of configurations whose finished model is kept, in `worker.run_dir`. Of others there
             may be a checkpoint, to be removed once the answer is safe.
         admit: asked before a run starts, from several threads; where it says no, the run is skipped.
         until: when `time.monotonic()` passes this, the runs at work are ended and nothing more is yielded.
         watch: called twice a second with what is at work: hash -> Share.
-
-    Raises ValueError for fewer than one process.
     """
     count, gpu = count_workers(configs, workers), on_gpu(configs)
     slots = [f"worker-{i}" for i in range(count)]
-    waiting: collections.deque[Request] = collections.deque()
-    for config in configs:
-        keep = config_hash(config) in models
-        waiting.append((config, {"config": to_dict(config), "question": question, "keep": keep}))
+    requests = (
+        {"config": to_dict(c), "question": question, "keep": config_hash(c) in models} for c in configs
+    )
+    waiting: collections.deque[Request] = collections.deque(zip(configs, requests))
     answers: queue.Queue[tuple[TrainConfig, dict[str, Any]]] = queue.Queue()
     threads = [
         Worker(waiting, answers, slots, admit, environment(i, gpu)) for i in range(min(count, len(configs)))
@@ -91,20 +88,23 @@ def train_all(
             thread.stop()
 
 
-def count_workers(configs: Sequence[TrainConfig], workers: int | None = None) -> int:
-    """Processes that train these: `workers`, by default one a core, on GPUs GPU_WORKERS each."""
+def count_workers(configs: Iterable[TrainConfig], workers: int | None = None) -> int:
+    """Processes that train these: `workers`, by default one a core, on GPUs GPU_WORKERS each.
+
+    Raises ValueError for fewer than one.
+    """
     if workers is not None:
         check_workers(workers)
     return workers or (GPU_WORKERS * torch.cuda.device_count() if on_gpu(configs) else _cores())
 
 
-def on_gpu(configs: Sequence[TrainConfig]) -> bool:
+def on_gpu(configs: Iterable[TrainConfig]) -> bool:
     """True if one of these will train on a GPU."""
     return torch.cuda.is_available() and any(config.device != "cpu" for config in configs)
 
 
 def check_workers(workers: int) -> None:
-    """Raise ValueError for fewer than one process."""
+    """Refuse fewer than one process."""
     if workers < 1:
         raise ValueError(f"workers is {workers}; choose 1 or more")
 
@@ -117,8 +117,7 @@ class Worker(threading.Thread):
 
     Args:
         waiting: requests, which all workers share. answers: where to put (config, answer).
-        slots: names of the claims on cores, of which a run needs one. admit: see `train_all`.
-        environment: of the process.
+        slots: names of the claims on cores, of which a run needs one. environment: of the process.
     """
 
     def __init__(

@@ -15,13 +15,7 @@ clock = tqdm.format_interval
 
 
 class StudyProgress:
-    """Progress of a study.
-
-    Args:
-        enabled: False shows nothing. label: of the study, before each line.
-        configs: hash -> what is to be trained. names: hash -> what its run is called.
-        workers: runs at a time. expected: seconds that all will take.
-    """
+    """Progress of `configs`, by hash as their names are, so many at a time; `label` before each line."""
 
     def __init__(
         self,
@@ -30,7 +24,7 @@ class StudyProgress:
         configs: Mapping[str, TrainConfig],
         names: Mapping[str, str],
         workers: int,
-        expected: float,
+        expected: float,  # seconds
     ) -> None:
         self.label, self.names, self.begun = f"{label} " if label else "", names, time.monotonic()
         self.work = {key: work(config) for key, config in configs.items()}  # FLOPs of what has not ended

@@ -25,6 +25,7 @@ from replicate.system.files import write_atomic
 
 CARD = "NVIDIA H200"  # whose timings the tables show: layers, kernels and whole steps come from one card
 COMPRESS_ABOVE = 50_000  # characters of JSON
+SUFFIXES = (".json", ".json.gz")
 
 
 class RecordDamaged(ValueError):
@@ -57,11 +58,11 @@ def make_record(
     corpus: dict | None = None,
     device: str = "auto",
 ) -> Record:
-    """A record of `results` with the provenance of this process.
+    """A record of `results`, which took `seconds`, with the provenance of this process.
 
     Args:
-        config: dataclass or dictionary. seconds: that it took. corpus: provenance of the training text.
-        device: where it was made, "cpu" or else the GPU if there is one, see `provenance.device_name`.
+        config: dataclass or dictionary. corpus: provenance of the training text.
+        device: where it was made, see `provenance.device_name`.
     """
     data = config_text.to_dict(config) if dataclasses.is_dataclass(config) else dict(config)
     return Record(
@@ -77,12 +78,7 @@ def make_record(
 
 
 class RecordStore:
-    """Records by kind and configuration; writes are atomic, altered files are noticed.
-
-    Args:
-        root: folder of this computer's records; None is `runs/records`.
-        recorded: folder of the shipped ones.
-    """
+    """Records by kind and configuration: this computer's in `root`, the shipped ones in `recorded`."""
 
     def __init__(self, root: Path | str | None = None, recorded: Path | str = paths.RECORDED) -> None:
         self.root = Path(root) if root is not None else paths.runs_dir() / "records"
@@ -97,36 +93,34 @@ class RecordStore:
         """
         key = config_text.config_hash(config)
         for origin in ("recorded", "cached"):
-            path = self._path(kind, key, origin)
+            files = (self._folder(kind, origin) / f"{key}{suffix}" for suffix in SUFFIXES)
+            path = next(filter(Path.exists, files), None)
             record = path and self._load(path, origin)
             if record and (origin == "recorded" or _is_current(record, corpus_sha256)):
                 return record, origin
         return None
 
     def put(self, record: Record, *, recorded: bool = False) -> Path:
-        """Write a record atomically and return its path; `recorded` puts it among the shipped ones.
+        """Write a record in one step, among the shipped ones if `recorded`; its path.
 
         Raises ValueError, with the place, for a value that JSON cannot hold (NaN, infinity).
         """
         body = _plain(dataclasses.asdict(record), "record")
         text = json.dumps({**body, "sha256": _checksum(body)}, indent=1, allow_nan=False) + "\n"
-        folder = _folder(self.recorded if recorded else self.root, record.kind)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder(record.kind, "recorded" if recorded else "cached")
+        small, compressed = (folder / f"{record.config_hash}{suffix}" for suffix in SUFFIXES)
         large = len(text) > COMPRESS_ABOVE
-        name, other = (".json.gz", ".json") if large else (".json", ".json.gz")
-        path = folder / (record.config_hash + name)
-        payload = text.encode()
-        write_atomic(path, gzip.compress(payload, mtime=0) if large else payload)
-        (folder / (record.config_hash + other)).unlink(missing_ok=True)
+        path, other = (compressed, small) if large else (small, compressed)
+        write_atomic(path, gzip.compress(text.encode(), mtime=0) if large else text.encode())
+        other.unlink(missing_ok=True)
         return path
 
     def all(self, kind: str) -> list[tuple[Record, str]]:
         """Every readable record of a kind with its origin, recorded ones first, by file name."""
         found = []
-        for origin, base in (("recorded", self.recorded), ("cached", self.root)):
-            for path in sorted(_folder(base, kind).glob("*.json*")):
-                record = self._load(path, origin) if path.suffix in (".json", ".gz") else None
-                if record:
+        for origin in ("recorded", "cached"):
+            for path in sorted(self._folder(kind, origin).glob("*.json*")):
+                if path.name.endswith(SUFFIXES) and (record := self._load(path, origin)):
                     found.append((record, origin))
         return found
 
@@ -155,18 +149,18 @@ class RecordStore:
         For putting several benchmarks together: where two have timed an arm, the last one's word counts.
         Name a `device` for that: ratios of two GPUs do not belong in one table.
         """
-        found = [
+        fits = [
             record
             for record, origin in self.all(kind)
             if origin == "recorded" and device in (None, record.device)
+            if all(record.config.get(name) == value for name, value in config.items())
         ]
-        fits = [r for r in found if all(r.config.get(name) == value for name, value in config.items())]
         return sorted(fits, key=lambda r: (len(r.config.get("sparsity", ())), r.date))
 
-    def _path(self, kind: str, key: str, origin: str) -> Path | None:
-        folder = _folder(self.recorded if origin == "recorded" else self.root, kind)
-        candidates = (folder / f"{key}.json", folder / f"{key}.json.gz")
-        return next((path for path in candidates if path.exists()), None)
+    def _folder(self, kind: str, origin: str) -> Path:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
+            raise ValueError(f"record kind {kind!r}: use lower-case letters, digits, - and _, like 'train'")
+        return (self.recorded if origin == "recorded" else self.root) / kind
 
     def _load(self, path: Path, origin: str) -> Record | None:
         try:
@@ -196,15 +190,8 @@ def read_record(path: Path | str) -> Record:
 
 
 def _is_current(record: Record, corpus_sha256: str | None) -> bool:
-    if record.versions.get("code") != provenance.code_fingerprint():
-        return False
-    return corpus_sha256 is None or (record.corpus or {}).get("sha256") == corpus_sha256
-
-
-def _folder(base: Path, kind: str) -> Path:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
-        raise ValueError(f"record kind {kind!r}: use lower-case letters, digits, - and _, like 'train'")
-    return base / kind
+    same_text = corpus_sha256 is None or (record.corpus or {}).get("sha256") == corpus_sha256
+    return same_text and record.versions.get("code") == provenance.code_fingerprint()
 
 
 def _checksum(body: dict[str, Any]) -> str:

@@ -22,10 +22,10 @@ Run = tuple[Record, str]  # and its origin
 Plan = Callable[[str], Mapping[str, Sequence[TrainConfig]]]
 
 
-def frame(runs: Iterable[Run]) -> pd.DataFrame:
+def frame(runs: Iterable[Run], arms: Sequence[str] | None = None) -> pd.DataFrame:
     """One row a run: arm, seed, losses in nats, natural and kept sparsity of the last statistics, origin.
 
-    `arm` is the name without the seed, as `study.describe` gives it; `record` is the record itself.
+    `arm` is the name in `arms`, by default that of `study.describe` without the seed; `record` the record.
     """
     rows = []
     for record, origin in runs:
@@ -45,7 +45,8 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
                 "record": record,
             }
         )
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    return found if arms is None else found.assign(arm=arms)
 
 
 def run_plan(
@@ -53,19 +54,14 @@ def run_plan(
 ) -> pd.DataFrame:
     """`frame` of every run of a plan, arm name -> configurations, trained side by side where missing.
 
-    The arms are called as in the plan, which tells apart what `study.describe` does not, such as two
-    lengths of the dense warm-up.
-
     Args:
         label: of the study, at the start of its progress lines.
         models: arms whose finished models are kept, for `study.trained` or `completions`.
     """
     runs = [(name, config) for name, arm in plan.items() for config in arm]
     kept = {config_hash(config) for name, config in runs if name in set(models)}
-    configs = [config for _, config in runs]
-    return frame(study.run(configs, names=plans.names_of(runs), models=kept, label=label)).assign(
-        arm=[name for name, _ in runs]
-    )
+    found = study.run([c for _, c in runs], names=plans.names_of(runs), models=kept, label=label)
+    return frame(found, [name for name, _ in runs])
 
 
 def larger(
@@ -86,7 +82,6 @@ def all_larger(
     """Scale -> recorded runs of a notebook's plan, of every scale above `profile` that counts, ascending.
 
     Args:
-        profile: the scale the notebook runs at.
         plan: scale -> arm name -> configurations, as for `run_plan`.
         needed: arms without which a scale does not count, by default all; others are left out where a run
             is missing.
@@ -96,16 +91,13 @@ def all_larger(
     store, scales = store or RecordStore(), list(PRESET_OF)
     larger = {}
     for scale in scales[scales.index(profile) + 1 :]:
-        arms = plan(scale)
-        found = {name: [store.find("train", config) for config in configs] for name, configs in arms.items()}
-        kept = {}
-        for name, runs in found.items():
-            there = list(itertools.takewhile(lambda run: run and run[1] == "recorded", runs))
-            if len(there) >= (len(runs) if min_seeds is None else min_seeds):
-                kept[name] = there
-        if kept and set(arms if needed is None else needed) <= set(kept):
-            names = [name for name, runs in kept.items() for _ in runs]
-            larger[scale] = frame(run for runs in kept.values() for run in runs).assign(arm=names)
+        arms, kept = plan(scale), []
+        for name, configs in arms.items():
+            there = list(itertools.takewhile(bool, (_recorded(store, config) for config in configs)))
+            if len(there) >= (len(configs) if min_seeds is None else min_seeds):
+                kept += [(name, run) for run in there]
+        if kept and set(arms if needed is None else needed) <= {name for name, _ in kept}:
+            larger[scale] = _named(kept)
     return larger
 
 
@@ -114,13 +106,7 @@ def differences(
 ) -> dict[str, statistics.Stats]:
     """arm -> statistics over seeds of (arm - base), paired by seed, for each arm (or `arms`) but the base.
 
-    Only the seeds that both have count; how many these are is the statistics' n.
-
-    Args:
-        runs: from `frame`. base: the arm to subtract. column: what to compare.
-
-    Raises:
-        ValueError: an arm is missing, or has no seed in common with the base.
+    Only the seeds that both have count. Raises ValueError for an arm that is missing or shares no seed.
     """
     values = {name: part.set_index("seed")[column] for name, part in runs.groupby("arm", sort=False)}
     out = {}
@@ -134,7 +120,7 @@ def differences(
 
 def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
     """The seeds that all arms have, ascending. Raises ValueError, naming each arm's, if there is none."""
-    common = set.intersection(*(set(seeds) for seeds in arms.values()))
+    common = set.intersection(*map(set, arms.values()))
     if not common:
         have = ", ".join(f"{name} has {sorted(seeds)}" for name, seeds in arms.items())
         raise ValueError(f"no seed in common to pair runs by: {have}")
@@ -143,33 +129,39 @@ def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
 
 def recorded_study(scale: str, seeds: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
     """`frame` of every recorded run of the study (`plans.everything`) at a scale, arms called as there."""
-    store, found, names = RecordStore(), [], []
-    for name, configs in plans.everything(scale, seeds).items():
-        for config in configs:
-            run = store.find("train", config)
-            if run and run[1] == "recorded":
-                found.append(run)
-                names.append(name)
-    return frame(found).assign(arm=names)
+    store, arms = RecordStore(), plans.everything(scale, seeds)
+    found = [(name, _recorded(store, config)) for name, configs in arms.items() for config in configs]
+    return _named([(name, run) for name, run in found if run])
+
+
+def _recorded(store: RecordStore, config: TrainConfig) -> Run | None:
+    run = store.find("train", config)
+    return run if run and run[1] == "recorded" else None
+
+
+def _named(runs: Sequence[tuple[str, Run]]) -> pd.DataFrame:
+    return frame([run for _, run in runs], [name for name, _ in runs])
 
 
 def open_questions(
     studies: Mapping[str, pd.DataFrame],
     questions: Iterable[tuple[str, str, Sequence[str]]] = plans.OPEN,
-    column: str = "final_loss",
 ) -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
     """What one change to an arm costs, at each scale that has both: (question, arm, instead of, by scale).
 
+    The cost is in training loss, seed by seed, where both arms ran on one text (`of_one_text`).
+
     Args:
         studies: scale -> runs, as from `recorded_study`. questions: as `plans.OPEN`.
-        column: of the runs, to be subtracted seed by seed, where both arms ran on one text (`of_one_text`).
     """
     rows = []
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
             pairs = {scale: of_one_text(part[part["arm"].isin([arm, base])]) for scale, part in there.items()}
-            found = {scale: differences(part, base, column, [arm])[arm] for scale, part in pairs.items()}
+            found = {
+                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in pairs.items()
+            }
             rows.append((question, arm, base, found))
     return rows
 
@@ -180,25 +172,16 @@ def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
     return others if set(others["arm"]) == set(runs["arm"]) else runs
 
 
-def interval(stats: statistics.Stats, unit: str = "nats", digits: int = 2) -> str:
-    """Statistics for a notebook's output: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3".
-
-    One run has no interval: "≈0.21 nats, n = 1".
-    """
-    mean, low, high = (about(value, digits) for value in (stats.mean, stats.low, stats.high))
+def interval(stats: statistics.Stats, unit: str = "nats") -> str:
+    """For a notebook: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3"; of one run "≈0.21 nats, n = 1"."""
+    mean, low, high = (about(value, 2) for value in (stats.mean, stats.low, stats.high))
     spread = f", 95 % interval {low} to {high}" if stats.n > 1 else ""
     return f"{mean} {unit}".rstrip() + f"{spread}, n = {stats.n}"
 
 
 def source(runs: pd.DataFrame) -> str:
-    """Where the numbers of these runs come from, for `paper.check`: "recorded" only if every run was.
-
-    Raises ValueError for no runs.
-    """
-    kinds = set(runs["origin"])
-    if not kinds:
-        raise ValueError("there are no runs to name the source of")
-    return next(kind for kind in ("fresh", "cached", "recorded") if kind in kinds)
+    """Where the numbers of these runs come from, for `paper.check`: "recorded" only if every run was."""
+    return next(kind for kind in ("fresh", "cached", "recorded") if kind in set(runs["origin"]))
 
 
 def series(record: Record, key: str) -> list[tuple[int, float]]:
@@ -222,16 +205,11 @@ def steps_to_loss(record: Record, loss: float) -> float | None:
 def gap_curve(
     runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far an arm's training loss lies above the base's as training goes on.
+    """How far an arm's training loss lies above the base's: tokens [N] and gaps [seeds, N] in nats.
 
-    Runs of one seed read the same batches, so their step-by-step difference is far quieter than the losses.
-
-    Args:
-        runs: from `frame`. window: steps a running mean reaches back.
-
-    Returns:
-        (tokens [N], gaps [seeds, N]): the tokens read at the end of each window, the mean gap in it in nats,
-        for every seed that both arms have. Raises ValueError if there is none.
+    The tokens are those read at the end of each window of steps, the gaps means over it, one for every seed
+    that both arms have: such runs read the same batches, so that the gap is far quieter than the losses.
+    Raises ValueError if there is no such seed.
     """
     losses = {
         name: {seed: np.asarray(r.results["steps"]["loss"]) for seed, r in zip(part["seed"], part["record"])}
@@ -246,13 +224,10 @@ def gap_curve(
 
 
 def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:
-    """`runs` with a column `accuracy`: the finished models' on one held-out completion task, as records.
+    """`runs` with a column `accuracy`: the finished models' on one of `completion.QUESTIONS`.
 
     A model that was not kept is trained once more, to the same weights, and then kept; one that was
     recorded elsewhere is not, and its accuracy is None unless that is recorded too.
-
-    Args:
-        runs: from `frame`. question: from `completion.question`, the same for every run.
     """
     store = RecordStore()
     asked = [{"train": record.config_hash, **question} for record in runs["record"]]
@@ -272,14 +247,7 @@ def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame
 
 
 def _mean(values: Any) -> float | None:
-    """Mean of the numbers in a list or dictionary, nested or not; None for nothing."""
-    flat = _numbers(values)
+    """Mean of a number, of those in a list, or of those in a dictionary's lists; None for nothing."""
+    parts = values.values() if isinstance(values, dict) else [values]
+    flat = [number for part in parts if part is not None for number in np.ravel(part).tolist()]
     return sum(flat) / len(flat) if flat else None
-
-
-def _numbers(values: Any) -> list[float]:
-    if values is None:
-        return []
-    if isinstance(values, (int, float)):
-        return [float(values)]
-    return [x for part in (values.values() if isinstance(values, dict) else values) for x in _numbers(part)]

@@ -17,11 +17,11 @@ import torch
 from replicate import data
 from replicate.config import TrainConfig
 from replicate.settings.text import config_hash
-from replicate.study import pool, records
+from replicate.study import pool
 from replicate.study.estimate import TimeLimit, ask_first
 from replicate.study.plans import describe
 from replicate.study.progress import StudyProgress
-from replicate.study.records import Record, RecordStore
+from replicate.study.records import Record, RecordStore, make_record
 from replicate.study.worker import claim, run_dir
 from replicate.system import locks
 from replicate.system.console import say
@@ -32,16 +32,12 @@ LONG = 1000  # steps from which on a run's record is `compact`
 
 
 class StudyFailed(RuntimeError):
-    """Some runs failed; the message names each with its error. The others are stored.
+    """Some runs failed; `failures` has each one's error text, by name and hash. The others are stored."""
 
-    failures: run's name (and hash) to error text. done: {config hash: (record, origin)} of the others.
-    """
-
-    def __init__(self, failures: dict[str, str], done: dict[str, tuple[Record, str]]):
+    def __init__(self, failures: dict[str, str], total: int):
         lines = "\n".join(f"  {name}: {text}" for name, text in failures.items())
-        total = len(failures) + len(done)
         super().__init__(f"{len(failures)} of {total} arms failed; the others are stored\n{lines}")
-        self.failures, self.done = failures, done
+        self.failures = failures
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,7 @@ def run(
 
     Args:
         configs: equal ones are trained once.
-        workers: processes at a time; by default one a core, on GPUs one each.
-        store: where to look and to put; by default the project's.
+        workers: see `pool.count_workers`. store: where to look and to put; by default the project's.
         names: hash -> what a run is called in progress lines, by default as `describe` does.
         options: further ones of `Study`, but for minutes.
 
@@ -78,9 +73,8 @@ def run(
     names = {key: describe(config) for key, config in by_hash.items()} | dict(names or {})
     outcome = Study(by_hash, store or RecordStore(), names, workers, **options).finish()
     if outcome.failed:
-        raise StudyFailed(
-            {f"{names[key]} ({key})": text for key, text in outcome.failed.items()}, outcome.done
-        )
+        failures = {f"{names[key]} ({key})": text for key, text in outcome.failed.items()}
+        raise StudyFailed(failures, len(failures) + len(outcome.done))
     return [outcome.done[config_hash(config)] for config in configs]
 
 
@@ -90,7 +84,7 @@ class Study:
 
     Args:
         configs: hash -> configuration. names: hash -> what its run is called.
-        workers: processes at a time; by default one a core, on GPUs one each.
+        workers: processes at a time, see `pool.count_workers`.
         minutes: no run starts that would not end in these, see `estimate.TimeLimit`; what runs on is ended.
         fresh: train even what is stored. keep: write to data/recorded, to be shipped with the project.
         models: hashes of runs whose model is kept. question: put to each model, see `pool.train_all`.
@@ -142,7 +136,7 @@ class Study:
         return {} if self.fresh else look_up(configs, self.store)
 
     def _begin(self) -> StudyProgress:
-        count = pool.count_workers(list(self.pending.values()), self.workers)
+        count = pool.count_workers(self.pending.values(), self.workers)
         expected = ask_first(self.pending, self.names, count, self.consent)
         return StudyProgress(self.progress, self.label, self.pending, self.names, count, expected)
 
@@ -175,7 +169,7 @@ class Study:
         try:
             if "error" in answer:
                 raise ValueError(answer["error"])
-            record = put_answer(self.store, config, answer, keep=self.keep, question=self.question)
+            record = self.put_answer(config, answer)
         except ValueError as error:
             self.outcome.failed[key] = str(error)
             self.shown.finished(key, f"FAILED, {error}")
@@ -186,6 +180,18 @@ class Study:
         if key not in self.models:
             checkpoint.clear(run_dir(config))
 
+    def put_answer(self, config: TrainConfig, answer: dict[str, Any]) -> Record:
+        """The training record of a worker's answer, stored; so is its completion's, if one was asked for."""
+        results = answer["results"]
+        made = {"corpus": results["corpus"], "device": config.device}
+        results = compact(results) if config.steps >= LONG else results
+        record = make_record("train", config, results, seconds=answer["seconds"], **made)
+        self.store.put(record, recorded=self.keep)
+        if self.question:
+            asked = {"train": record.config_hash, **self.question}
+            self.store.put(make_record("completion", asked, answer["completion"], **made), recorded=self.keep)
+        return record
+
 
 def _summary(record: Record, answer: dict[str, Any]) -> str:
     results = record.results
@@ -195,33 +201,8 @@ def _summary(record: Record, answer: dict[str, Any]) -> str:
     return ", ".join([*parts, f"{results['tokens_per_s'] / 1000:,.0f}k tokens/s"])
 
 
-def put_answer(
-    store: RecordStore,
-    config: TrainConfig,
-    answer: dict[str, Any],
-    *,
-    keep: bool = False,
-    question: dict[str, int] | None = None,
-) -> Record:
-    """Store what a worker answered as a training record, which is returned, and, if asked, a completion's.
-
-    Args:
-        keep: write to data/recorded. question: the one put, if any.
-    """
-    results, corpus = answer["results"], answer["results"]["corpus"]
-    results = compact(results) if config.steps >= LONG else results
-    made = {"corpus": corpus, "device": config.device}
-    record = records.make_record("train", config, results, seconds=answer["seconds"], **made)
-    store.put(record, recorded=keep)
-    if question:
-        asked = {"train": record.config_hash, **question}
-        reply = records.make_record("completion", asked, answer["completion"], **made)
-        store.put(reply, recorded=keep)
-    return record
-
-
 def compact(results: dict[str, Any]) -> dict[str, Any]:
-    """A run's results in fewer digits: losses of a step to 5 decimals, statistics to 5 significant digits.
+    """A run's results: losses of a step to 5 decimals, statistics to 5 significant digits.
 
     The columns step, lr and phase are left out: the configuration gives them, see `schedule`.
     """

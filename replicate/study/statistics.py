@@ -26,7 +26,9 @@ class Stats:
 
 def summary(values: Sequence[float]) -> Stats:
     """Mean with its 95 % t interval. Raises ValueError for no values or values that are not finite."""
-    x = _finite(values, "values")
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"values must be one or more finite numbers in a row, not {values!r}")
     n, mean = len(x), float(x.mean())
     if n == 1:
         return Stats(mean, math.nan, math.nan, math.nan, 1)
@@ -40,49 +42,28 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
 
     Raises ValueError if the lengths differ.
     """
-    a, b = _finite(ours, "ours"), _finite(base, "base")
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values against {len(b)}: pairs need one of each, in the same order")
-    return summary(a - b)
+    if len(ours) != len(base):
+        raise ValueError(f"{len(ours)} values against {len(base)}: pairs need one of each, in the same order")
+    return summary(np.subtract(ours, base, dtype=np.float64))
 
 
 @lru_cache(maxsize=256)
-def t_quantile(df: int, level: float = 0.95) -> float:
-    """The t with P(|X| <= t) = level for Student's distribution with df (whole) degrees of freedom.
-
-    Raises ValueError for df below 1, or a level that is not between 0 and 1.
-    """
-    if df < 1 or not 0 < level < 1:
-        raise ValueError(f"df {df}, level {level}: df is 1 or more, level lies between 0 and 1")
-    low, high = 0.0, 1.0
-    while _t_within(high, df) < level:
-        high *= 2
+def t_quantile(df: int) -> float:
+    """The t with P(|X| <= t) = 0.95 for Student's distribution with df >= 1 (whole) degrees of freedom."""
+    low, high = 0.0, 16.0
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, df) < level else (low, middle)
+        low, high = (middle, high) if _t_within(middle, df) < 0.95 else (low, middle)
     return high
-
-
-def _finite(values: Sequence[float], name: str) -> np.ndarray:
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"{name} must be one or more finite numbers in a row, not {values!r}")
-    return x
 
 
 def _t_within(t: float, df: int) -> float:
     """P(|X| <= t), the closed form for whole degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
     theta = math.atan(t / math.sqrt(df))
-    cos2, term, total = math.cos(theta) ** 2, 1.0, 0.0
-    if df % 2:
-        if df == 1:
-            return 2 * theta / math.pi
-        term = math.cos(theta)
-        for k in range(3, df + 1, 2):
-            total += term
-            term *= cos2 * (k - 1) / k
-        return 2 / math.pi * (theta + math.sin(theta) * total)
-    for k in range(2, df + 1, 2):
+    odd, total = df % 2, 0.0
+    term = math.cos(theta) if odd else 1.0
+    for k in range(2 + odd, df + 1, 2):
         total += term
-        term *= cos2 * (k - 1) / k
-    return math.sin(theta) * total
+        term *= math.cos(theta) ** 2 * (k - 1) / k
+    total *= math.sin(theta)
+    return 2 / math.pi * (theta + total) if odd else total

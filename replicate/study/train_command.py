@@ -6,11 +6,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from replicate.config import TrainConfig
 from replicate.settings.presets import train_preset
 from replicate.study import worker
 from replicate.system import locks
@@ -23,7 +21,7 @@ from replicate.training import checkpoint
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one model and print its losses."""
     args = _parser().parse_args(argv)
-    config = _config(args)
+    config = train_preset(args.preset, args.sparsity, **changes(args.set))
     if args.json:
         check_file("--json", args.json)
     if args.run_dir:
@@ -51,8 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"validation {'not measured' if valid is None else f'{valid:.4f}'}, {result['tokens']:,} tokens, "
         f"{result['seconds']:.0f} s, {result['tokens_per_s']:,.0f} tokens/s"
     )
-    try:
-        _deliver(args, result, text)
+    try:  # none of the three is lost if another cannot be done
+        try:
+            if args.json:
+                write_atomic(args.json, f"{json.dumps(result, indent=1)}\n".encode())
+        finally:
+            print(text)
     finally:
         if trainer.unsaved:
             say(f"the last checkpoint could not be written ({trainer.unsaved.strerror}); {_kept_of(args)}")
@@ -67,20 +69,6 @@ def _kept_of(args: argparse.Namespace) -> str:
     if not steps:
         return "nothing was kept, no checkpoint was finished"
     return f"step {steps[-1]} is kept; {again('--restart' if args.restart else '')}"
-
-
-def _config(args: argparse.Namespace) -> TrainConfig:
-    """The preset with the sparsity and the `--set key=value` changes."""
-    return train_preset(args.preset, args.sparsity, **changes(args.set))
-
-
-def _deliver(args: argparse.Namespace, result: dict[str, Any], text: str) -> None:
-    """Write the result, if asked, and print `text`: neither is lost if the other cannot be done."""
-    try:
-        if args.json:
-            write_atomic(args.json, f"{json.dumps(result, indent=1)}\n".encode())
-    finally:
-        print(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,13 +20,11 @@ def with_sparsity(
 
     Args:
         model: a trained squared-ReLU GPT.
-        sparsity: the formats of the copy.
         sample: token ids [B, S]; each FFN's inputs on it choose the experts of routing "static".
         seed: of the clustering.
         clustered: False takes neighbouring neurons as clusters, in the order they have.
 
-    Raises:
-        ValueError: the formats do not fit the model's shape.
+    Raises ValueError if the formats do not fit the model's shape.
     """
     copy = GPT(replace(model.config, sparsity=sparsity)).to(model.embed.weight.device)
     own = dict(model.named_parameters())

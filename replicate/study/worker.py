@@ -35,10 +35,7 @@ def claim(config: TrainConfig) -> str:
 
 
 def ask(trainer: Trainer, question: dict[str, int]) -> dict[str, Any]:
-    """How a trained model does on a completion task: `completion.completion`'s reply, `correct` as "0110...".
-
-    `question` holds arguments of `completion.completion_task`, see `completion.question`.
-    """
+    """`completion.completion` of a trained model on one of `completion.QUESTIONS`; `correct` is "0110..."."""
     task = completion.completion_task(trainer.data, **question)
     with trainer.autocast():
         reply = completion.completion(trainer.model, task, 256 if trainer.device.type == "cuda" else 32)

@@ -55,7 +55,7 @@ class Document:
     sha256: str = ""
 
     def read(self) -> bytes:
-        """The document's bytes. Raises OSError if the file cannot be read."""
+        """The document's bytes."""
         with self.path.open("rb") as file:
             file.seek(self.start)
             return file.read(self.size)
@@ -76,29 +76,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents per split, and the hash that pins them.
+    """Documents per split, and the hash that pins them."""
 
-    Attributes:
-        name: the spec without folders, such as "stdlib" or "file:notes.txt".
-        files: {"train": documents, "valid": documents}, sorted by name.
-        bytes: size of all documents; for "synthetic" its symbols, counted as a byte each.
-        sha256: over the sorted lines "split path content-hash".
-        skipped: names of files that could not be read.
-    """
-
-    name: str
-    files: dict[str, tuple[Document, ...]]
-    bytes: int
-    sha256: str
-    skipped: tuple[str, ...] = ()
+    name: str  # the spec without folders, such as "stdlib" or "file:notes.txt"
+    files: dict[str, tuple[Document, ...]]  # of "train" and "valid", sorted by name
+    bytes: int  # of all documents; for "synthetic" its symbols, counted as a byte each
+    sha256: str  # over the sorted lines "split path content-hash"
+    skipped: tuple[str, ...] = ()  # names of files that could not be read
 
 
 def load_corpus(spec: str, *, cache_dir: Path | None = None) -> Corpus:
-    """The corpus that `spec` names; every file is read once, to hash it.
+    """The corpus that `spec` names; every file is read once, to hash it. Downloads go to `cache_dir`.
 
-    Args:
-        spec: see the module's docstring.
-        cache_dir: folder for downloads; by default "corpus" under `paths.runs_dir()`.
     Raises:
         ValueError: unknown spec, missing path, or too little text to split.
         CorpusUnavailable: a download that cannot be had, or an interpreter without sources.

@@ -62,14 +62,11 @@ def shakespeare(folder: Path) -> Path:
 def stream(name: str, budget: str, folder: Path) -> dict[str, Path]:
     """Text files {"train", "valid"} with the first `budget` training bytes of a streamed data set.
 
-    Documents end with a NUL byte. One in 50 is held out, by the hash of its text, so equal documents
-    fall on the same side. What was fetched is kept in `folder` and checked before it is used again.
+    Documents end with a NUL byte; the one that reaches the budget, like "2GB", is kept whole. One in 50 is
+    held out, by the hash of its text, so equal documents fall on the same side. What was fetched is kept in
+    `folder` and checked before it is used again.
 
-    Args:
-        name: a key of STREAMS.
-        budget: training bytes, like "200MB" or "2GB"; the document that reaches it is kept whole.
-    Raises:
-        CorpusUnavailable: package missing, no network, or a stream too short to hold anything out.
+    Raises CorpusUnavailable for a missing package, no network, or a stream too short to hold anything out.
     """
     wanted = parse_bytes(budget)
     files = {split: folder / f"{name}-{budget}.{split}.txt" for split in ("train", "valid")}

@@ -49,7 +49,7 @@ class Tokenizer:
     """Byte-level BPE over a prefix of a rank file; `decode(encode(data)) == data` for any bytes."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
-        """Build the encoder from token byte strings in rank order, the 256 single bytes first."""
+        """Of token byte strings in rank order, the 256 single bytes first."""
         self.vocab_size = len(tokens)
         self.sha256 = hashlib.sha256(PATTERN.encode() + b"\n" + _rank_lines(tokens)).hexdigest()
         self._encoding = tiktoken.Encoding(
@@ -78,26 +78,20 @@ class Tokenizer:
         return self._encoding.decode_bytes(ids)
 
 
-def load(vocab_size: int, path: Path | None = None) -> Tokenizer:
-    """The tokenizer of the first `vocab_size` ranks of the shipped file, or of the file at `path`.
-
-    Raises ValueError if the file has too few ranks, is malformed, or (shipped file) was altered.
-    """
-    file = Path(path or RANK_FILE)
+def load(vocab_size: int) -> Tokenizer:
+    """The tokenizer of the first `vocab_size` shipped ranks; ValueError for less than 256, or too many."""
     if vocab_size < 256:
         raise ValueError(f"vocab_size is {vocab_size}; bytes alone need 256, so choose 256 to {RANKS}")
-    if path is None and vocab_size > RANKS:
+    if vocab_size > RANKS:
         raise ValueError(
             f"vocab_size is {vocab_size}, but the shipped vocabulary has {RANKS} ranks; larger sizes serve "
             f"only to count parameters and FLOPs: to train, set model.vocab_size to 256 to {RANKS}"
         )
-    data = file.read_bytes().replace(b"\r\n", b"\n")
-    if path is None and hashlib.sha256(data).hexdigest() != RANKS_SHA256:
-        raise ValueError(f"{file} was altered; restore it (git checkout -- data/{file.name})")
-    tokens = _parse(data, file)
-    if vocab_size > len(tokens):
-        raise ValueError(f"vocab_size is {vocab_size}, but {file} has {len(tokens)} ranks")
-    return Tokenizer(tokens[:vocab_size])
+    data = RANK_FILE.read_bytes().replace(b"\r\n", b"\n")
+    if hashlib.sha256(data).hexdigest() != RANKS_SHA256:
+        raise ValueError(f"{RANK_FILE} was altered; restore it (git checkout -- data/{RANK_FILE.name})")
+    # Read here, because tiktoken's reader caches local files by name alone.
+    return Tokenizer([base64.b64decode(line.split()[0]) for line in data.splitlines()[:vocab_size]])
 
 
 def train(documents: Iterable[bytes], vocab_size: int) -> list[bytes]:
@@ -141,11 +135,7 @@ def count_words(documents: Iterable[bytes]) -> Counter[bytes]:
 
 
 class _Words:
-    """All words as one chain of tokens, so that a merge costs what it changes, however long the word.
-
-    Attributes:
-        counts: how often two neighbours would merge into a string.
-    """
+    """All words as one chain of tokens, so that a merge costs what it changes, however long the word."""
 
     def __init__(self, freq: Mapping[bytes, int]) -> None:
         self.tokens: list[bytes] = [b""]  # an empty one before, between and after the words
@@ -155,7 +145,7 @@ class _Words:
             self.freq.extend([count] * len(word) + [0])
         self.left = array("q", range(-1, len(self.tokens) - 1))
         self.right = array("q", range(1, len(self.tokens) + 1))
-        self.counts: dict[bytes, int] = defaultdict(int)
+        self.counts: dict[bytes, int] = defaultdict(int)  # how often two neighbours would merge into a string
         self.places: dict[bytes, array] = defaultdict(lambda: array("q"))  # of the first of two, now or once
         for at in range(1, len(self.tokens) - 1):
             self._count(at, 1)
@@ -213,22 +203,6 @@ def _spans(data: bytes | str) -> Iterator[tuple[str, bytes]]:
 
 def _rank_lines(tokens: Sequence[bytes]) -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
-
-
-def _parse(data: bytes, file: Path) -> list[bytes]:
-    """Tokens in rank order, read here because tiktoken's reader caches local files by name alone."""
-    tokens = []
-    for number, line in enumerate(data.splitlines()):
-        try:
-            code, rank = line.split()
-            tokens.append(base64.b64decode(code, validate=True))
-        except ValueError:
-            raise ValueError(f"{file}, line {number + 1}: {line[:40]!r} is no 'base64 rank' pair") from None
-        if rank != b"%d" % number:
-            raise ValueError(f"{file}, line {number + 1}: rank {rank[:20]!r}, expected {number}")
-    if tokens[:256] != [bytes([i]) for i in range(256)] or len(set(tokens)) != len(tokens):
-        raise ValueError(f"{file}: the first 256 tokens must be the single bytes, and none may come twice")
-    return tokens
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,8 @@ from replicate.system.files import write_atomic
 
 FORMAT = 1
 FIRST = 15.0  # seconds of training before the first checkpoint and at least between two
+KEEP = 2  # checkpoints
+AGE = 3600  # seconds, after which nobody writes to a part any more
 SHARE = 0.02  # of the training time, which saving may take
 BYTES_PER_S = 1e8  # that saving is taken to reach before it was timed
 _NAME = re.compile(r"step-(\d+)\.json")
@@ -35,13 +37,10 @@ class CheckpointRefused(ValueError):
 
 
 class Pace:
-    """When a run saves next, so that saving takes at most SHARE of its time.
-
-    Args:
-        size: bytes of a checkpoint, from which the first one's cost is guessed.
-    """
+    """When a run saves next, so that saving takes at most SHARE of its time."""
 
     def __init__(self, size: int) -> None:
+        """`size`: bytes of a checkpoint, from which the first one's cost is guessed."""
         self.saved(size / BYTES_PER_S)
 
     def saved(self, seconds: float) -> None:
@@ -53,22 +52,14 @@ class Pace:
         return time.perf_counter() >= self._next
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
-    """Write a checkpoint atomically and remove all but the `keep` newest up to it.
+def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` and remove all but the KEEP newest up to it; the path of its JSON file.
 
     Later ones go too: a run that saves an earlier step could not use them, because they are damaged.
 
     Args:
-        folder: made if missing.
-        step: steps done so far; names the files.
-        tensors: name to tensor, no two sharing memory.
-        state: JSON types (NaN and infinity included).
-
-    Returns:
-        path of the JSON file.
+        tensors: by name, no two sharing memory. state: JSON types (NaN and infinity included).
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"step-{step:08d}"
     blob = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
     head = {"format": FORMAT, "step": step, "tensors": f"{stem}.safetensors"}
@@ -79,10 +70,9 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     write_atomic(path, json.dumps(head).encode())
     _sweep(folder, now=path.stat().st_mtime)
     found = steps(folder)
-    kept = [other for other in found if other <= step][-keep:]
-    for other in found:
-        if other not in kept:
-            _remove(folder, other)
+    kept = [other for other in found if other <= step][-KEEP:]
+    for other in set(found) - set(kept):
+        _remove(folder, other)
     return path
 
 
@@ -92,18 +82,15 @@ def load(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointRefused: naming the file, if a byte of either file is missing or altered.
     """
-    path = Path(path)
     try:
         head = json.loads(path.read_bytes())
-        expected = head.pop("sha256")
-        if expected != _digest(head):
-            raise CheckpointRefused(f"{path}: altered, its SHA-256 does not match")
-        if head["format"] != FORMAT:
-            raise CheckpointRefused(f"{path}: format {head['format']}, this version reads {FORMAT}")
+        intact = head.pop("sha256") == _digest(head)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointRefused):
-            raise
         raise CheckpointRefused(f"{path}: truncated or unreadable ({error})") from error
+    if not intact:
+        raise CheckpointRefused(f"{path}: altered, its SHA-256 does not match")
+    if head["format"] != FORMAT:
+        raise CheckpointRefused(f"{path}: format {head['format']}, this version reads {FORMAT}")
     tensors = path.with_name(head["tensors"])
     try:
         blob = tensors.read_bytes()
@@ -118,7 +105,7 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     """The newest intact checkpoint in `folder`, or None. Warns with the name of every one refused."""
     for step in reversed(steps(folder)):
         try:
-            return load(Path(folder) / f"step-{step:08d}.json")
+            return load(folder / f"step-{step:08d}.json")
         except CheckpointRefused as error:
             warnings.warn(f"checkpoint refused: {error}; trying the one before", stacklevel=2)
     return None
@@ -126,7 +113,6 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, oldest first, intact or not."""
-    folder = Path(folder)
     names = (_NAME.fullmatch(p.name) for p in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in names if match)
 
@@ -134,9 +120,9 @@ def steps(folder: Path) -> list[int]:
 def clear(folder: Path) -> None:
     """Remove every checkpoint in `folder`, and the folder itself if nothing else is in it."""
     for step in steps(folder):
-        _remove(Path(folder), step)
+        _remove(folder, step)
     with contextlib.suppress(OSError):
-        Path(folder).rmdir()
+        folder.rmdir()
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -180,14 +166,14 @@ def check_same_run(state: dict[str, Any], ours: dict[str, str], folder: Path) ->
         )
 
 
-def _sweep(folder: Path, now: float, age: float = 3600) -> None:
+def _sweep(folder: Path, now: float) -> None:
     """Remove what killed writers left; young parts may belong to one still writing.
 
     `now` is the time a file just written there bears: a file server's clock may differ from ours.
     """
     for part in folder.glob("*.part"):
         with contextlib.suppress(OSError):
-            if now - part.stat().st_mtime > age:
+            if now - part.stat().st_mtime > AGE:
                 part.unlink()
 
 

@@ -26,7 +26,7 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
 
     The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called.
     """
-    layer, attend, loss = (_compiled(piece, BACKEND) for piece in (_layer, _attend, _loss))
+    layer, attend, loss = (_compiled(piece, BACKEND) for piece in (_layer, _attend, head_loss))
 
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
         x = model.embed(idx)
@@ -56,7 +56,8 @@ def _attend(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     return x, normed
 
 
-def _loss(norm: nn.Module, weight: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, targets: Tensor) -> Tensor:
+    """Final norm, vocabulary head and mean cross-entropy of x [B, S, D]."""
     logits = F.linear(norm(x), weight)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())

@@ -6,6 +6,7 @@ Everything here is arithmetic on shapes, after section 3.2 of the paper; nothing
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from replicate.config import ModelConfig, SparsityConfig
 
@@ -37,8 +38,7 @@ def flops_per_token(
     Args:
         model: the shapes; `model.seq_len` is T.
         ffn_matrices: m; None takes 2, or 3 for SwiGLU. The paper counts 3.
-        attention: "causal", "full" or "none" (the T^2 part left out, as in the paper's formula).
-        head: False leaves the head out, as in the paper's formula.
+        attention: "causal", "full" or "none" (no T^2 part). head: counted. The paper's formula has neither.
 
     Raises ValueError for an unknown `attention` or fewer than one matrix.
     """
@@ -77,15 +77,9 @@ def param_count(config: ModelConfig) -> dict[str, int]:
     return {"total": embedding + non_embedding, "embedding": embedding, "non_embedding": non_embedding}
 
 
-def shares(
-    model: ModelConfig,
-    *,
-    ffn_matrices: int | None = None,
-    attention: str = "causal",
-    head: bool = True,
-) -> dict[str, float]:
+def shares(model: ModelConfig, **counted: Any) -> dict[str, float]:
     """Each component's share of a step's FLOPs; arguments as in `flops_per_token`. They sum to 1."""
-    flops = flops_per_token(model, ffn_matrices=ffn_matrices, attention=attention, head=head)
+    flops = flops_per_token(model, **counted)
     total = sum(flops.values())
     return {name: value / total for name, value in flops.items()}
 
@@ -127,8 +121,7 @@ def ffn_speedup(v: float, two4: float = TWO_FOUR, *, n24: int = 2, n_venom: int 
     """Section 3.2's s = 6 / (n24 / two4 + n_venom / v + the rest): the FFN's six products together.
 
     Args:
-        v: speed-up of a Venom product over the dense one; infinity gives the limit.
-        two4: speed-up of a 2:4 product.
+        v, two4: speed-ups of a Venom and of a 2:4 product over the dense one; infinity gives the limit.
         n24, n_venom: products of either kind; the defaults are algorithms 1 and 2.
 
     Raises ValueError for a speed-up that is not positive or more than six products.
@@ -146,8 +139,7 @@ def step_speedup(r: float, v: float, two4: float = TWO_FOUR, *, n24: int = 2, n_
 
     Raises ValueError for r outside [0, 1].
     """
-    _share("r", r)
-    left = 1 - r + r / ffn_speedup(v, two4, n24=n24, n_venom=n_venom)
+    left = 1 - _share("r", r) + r / ffn_speedup(v, two4, n24=n24, n_venom=n_venom)
     return 1 / left if left else math.inf
 
 
@@ -156,10 +148,9 @@ def run_speedup(share: float, step: float) -> float:
 
     Raises ValueError for a share outside [0, 1] or a step speed-up that is not positive.
     """
-    _share("share", share)
     if not step > 0:
         raise ValueError(f"step is {step}; a speed-up is positive")
-    left = 1 - share + share / step
+    left = 1 - _share("share", share) + share / step
     return 1 / left if left else math.inf
 
 
@@ -180,15 +171,15 @@ def share_needed(run: float, step: float) -> float | None:
     return share if share <= 1 else None
 
 
-def venom_needed(step: float, r: float, two4: float = TWO_FOUR) -> float | None:
+def venom_needed(step: float, r: float) -> float | None:
     """The Venom speed-up v with which a step is `step` times as fast; None if none is.
 
-    Two products stay 2:4, so the FFN gains at most 3 two4, and r bounds the rest.
+    Two products stay 2:4, so the FFN gains at most 3 TWO_FOUR, and r bounds the rest.
     """
     if not step >= 1:
         raise ValueError(f"step is {step}; need 1 or more")
     ffn_time = 1 - (1 - 1 / step) / _share("r", r)  # of the dense FFN's
-    left = 6 * ffn_time - 2 / two4
+    left = 6 * ffn_time - 2 / TWO_FOUR
     return 4 / left if left > 1e-12 else None
 
 

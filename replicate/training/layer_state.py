@@ -24,8 +24,8 @@ PHASES = ("dense", "sparse")
 class LayerState(nn.Module):
     """Phase, clusters, fixed experts and scales of a layer with the formats of `config`.
 
-    `load_state_dict` takes the phase from the state; one written before states had a phase is dense. It
-    raises RuntimeError for a sparse state of other formats, or without the clusters or scales it needs.
+    `load_state_dict` takes the phase from the state. It raises RuntimeError for a sparse state of other
+    formats, or without the clusters or scales it needs.
     Averages must begin after `make_clusters`, which changes the order of the neurons. Under
     DistributedDataParallel on a GPU, `broadcast_buffers=False` spares a look at the phase in every pass.
     """
@@ -162,20 +162,13 @@ class LayerState(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, *lists: list[str]
     ) -> None:
-        if prefix + "clustered" in state_dict and prefix + "sparse" not in state_dict:
-            _upgrade(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         if prefix + "sparse" not in state_dict or self.sparse.is_meta:
             return
-        n_clusters = float(self.clustered)
-        if (
-            self.config.activation == "venom"
-            and n_clusters > 1.5
-            and round(n_clusters) != self.config.n_clusters
-        ):
+        n, c = float(self.clustered), self.config
+        if c.activation == "venom" and n > 1.5 and round(n) != c.n_clusters:
             self.clustered.zero_()  # sorted into another number of clusters
-        saved, own = local_metadata.get("formats"), _formats(self.config)
-        wrong = self._missing()
+        saved, own, wrong = local_metadata.get("formats"), _formats(c), self._missing()
         if saved not in (None, own):
             wrong = (
                 f"its formats are {saved}, this layer's {own}; for the weights alone, save in phase 'dense'"
@@ -199,13 +192,3 @@ def _formats(config: SparsityConfig) -> dict[str, Any]:
     default = vars(SparsityConfig(backward="whole"))
     silent = {"refresh_every"} if config.reading_matters else {"refresh_every", "backward"}
     return {k: v for k, v in vars(config).items() if v != default[k] and k not in silent}
-
-
-def _upgrade(state: dict[str, Tensor], prefix: str) -> None:
-    """Add in place what a state lacks that was written before states had a phase."""
-    state[prefix + "sparse"] = torch.zeros(())
-    for name in ("clustered", "static_experts"):
-        state[prefix + name] = state[prefix + name].float()
-    scale = state[prefix + "scale"]  # NaN stood for "not yet"
-    state[prefix + "scaled"] = scale.isfinite().all().float()
-    state[prefix + "scale"] = scale.nan_to_num()

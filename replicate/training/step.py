@@ -76,11 +76,9 @@ class OptimizerStep:
         model: a GPT, on the device where the batches are.
         forward: computes its loss, (idx, targets) to (anything, loss); the model itself or a compiled form.
         optimizer: from `make_optimizer`.
-        config: its `grad_accum`, `clip`, `seed`, `cuda_graph` and formats are read.
         autocast: makes the context of the precision that the model runs in.
 
-    Raises:
-        ValueError: with cuda_graph="on" where steps cannot be captured, saying why.
+    Raises ValueError with cuda_graph="on" where steps cannot be captured, saying why.
     """
 
     def __init__(

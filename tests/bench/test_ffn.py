@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replicate.bench import ffn as ffn_bench
-from replicate.bench import ffn_cases, timing
+from replicate.bench import timing
 from replicate.ffn import SparseFFN
 from replicate.gpt import DenseFFN
 from replicate.study import records
@@ -17,7 +17,7 @@ SMALL = ffn_bench.config([SHAPE], ("venom16", "recipe", "act24"), 1)
 
 @pytest.fixture
 def problem():
-    return ffn_cases.LayerCase(SHAPE, 0, "cpu")
+    return ffn_bench.LayerCase(SHAPE, 0, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,12 @@ def test_all_arms_compute_on_the_same_weights(problem):
 
 
 def test_errors_are_small_where_backends_agree(problem):
-    found = ffn_cases.check(problem, ["venom16", "act24+tile", "w1+w2+t"])
+    found = ffn_bench.check(problem, ["venom16", "act24+tile", "w1+w2+t"])
     assert set(found["engines"]) == set(found["errors"])
     for errors in found["errors"].values():
-        for part in ffn_cases.PARTS:
+        for part in ffn_bench.PARTS:
             assert 1e-4 < errors["error"][part] <= errors["limit"][part]
-            assert ffn_cases.TOLERANCE <= errors["limit"][part] <= ffn_cases.LIMIT
+            assert ffn_bench.TOLERANCE <= errors["limit"][part] <= ffn_bench.LIMIT
 
 
 @pytest.mark.parametrize("wrong", [lambda y: 1.25 * y, lambda y: y.roll(1, 0), lambda y: y * float("nan")])
@@ -112,9 +112,9 @@ def test_a_wrong_result_raises_before_any_figure(monkeypatch, capsys, wrong):
 
 def test_plain_torch_is_not_measured_on_a_gpu(problem):
     problem.device = "cuda"
-    problem.layer = lambda name: ffn_cases.LayerCase(SHAPE, 0, "cpu").layer(name)
+    problem.layer = lambda name: ffn_bench.LayerCase(SHAPE, 0, "cpu").layer(name)
     with pytest.raises(ValueError, match="no kernels to measure"):
-        ffn_cases.check(problem, ["recipe"])
+        ffn_bench.check(problem, ["recipe"])
 
 
 def test_a_run_measures_every_arm(record):

@@ -12,7 +12,7 @@ from replicate.system import paths
 def page(folder, text, tables=None, values=None):
     path = Path(folder) / "page.md"
     path.write_text(text, encoding="utf-8")
-    return pages.Page(path, lambda: tables or {}, lambda: values or {})
+    return pages.Page(path, lambda: tables or {}, lambda name: (values or {}).get(name, ""))
 
 
 @pytest.mark.parametrize("name", pages.PAGES)
@@ -21,7 +21,7 @@ def test_the_page_shows_the_records(name):
     assert pages.filled(pages.PAGES[name]) == shown, "run python -m replicate pages"
 
 
-@pytest.mark.parametrize("name", pages.PAGES)
+@pytest.mark.parametrize("name", [name for name, page in pages.PAGES.items() if page.path.suffix == ".md"])
 def test_links_lead_somewhere(name):
     path = pages.PAGES[name].path
     text = path.read_text(encoding="utf-8")

@@ -16,11 +16,11 @@ print(profile, seed)
 pathlib.Path(os.environ["REPLICATE_FIGURES"], f"{name}.csv").write_text(f"{profile} {seed}")"""
 
 
-def write_notebook(folder, name, *cells, parameters=PARAMETERS, title="A title"):
+def write_notebook(folder, name, *cells, title="A title"):
     book = new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
     )
-    book.cells = [new_markdown_cell(f"# {title}\n\ntext"), new_code_cell(parameters)]
+    book.cells = [new_markdown_cell(f"# {title}\n\ntext"), new_code_cell(PARAMETERS)]
     book.cells[1].metadata["tags"] = ["parameters"]
     book.cells += [new_code_cell(f"name = {name!r}"), *(new_code_cell(cell) for cell in cells)]
     for index, cell in enumerate(book.cells):
@@ -54,14 +54,13 @@ def fake(monkeypatch):
     return seen
 
 
-def test_discover_reads_numbers_titles_and_parameters(folder):
+def test_discover_reads_numbers_and_titles(folder):
     write_notebook(folder, "10_last", title="The last")
-    write_notebook(folder, "02_first", parameters='profile = "smoke"\nseed = 1\nwidths = [1, 2]  # two')
+    write_notebook(folder, "02_first")
     (folder / "scratch.ipynb").write_text("{}")
     books = notebooks.discover(folder)
     assert [book.name for book in books] == ["02_first", "10_last"]
     assert books[1].title == "The last" and books[1].number == "10"
-    assert books[0].parameters == {"profile": "smoke", "seed": 1, "widths": [1, 2]}
     assert [b.number for b in notebooks.select(books, ["2"])] == ["02"]
     assert [b.number for b in notebooks.select(books, ["10_last"])] == ["10"]
     with pytest.raises(ValueError, match="no notebook '07'"):
@@ -74,8 +73,6 @@ def test_bad_requests_are_refused_before_anything_runs(folder, fake):
         runner.run("huge", folder=folder)
     with pytest.raises(ValueError, match="seed is -1; choose a whole number"):
         runner.run(folder=folder, seed=-1)
-    with pytest.raises(ValueError, match="did you mean 'seed'"):
-        runner.run(folder=folder, sed=3)
     with pytest.raises(ValueError, match="no notebook"):
         runner.run(folder=folder, only=["3"])
     assert not fake

@@ -56,7 +56,7 @@ def hashes(*configs):
 
 def test_a_portion_trains_what_is_missing_and_asks_the_model(store, capsys):
     runs = named("dense", *seeds_of(RUN, 1, 2)) + named("w1", W1)
-    question = completion.question(20, context=6, length=4)
+    question = completion.QUESTION | {"n": 20, "context": 6, "length": 4}
     first = command.run(runs[:2], store, workers=1, question=question, keep=True)
     assert trained(first) == hashes(*seeds_of(RUN, 1, 2))
     lines = capsys.readouterr().err.splitlines()

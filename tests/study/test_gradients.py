@@ -101,7 +101,7 @@ def test_a_transpose_of_its_own_pattern_sends_another_direction(name):
     assert all(row["cosine"] < 1 for row in rows)
 
 
-def test_a_record_holds_every_layer_at_every_step(tmp_path):
+def test_a_record_holds_every_layer_at_every_step(tmp_path, monkeypatch):
     config = train_preset(
         "smoke", "w1", steps=6, lr_warmup=1, dense_warmup=2, batch_size=2, eval_batches=1, final_window=1
     )
@@ -113,4 +113,5 @@ def test_a_record_holds_every_layer_at_every_step(tmp_path):
     store.put(record, recorded=True)
     other = replace(record, config={**record.config, "arm": "w1+w1t seed 1"}, config_hash="0" * 16)
     store.put(other, recorded=True)  # any preset's arm may be measured
-    assert gradients.ends(store) == dict.fromkeys(("w1", "w1+w1t"), record.results["layers"][-1])
+    monkeypatch.setattr(gradients.records, "RecordStore", lambda: store)
+    assert gradients.ends() == dict.fromkeys(("w1", "w1+w1t"), record.results["layers"][-1])

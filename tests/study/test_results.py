@@ -130,7 +130,7 @@ def test_a_plan_keeps_the_models_that_are_asked_for(in_process):
 def test_completions_keep_the_models_and_the_answers(in_process, monkeypatch):
     sparse = replace(RUN, model=replace(RUN.model, sparsity=SPARSITY_PRESETS["w1"]))
     runs = results.frame(study.run([RUN, sparse], progress=False))
-    question = completion.question(20, context=6, length=4)
+    question = completion.QUESTION | {"n": 20, "context": 6, "length": 4}
     first = results.completions(runs, question)
     assert first["accuracy"].between(0, 1).all()
     kept = [len(checkpoint.steps(worker.run_dir(c))) for c in (RUN, sparse)]

@@ -83,7 +83,8 @@ def test_records_name_the_device_that_the_run_asked_for(store, monkeypatch):
     answer = {"results": results, "seconds": 1.0, "completion": {"accuracy": 0.5}}
     asked = {"n": 4}
     for device in ("cpu", "auto"):
-        record = runs.put_answer(store, replace(RUN, device=device), answer, question=asked)
+        study_ = runs.Study({}, store, {}, question=asked)
+        record = study_.put_answer(replace(RUN, device=device), answer)
         reply, _ = store.find("completion", {"train": record.config_hash, **asked})
         assert record.device == reply.device == f"the {device} device"
 

@@ -91,17 +91,6 @@ def test_a_damaged_rank_file_is_refused_and_windows_line_ends_are_not(tmp_path, 
     file.write_bytes(shipped[:-10])
     with pytest.raises(ValueError, match="was altered; restore it"):
         tokenizer.load(512)
-    lines = shipped.splitlines()
-    for bad, message in [
-        (lines[:300], "has 300 ranks"),
-        ([*lines[:300], b"nonsense"], "line 301: b'nonsense' is no 'base64 rank' pair"),
-        ([*lines[:300], b"*** 300"], "line 301"),
-        ([*lines[:300], lines[301]], "rank b'301', expected 300"),
-        ([lines[0].replace(b" 0", b" 0"), b"AA== 1", *lines[2:400]], "first 256 tokens must be the single"),
-    ]:
-        file.write_bytes(b"\n".join(bad))
-        with pytest.raises(ValueError, match=message):
-            tokenizer.load(350, path=file)
 
 
 def test_training_by_hand():
@@ -179,7 +168,6 @@ def test_train_command_repeats_itself_byte_for_byte(tmp_path, capsys):
         args = ["train", "--corpus", f"file:{text}", "--vocab-size", "280", "--out", str(tmp_path / name)]
         assert tokenizer.main(args) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert tokenizer.load(280, tmp_path / "one").encode("the cat").size < 5
     assert "280 ranks in" in capsys.readouterr().out
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_reached_is_none():
     assert flops.step_needed(1.387, 10 / 48) is None
     assert flops.share_needed(3.0, 2.2) is None
     assert flops.venom_needed(4.2, 0.82) is None
-    assert flops.step_speedup(1.0, math.inf, two4=math.inf) == math.inf
+    assert flops.step_speedup(1.0, math.inf, math.inf) == math.inf
 
 
 def test_a_recipe_is_counted_by_its_products():

@@ -38,19 +38,6 @@ def layer(config, phase="sparse", seed=0):
     return ffn
 
 
-def old_state(ffn):
-    """The state of a layer as it was before states had a phase, without metadata."""
-    state = {k: v.clone() for k, v in ffn.state_dict().items() if not k.endswith(("sparse", "scaled"))}
-    for name in state:
-        if name.endswith("clustered"):
-            state[name] = state[name].bool()
-        elif name.endswith("static_experts"):
-            state[name] = state[name].long()
-        elif name.endswith("scale") and not state[name].any():
-            state[name] = torch.full_like(state[name], float("nan"))
-    return state
-
-
 # State dicts
 
 
@@ -76,22 +63,6 @@ def test_a_state_goes_through_safetensors(name):
     loaded.load_state_dict(safetensors.torch.load(safetensors.torch.save(source.state_dict())))
     assert loaded.phase == "sparse"
     assert torch.equal(loaded(normal(32, D)), source(normal(32, D)))
-
-
-@pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_state_from_before_it_had_a_phase_is_dense(name, assign):
-    source = layer(CONFIGS[name])
-    loaded = layer(CONFIGS[name], seed=7)
-    loaded.load_state_dict(old_state(source), strict=True, assign=assign)
-    assert loaded.phase == "dense"
-    loaded.phase = "sparse"  # clusters, experts and scales came with it
-    assert torch.equal(loaded(normal(32, D)), source(normal(32, D)))
-    fresh = SparseFFN(D, FF, SCALED)
-    fresh.load_state_dict(old_state(fresh))
-    assert fresh.beta(0).isnan()  # NaN was "not yet"
-    fresh.phase = "sparse"
-    assert fresh.beta(0) >= 1
 
 
 def test_a_state_without_any_buffer_leaves_the_phase():
