@@ -289,7 +289,7 @@ def copy_package(target: Path) -> Path:
     return target
 
 
-def run_tests(copy: Path, *which: str) -> subprocess.CompletedProcess:
+def run_tests(copy: Path, *which: str, timeout: float | None = 600) -> subprocess.CompletedProcess:
     """pytest on the copy, whose package comes first; conftest.py refuses any other."""
     env = {**os.environ, "PYTHONPATH": str(copy), "REPLICATE_EXPECTED_ROOT": str(copy)}
     for name in [key for key in env if key.startswith(("COVERAGE", "COV_", "PYTEST_"))]:
@@ -299,7 +299,14 @@ def run_tests(copy: Path, *which: str) -> subprocess.CompletedProcess:
         command += ["-p", f"no:{plugin}"]
     command += which
     return subprocess.run(
-        command, cwd=copy, env=env, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False
+        command,
+        cwd=copy,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
     )
 
 
