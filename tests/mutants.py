@@ -3,11 +3,11 @@
     pip install -e ".[test,mutation]"
     python tests/mutants.py --sample 320 --seed 1 --workers 8 --out mutants.json
 
-draws mutants of the method files and of ablations.py (not of figures.py, which only draws) by the operators of
-cosmic-ray, and by two for products that it lacks, runs each on a copy of the tree, and prints a table and the
-survivors. One in seven lies in the forward and backward products; the others spread over the files by their
-lines. `--draw FILE` only draws, `--run FILE` only runs, which needs no cosmic-ray. All takes an hour on one core,
-hence it is no part of the test suite; `test_mutation.py` is the short list that is.
+draws mutants of the method files and of ablations.py (not of figures.py, which only draws) by cosmic-ray's
+operators, and by two for products that it lacks, runs each on a copy of the tree, and prints a table and the
+survivors. One in seven lies in the forward and backward products, half of these in the layer's own; the others
+spread over the files by their lines. `--draw FILE` only draws, `--run FILE` only runs, without cosmic-ray. All
+takes an hour on one core, hence it is no part of the test suite; `test_mutation.py` is the short list that is.
 """
 
 import argparse
@@ -49,7 +49,8 @@ JUNK = re.compile(
     r"BinaryOperator_(?!(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)_(Add|Sub|Mul|Div|FloorDiv|Mod|Pow)$"
     r"|Bit\w+_Bit\w+$|.Shift_.Shift$)|UnaryOperator_Invert_U|ComparisonOperator_(?!Is)\w+_Is(Not)?$"
 )
-NOT_TENSORS = {"ctx", "ffn", "c", "tokens", "d_ff", "whole", "wide", "groups"}  # any tensor for them raises
+# Names that no activation or gradient of a product can stand for: each would raise.
+OTHERS = {"ctx", "ffn", "c", "w1", "w2", "score", "tokens", "d_ff", "whole", "wide", "groups", "over_tokens"}
 
 
 def operators():
@@ -78,10 +79,12 @@ def operators():
             function = node.type == "name" and node.search_ancestor("funcdef")
             if not function or node.is_definition() or node.get_previous_leaf() == ".":
                 return []
+            if node.parent.get_code().endswith(".dtype"):
+                return []
             if not any(is_product(module, qualified(node)) for module in PRODUCTS):
                 return []
             names = [other for other in ast_nodes(function) if other.type == "name" and other.is_definition()]
-            known = {other.value for other in names if other.line < node.line} - NOT_TENSORS
+            known = {other.value for other in names if other.line < node.line} - OTHERS
             return sorted(known - {node.value, function.name.value}) if node.value in known else []
 
         def mutation_positions(self, node):
@@ -155,25 +158,26 @@ def draw(sample, seed, modules):
             places = [n for n in ast_nodes(tree) for _ in operator.mutation_positions(n)]
             for nth, node in enumerate(places):
                 function = qualified(node)
-                pool = pools.setdefault("products" if is_product(module, function) else module, [])
+                pool = pools.setdefault((module, is_product(module, function)), [])
                 pool.append((module, function, node.start_pos, name, operator, nth))
-    quota, total, done = {"products": -(-sample // 7) if "products" in pools else 0}, sum(lines.values()), 0
-    rest = sample - quota["products"]
+    quota = {(module, True): -(-sample // 14) for module in modules if module in PRODUCTS}
+    rest, total, done = sample - sum(quota.values()), sum(lines.values()), 0
     for module in modules:
-        quota[module] = rest * (done + lines[module]) // total - rest * done // total
+        quota[module, False] = rest * (done + lines[module]) // total - rest * done // total
         done += lines[module]
     drawn = []
     for stratum, pool in pools.items():
         rng.shuffle(pool)
         met, ranks, seen = Counter(), {}, set()
         for item in pool:
-            ranks[id(item)] = met[item[:3]] = met[item[:3]] + 1
+            met[item[:3]] += 1
+            ranks[id(item)] = met[item[:3]] + (item[3] == "OtherTensor")
         for module, function, _, name, operator, nth in sorted(pool, key=lambda item: ranks[id(item)]):
             old = source(module).read_text(encoding="utf-8")
             new = mutate_code(old, operator, nth) if len(seen) < quota[stratum] else None
             if new and bare(new) not in {None, bare(old), *seen}:
                 seen.add(bare(new))
-                drawn.append({"module": module, "function": function, "operator": name, "stratum": stratum})
+                drawn.append({"module": module, "function": function, "operator": name})
                 drawn[-1] |= changed(old.splitlines(), new.splitlines())
     return sorted(drawn, key=lambda m: (modules.index(m["module"]), m["line"]))
 
@@ -273,7 +277,7 @@ def main():
         mutants = draw(args.sample, args.seed, args.only)
     if args.draw:
         args.draw.write_text(json.dumps(mutants, indent=1), encoding="utf-8")
-        print(Counter(mutant["stratum"] for mutant in mutants))
+        print(Counter(mutant["module"] for mutant in mutants))
         return
     results = run(mutants, args.workers)
     if args.out:
