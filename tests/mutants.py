@@ -5,9 +5,10 @@
 
 draws mutants of the method files and of ablations.py (not of figures.py, which only draws) by cosmic-ray's
 operators, and by two for products that it lacks, runs each on a copy of the tree, and prints a table and the
-survivors. One in seven lies in the forward and backward products, half of these in the layer's own; the others
-spread over the files by their lines. `--draw FILE` only draws, `--run FILE` only runs, without cosmic-ray. All
-takes an hour on one core, hence it is no part of the test suite; `test_mutation.py` is the short list that is.
+survivors. One in seven lies in the forward and backward products, half of these in the layer's own; the
+others spread over the files by their lines. `--draw FILE` only draws, `--run FILE` only runs, without
+cosmic-ray. All takes an hour on one core, hence it is no part of the test suite; the short list that is stands
+in test_mutation.py.
 """
 
 import argparse
