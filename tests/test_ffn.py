@@ -773,6 +773,15 @@ def test_autocast_computes_in_bfloat16_and_gives_float32_gradients(name):
         assert cosine > 0.95
 
 
+@pytest.mark.parametrize("name", ["recipe", "act24"])
+def test_autocast_rounds_the_input_and_leaves_the_router_in_float32(name):
+    """Under autocast the scores of tokens and clusters would be in bfloat16, in which many are equal."""
+    ffn, x = make(name, dtype=torch.float32), normal(512, D, seed=3, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ffn(x)
+    assert torch.equal(half, ffn(x.bfloat16()))
+
+
 def test_frozen_parts_and_no_grad():
     ffn = make("recipe")
     x = normal(T, D)
