@@ -29,7 +29,7 @@ TESTS = {  # module -> the tests that must notice
     "config": ("test_config.py",),
     "sparsity": ("test_sparsity.py",),
     "router": ("test_router.py", "test_causality.py", "test_ffn.py"),
-    "ffn": ("test_ffn.py", "test_causality.py"),
+    "ffn": ("test_ffn.py", "test_causality.py", "training/test_layer_state.py"),
     "ablations": ("test_sparsity.py", "test_ffn.py", "training/test_layer_state.py"),
     "gpt": ("test_gpt.py", "test_causality.py"),
     "data": ("test_data.py",),
