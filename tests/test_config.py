@@ -418,6 +418,7 @@ def test_hash_sees_what_and_not_how():
 
 def test_hash_of_known_configs_does_not_drift():
     """Recorded results are found by hash: a changed hash orphans them."""
+    assert config_hash(TrainConfig()) == "b990a20124f3ca47", "every default"
     assert config_hash(train_preset("study10m")) == "8614b1afe0b78e4c"
     assert config_hash(train_preset("study10m", "recipe")) == "d4657c24ae2bfc2e"
     assert all(getattr(TrainConfig(), name) == value for name, value in YOUNGER.items())
