@@ -268,7 +268,7 @@ def test_scale_multiplies_and_minimises_the_distance():
         for other in (0.9 * beta, 1.1 * beta, 1.0):
             assert best <= (other * f - w).square().sum()
         assert torch.equal(soft_threshold24(w, dim, scale=beta), f * beta)
-    assert beta > 1  # the threshold only shrinks
+    assert beta > 1 and soft_scale(w) == beta  # the threshold only shrinks; groups run along the last axis
     assert soft_scale(torch.ones(4, 8)) == 1.0  # f is all zero
     assert soft_scale(w.half()) == pytest.approx(soft_scale(w), rel=1e-2)
 
