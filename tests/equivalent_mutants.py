@@ -11,6 +11,7 @@ EQUIVALENT = {
     ("router", "permuted_venom", "cumsum(-1)"): "the last axis of a vector is its first",
     ("router", "_filled", "stable=False"): "on a CPU torch sorts stably in any case",
     ("data", "TokenData._sequences", "non_blocking=False"): "a copy on the CPU never waits",
+    ("ablations", "score_gradient", "mask.unflatten(1,"): "the last axis of a matrix is axis 1",
     ("ablations", "mvue24", "u <= high"): "a random number meets a bound with probability 0",
     ("ablations", "mvue24", "max / 9"): "any bound does whose four sum up to a finite number",
 }

@@ -569,6 +569,8 @@ def test_select24_by_hand():
     values_, mask = select24(y, "soft")
     assert values_.tolist() == [[0, 2, 0, 1]] and mask.tolist() == [[False, True, False, True]]
     assert select24(y, "static")[0].tolist() == [[1, 4, 0, 0]]
+    deep = select24(y.expand(3, 1, 4), "static")[1]
+    assert deep.tolist() == 3 * [[[True, True, False, False]]]
     # criteria 1 * 8, 4 * 1, 2 * 1, 3 * 1: the values themselves are not scaled
     score = torch.tensor([math.log(8), 0, 0, 0])
     assert select24(y, "learned", score)[0].tolist() == [[1, 4, 0, 0]]
