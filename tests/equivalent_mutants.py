@@ -6,7 +6,6 @@ of the share killed.
 
 EQUIVALENT = {
     ("ffn", "_SparseProducts", "no @staticmethod"): "torch calls forward and backward by the class",
-    ("ffn", "SparseFFN", "no @torch.compiler.disable"): "for compiled code: tests/training/test_compiled.py",
     ("router", "cluster_neurons", "continue"): "the labels do not change any more; it only takes longer",
     ("router", "permuted_venom", "cumsum(-1)"): "the last axis of a vector is its first",
     ("router", "_filled", "stable=False"): "on a CPU torch sorts stably in any case",
