@@ -416,8 +416,19 @@ def test_hash_sees_what_and_not_how():
     assert all(re.fullmatch("[0-9a-f]{16}", h) for h in hashes)
 
 
+def test_a_head_of_odd_width_has_no_pairs_to_rotate():
+    with pytest.raises(ValueError, match="d_model 6 over n_head 2 must be an even whole number"):
+        ModelConfig(d_model=6, n_head=2)
+    assert ModelConfig(d_model=8, n_head=2).kv_heads == 2
+
+
+def test_compilation_is_asked_for():
+    assert not TrainConfig().compile
+
+
 def test_hash_of_known_configs_does_not_drift():
     """Recorded results are found by hash: a changed hash orphans them."""
+    assert config_hash(TrainConfig()) == "b990a20124f3ca47", "every default"
     assert config_hash(train_preset("study10m")) == "8614b1afe0b78e4c"
     assert config_hash(train_preset("study10m", "recipe")) == "d4657c24ae2bfc2e"
     assert all(getattr(TrainConfig(), name) == value for name, value in YOUNGER.items())

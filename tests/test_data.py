@@ -122,6 +122,7 @@ def test_valid_batches_are_fixed_spread_out_and_disjoint(synthetic):
     starts = [stream.index(row.numpy().astype(np.uint16).tobytes()) // 2 for x, _ in batches for row in x]
     assert starts[0] == 0 and starts[-1] > 0.9 * len(synthetic.valid)
     assert min(np.diff(starts)) >= 32
+    assert [len(x) for x, _ in synthetic.valid_batches(3, 1)] == [1, 1, 1]
 
 
 def test_valid_batches_stop_at_the_end_of_the_text(tokens):

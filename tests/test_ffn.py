@@ -773,6 +773,40 @@ def test_autocast_computes_in_bfloat16_and_gives_float32_gradients(name):
         assert cosine > 0.95
 
 
+@pytest.mark.parametrize(
+    "own, variable, kernels",
+    [
+        (None, None, False),  # on a CPU
+        (None, "", False),
+        ("auto", "auto", False),
+        (None, "triton", True),
+        ("auto", "triton", True),
+        ("auto", "reference", False),
+        ("reference", "triton", False),  # the layer's own comes first
+        ("triton", "reference", True),
+        ("triton", None, True),
+    ],
+)
+def test_who_computes_the_sparse_phase(own, variable, kernels, monkeypatch):
+    ffn, x = make("act24"), normal(T, D)
+    reference, ffn.backend = ffn(x), own
+    monkeypatch.setattr("replicate.kernels.layer.sparse_phase", lambda layer, x: torch.zeros_like(x))
+    if variable is None:
+        monkeypatch.delenv("REPLICATE_BACKEND", raising=False)
+    else:
+        monkeypatch.setenv("REPLICATE_BACKEND", variable)
+    assert torch.equal(ffn(x), torch.zeros_like(x) if kernels else reference)
+
+
+@pytest.mark.parametrize("name", ["recipe", "act24"])
+def test_autocast_rounds_the_input_and_leaves_the_router_in_float32(name):
+    """Under autocast the scores of tokens and clusters would be in bfloat16, in which many are equal."""
+    ffn, x = make(name, dtype=torch.float32), normal(512, D, seed=3, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ffn(x)
+    assert torch.equal(half, ffn(x.bfloat16()))
+
+
 def test_frozen_parts_and_no_grad():
     ffn = make("recipe")
     x = normal(T, D)

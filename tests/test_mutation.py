@@ -4,6 +4,7 @@ A copy of the package gets one small mistake; the tests that should see it run o
 fails. On an unchanged copy all of them pass, so it is the mistake that they see.
 """
 
+import ast
 import os
 import shutil
 import subprocess
@@ -18,10 +19,11 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Mutation:
-    """One mistake: in `file`, the text `old`, which occurs once, becomes `new`."""
+    """One mistake: in `place`, a function or constant of `file`, `old`, there once, becomes `new`."""
 
     name: str
     file: str
+    place: str  # with the classes and functions around it: "SparseFFN.fold"
     old: str
     new: str
     tests: str
@@ -32,6 +34,7 @@ MUTATIONS = [
     Mutation(
         "compressed-weights-go-stale",
         "replicate/training/layer_state.py",
+        "LayerState.__init__",
         "self._hold = False",
         "self._hold = True",
         "tests/kernels/test_layer.py",
@@ -40,6 +43,7 @@ MUTATIONS = [
     Mutation(
         "token-order-not-undone",
         "replicate/kernels/layer.py",
+        "_TwoFourFFN.forward",
         "else y3[ctx.order[1]]",
         "else y3[ctx.order[0]]",
         "tests/kernels/test_layer.py",
@@ -48,6 +52,7 @@ MUTATIONS = [
     Mutation(
         "energy-not-squared",
         "replicate/kernels/venom/route_active.py",
+        "_energy_kernel",
         "total += value * value",
         "total += value",
         "tests/kernels/venom/test_lists.py",
@@ -56,6 +61,7 @@ MUTATIONS = [
     Mutation(
         "scan-forgets-earlier-chunks",
         "replicate/kernels/venom/token_lists.py",
+        "_scan_kernel",
         "before += tl.sum(own, axis=0)",
         "before = tl.sum(own, axis=0)",
         "tests/kernels/venom/test_lists.py",
@@ -64,6 +70,7 @@ MUTATIONS = [
     Mutation(
         "same-reads-the-whole-weight",
         "replicate/config.py",
+        "SparsityConfig.source",
         'return other if self.backward == "same"',
         'return other if self.backward == "always"',
         "tests/test_ffn.py",
@@ -72,6 +79,7 @@ MUTATIONS = [
     Mutation(
         "whole-reads-the-pruned-weight",
         "replicate/config.py",
+        "SparsityConfig.source",
         'return other if self.backward == "same" and',
         "return other if",
         "tests/test_ffn.py",
@@ -80,6 +88,7 @@ MUTATIONS = [
     Mutation(
         "kernels-read-the-other-orientation",
         "replicate/kernels/layer.py",
+        "Operands.dense",
         'pruned if source.endswith("_t") else pruned.t().contiguous()',
         "pruned.view(getattr(self.ffn, weight).shape)",
         "tests/kernels/test_layer.py",
@@ -88,6 +97,7 @@ MUTATIONS = [
     Mutation(
         "fold-does-nothing",
         "replicate/ffn.py",
+        "SparseFFN.fold",
         "w.copy_(self.sparse_weight(name, w.dtype))",
         "w.copy_(w)",
         "tests/test_train.py",
@@ -96,6 +106,7 @@ MUTATIONS = [
     Mutation(
         "threshold-rank",
         "replicate/sparsity.py",
+        "soft_threshold24",
         "t = torch.minimum(low, high)",
         "t = torch.maximum(low, high)",
         "tests/test_sparsity.py",
@@ -104,6 +115,7 @@ MUTATIONS = [
     Mutation(
         "threshold-not-subtracted",
         "replicate/sparsity.py",
+        "soft_threshold24",
         "torch.copysign(mag - t, wide)",
         "torch.copysign(mag, wide)",
         "tests/test_sparsity.py",
@@ -112,6 +124,7 @@ MUTATIONS = [
     Mutation(
         "mask-rank",
         "replicate/sparsity.py",
+        "_top_of_four",
         "(p & q) | (r & (p | q)) for",
         "(p & q & r) for",
         "tests/test_sparsity.py",
@@ -120,6 +133,7 @@ MUTATIONS = [
     Mutation(
         "tie-rule",
         "replicate/sparsity.py",
+        "_top_of_four",
         "a >= b, a >= c, a >= d, b >= c, b >= d, c >= d",
         "a > b, a > c, a > d, b > c, b > d, c > d",
         "tests/test_sparsity.py",
@@ -128,6 +142,7 @@ MUTATIONS = [
     Mutation(
         "venom-columns-by-vote-of-the-smallest",
         "replicate/sparsity.py",
+        "venom_mask",
         "weight.argsort(dim=-1, descending=True, stable=True)",
         "weight.argsort(dim=-1, descending=False, stable=True)",
         "tests/test_sparsity.py",
@@ -136,6 +151,7 @@ MUTATIONS = [
     Mutation(
         "mvue-not-divided",
         "replicate/ablations.py",
+        "mvue24",
         "groups / p.clamp_min(tiny)",
         "groups * 1",
         "tests/test_sparsity.py",
@@ -144,6 +160,7 @@ MUTATIONS = [
     Mutation(
         "permutation-inverse",
         "replicate/router.py",
+        "token_permutation",
         "inverse[order] = torch.arange(len(order), device=order.device)",
         "inverse = order.clone()",
         "tests/test_router.py",
@@ -152,6 +169,7 @@ MUTATIONS = [
     Mutation(
         "l2-without-the-norm",
         "replicate/router.py",
+        "scores",
         "2 * dot - means.square().sum(1)",
         "2 * dot",
         "tests/test_router.py",
@@ -160,6 +178,7 @@ MUTATIONS = [
     Mutation(
         "mask-reuse",
         "replicate/ffn.py",
+        "_SparseProducts.backward",
         "dy1.masked_fill(~mask, 0) if c.mask_reuse else ablations.own_gradient_mask(dy1, c)",
         "ablations.own_gradient_mask(dy1, c)",
         "tests/test_ffn.py",
@@ -168,6 +187,7 @@ MUTATIONS = [
     Mutation(
         "group-axis",
         "replicate/ffn.py",
+        "SparseFFN._oriented",
         "return [(self.w1, 0), (self.w2, 0), (self.w2, 1), (self.w1, 1)]",
         "return [(self.w1, 1), (self.w2, 1), (self.w2, 0), (self.w1, 0)]",
         "tests/test_ffn.py",
@@ -176,6 +196,7 @@ MUTATIONS = [
     Mutation(
         "token-groups-along-features",
         "replicate/ablations.py",
+        "token_reduction.prune",
         "prune24(head, 0)",
         "prune24(head, 1)",
         "tests/test_ffn.py",
@@ -184,6 +205,7 @@ MUTATIONS = [
     Mutation(
         "derivative-of-the-square",
         "replicate/ffn.py",
+        "_SparseProducts.backward",
         "dy1 = 2 * dy2 * relu_y1",
         "dy1 = dy2 * relu_y1",
         "tests/test_ffn.py",
@@ -192,6 +214,7 @@ MUTATIONS = [
     Mutation(
         "rows-of-w2-not-permuted",
         "replicate/ffn.py",
+        "SparseFFN.make_clusters",
         "self.w2.copy_(self.w2[perm])",
         "self.w2.copy_(self.w2)",
         "tests/test_ffn.py",
@@ -200,6 +223,7 @@ MUTATIONS = [
     Mutation(
         "soft-threshold-comparison",
         "replicate/sparsity.py",
+        "soft_threshold24",
         "torch.where(mag <= t,",
         "torch.where(mag < t,",
         "tests/test_sparsity.py",
@@ -208,6 +232,7 @@ MUTATIONS = [
     Mutation(
         "mvue-draws-a-third",
         "replicate/ablations.py",
+        "mvue24",
         "((low <= u) & (u < high)) | ((low <= u + 1) & (u + 1 < high))",
         "(high - u).floor() > (low - u).floor()",
         "tests/test_sparsity.py",
@@ -216,6 +241,7 @@ MUTATIONS = [
     Mutation(
         "score-order",
         "replicate/router.py",
+        "route",
         "metric).argsort(dim=1, descending=True, stable=True)[:, :top_k]",
         "metric).argsort(dim=1, stable=True)[:, :top_k]",
         "tests/test_router.py",
@@ -224,6 +250,7 @@ MUTATIONS = [
     Mutation(
         "cluster-size",
         "replicate/router.py",
+        "_equal_assignment",
         "refused = order[rank >= size]",
         "refused = order[rank > size]",
         "tests/test_router.py",
@@ -232,6 +259,7 @@ MUTATIONS = [
     Mutation(
         "routing-reads-other-tokens",
         "replicate/router.py",
+        "by_token",
         "route(x, ffn.expert_means()",
         "route(x - x.mean(0), ffn.expert_means()",
         "tests/test_causality.py",
@@ -240,6 +268,7 @@ MUTATIONS = [
     Mutation(
         "block-vote-without-the-inner-two",
         "replicate/ablations.py",
+        "block_votes",
         "n=2 if c.inner else 4",
         "n=4",
         "tests/test_ffn.py",
@@ -248,6 +277,7 @@ MUTATIONS = [
     Mutation(
         "sparsest-features-stay-dense",
         "replicate/ablations.py",
+        "token_reduction",
         "(kept != 0).sum(0).argsort(descending=True",
         "(kept != 0).sum(0).argsort(descending=False",
         "tests/test_ffn.py",
@@ -256,6 +286,7 @@ MUTATIONS = [
     Mutation(
         "scale-not-frozen",
         "replicate/training/layer_state.py",
+        "LayerState.phase",
         'if phase == "sparse" and self.config.weight_scale and not _on(self.scaled):',
         'if phase == "sparse" and self.config.weight_scale:',
         "tests/test_ffn.py",
@@ -264,6 +295,7 @@ MUTATIONS = [
     Mutation(
         "score-gradient-without-its-mean",
         "replicate/ablations.py",
+        "score_gradient",
         "(dmask - (p * dmask).sum(-1, keepdim=True))",
         "dmask",
         "tests/test_ffn.py",
@@ -272,12 +304,33 @@ MUTATIONS = [
     Mutation(
         "hash-ignores-the-model",
         "replicate/settings/text.py",
+        "NOT_HASHED",
         "NOT_HASHED = (",
         'NOT_HASHED = ("model", ',
         "tests/test_config.py",
         "hash",
     ),
 ]
+
+
+def mutated(mutation: Mutation, text: str) -> str:
+    """The text of the mutation's file with its mistake; AssertionError if it is not once in its place."""
+    nodes = [ast.parse(text)]
+    for name in mutation.place.split("."):  # a property and its setter share one
+        nodes = [inner for node in nodes for inner in ast.walk(node) if name in names_defined(inner)]
+    lines = text.splitlines(keepends=True)
+    spans = [slice(node.lineno - 1, node.end_lineno) for node in nodes]
+    found = [span for span in spans for _ in range("".join(lines[span]).count(mutation.old))]
+    assert len(found) == 1, f"{mutation.place} of {mutation.file} has {mutation.old!r} {len(found)} times"
+    lines[found[0]] = "".join(lines[found[0]]).replace(mutation.old, mutation.new)
+    return "".join(lines)
+
+
+def names_defined(node: ast.AST) -> list[str]:
+    """The name of a class or function, or the names an assignment gives."""
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else []
 
 
 def copy_package(target: Path) -> Path:
@@ -289,7 +342,7 @@ def copy_package(target: Path) -> Path:
     return target
 
 
-def run_tests(copy: Path, *which: str) -> subprocess.CompletedProcess:
+def run_tests(copy: Path, *which: str, timeout: float | None = 600) -> subprocess.CompletedProcess:
     """pytest on the copy, whose package comes first; conftest.py refuses any other."""
     env = {**os.environ, "PYTHONPATH": str(copy), "REPLICATE_EXPECTED_ROOT": str(copy)}
     for name in [key for key in env if key.startswith(("COVERAGE", "COV_", "PYTEST_"))]:
@@ -299,7 +352,14 @@ def run_tests(copy: Path, *which: str) -> subprocess.CompletedProcess:
         command += ["-p", f"no:{plugin}"]
     command += which
     return subprocess.run(
-        command, cwd=copy, env=env, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False
+        command,
+        cwd=copy,
+        env=env,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -312,12 +372,20 @@ def unchanged(tmp_path_factory):
 def test_a_wrong_formula_turns_a_test_red(mutation, tmp_path):
     copy = copy_package(tmp_path / "mutated")
     path = copy / mutation.file
-    text = path.read_text(encoding="utf-8")
-    assert text.count(mutation.old) == 1, f"{mutation.old!r} is not in {mutation.file} exactly once"
-    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    path.write_text(mutated(mutation, path.read_text(encoding="utf-8")), encoding="utf-8")
     red = run_tests(copy, mutation.tests, "-k", mutation.select)
     said = (red.stdout + red.stderr)[-2000:]
     assert red.returncode == 1, f"no test failed (exit {red.returncode}):\n{said}"
+
+
+@pytest.mark.parametrize(
+    "place, old", [("SparseFFN.fold", "2 * dy2 * relu_y1"), ("_SparseProducts.fold", "w"), ("fold", "w")]
+)
+def test_a_mutation_whose_place_or_text_is_gone_says_so(place, old):
+    """Another function of the file may well hold the text."""
+    lost = Mutation("lost", "replicate/ffn.py", place, old, "", "", "")
+    with pytest.raises(AssertionError, match="fold"):
+        mutated(lost, (ROOT / lost.file).read_text(encoding="utf-8"))
 
 
 def test_the_unchanged_copy_is_green(unchanged):

@@ -268,7 +268,7 @@ def test_scale_multiplies_and_minimises_the_distance():
         for other in (0.9 * beta, 1.1 * beta, 1.0):
             assert best <= (other * f - w).square().sum()
         assert torch.equal(soft_threshold24(w, dim, scale=beta), f * beta)
-    assert beta > 1  # the threshold only shrinks
+    assert beta > 1 and soft_scale(w) == beta  # the threshold only shrinks; groups run along the last axis
     assert soft_scale(torch.ones(4, 8)) == 1.0  # f is all zero
     assert soft_scale(w.half()) == pytest.approx(soft_scale(w), rel=1e-2)
 
@@ -569,6 +569,8 @@ def test_select24_by_hand():
     values_, mask = select24(y, "soft")
     assert values_.tolist() == [[0, 2, 0, 1]] and mask.tolist() == [[False, True, False, True]]
     assert select24(y, "static")[0].tolist() == [[1, 4, 0, 0]]
+    deep = select24(y.expand(3, 1, 4), "static")[1]
+    assert deep.tolist() == 3 * [[[True, True, False, False]]]
     # criteria 1 * 8, 4 * 1, 2 * 1, 3 * 1: the values themselves are not scaled
     score = torch.tensor([math.log(8), 0, 0, 0])
     assert select24(y, "learned", score)[0].tolist() == [[1, 4, 0, 0]]
