@@ -105,25 +105,25 @@ class SparseFFN(LayerState):
 
     def activation_mask(self, x: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
         """(values, mask) [T, F] of y2 after the configured activation sparsity (algorithm 1, line 3)."""
-        c, clusters = self.config, None
+        c, allowed = self.config, None
         if c.activation == "venom":
             if c.routing == "oracle-block":
                 return ablations.block_votes(y2, c)
-            experts = self.experts(x, y2)
+            clusters = self.clusters(x, y2)
             if self.collect:
-                self.seen["experts"] = experts
-            clusters = router.ordered_cluster_mask(experts, self.w1.shape[1], c.n_clusters)
-            y2 = torch.where(clusters, y2, torch.zeros_like(y2))
+                self.seen["clusters"] = clusters
+            allowed = router.ordered_cluster_mask(clusters, self.w1.shape[1], c.n_clusters)
+            y2 = torch.where(allowed, y2, torch.zeros_like(y2))
             if not c.inner:
-                return y2, clusters
+                return y2, allowed
         if c.selection == "magnitude":
             mask = mask24(y2)
             values = torch.where(mask, y2, torch.zeros_like(y2))
         else:
             values, mask = ablations.select24(y2, c.selection, self.score)
-        return values, mask if clusters is None else mask & clusters
+        return values, mask if allowed is None else mask & allowed
 
-    def experts(self, x: Tensor, y2: Tensor | None = None) -> Tensor:
+    def clusters(self, x: Tensor, y2: Tensor | None = None) -> Tensor:
         """[T, k] the clusters that each token of x [T, D] uses, by `router.RULES`.
 
         Not for routing "oracle-block", which has no rule.
@@ -133,7 +133,7 @@ class SparseFFN(LayerState):
         """
         return router.RULES[self.config.routing](self, x, y2)
 
-    def expert_means(self) -> Tensor:
+    def cluster_means(self) -> Tensor:
         """ExpertMeans [n, D] of the clusters' present columns of W1, so that the router follows W1."""
         return self.w1.detach().unflatten(1, (self.config.n_clusters, -1)).mean(2).T
 
@@ -145,7 +145,7 @@ class SparseFFN(LayerState):
 
         Args:
             seed: of the k-means start.
-            sample: inputs [..., d_model]; with them the fixed experts of routing "static" are those
+            sample: inputs [..., d_model]; with them the fixed clusters of routing "static" are those
                 with the largest mean activation, the strongest fixed choice; without, the first top_k.
 
         Returns:
@@ -161,7 +161,7 @@ class SparseFFN(LayerState):
         if sample is not None:
             x = sample.reshape(-1, sample.shape[-1]).to(self.w1.dtype)
             strength = router.energy(relu2(x @ self.w1), n).mean(0)
-            self.static_experts.copy_(strength.argsort(descending=True, stable=True)[:k])
+            self.static_clusters.copy_(strength.argsort(descending=True, stable=True)[:k])
         self.clustered.fill_(n)
         return perm
 
@@ -195,7 +195,7 @@ class _SparseProducts(torch.autograd.Function):
         y2 = relu_y1.square()
         kept, mask = (y2, None) if ffn.config.activation == "dense" else ffn.activation_mask(x, y2)
         if ffn.collect:
-            ffn.note(y2, kept, ffn.seen.get("experts"))
+            ffn.note(y2, kept, ffn.seen.get("clusters"))
         # The weights are saved so that backward reads forward's, and autograd notices a change in place.
         ctx.save_for_backward(x, relu_y1, kept, mask, score, w1, w2)
         ctx.ffn = ffn

@@ -1,8 +1,8 @@
-"""The neuron-level router (section 3.1, algorithm 3): clusters of neurons as experts, chosen per token.
+"""The neuron-level router (section 3.1, algorithm 3): clusters of neurons, chosen per token.
 
-An expert is a cluster of W1's columns and its mean. A token's scores against the means choose its top-k
-experts; only their neurons may be non-zero, which after sorting tokens by expert is V:N:M. The choice
-reads one token alone, so it is causal.
+A cluster, which the paper also calls an expert, is a group of similar columns of W1, known by their mean. A
+token's scores against the means choose its top-k clusters. Only their neurons may be non-zero, which after
+sorting tokens by cluster is V:N:M. The choice reads one token alone, so it is causal.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ METRICS = ("dot", "l2", "cosine")
 
 
 class TokenLists(NamedTuple):
-    """Tokens sorted by expert, algorithm 3 as printed; kernels read `BlockLists`, padded to blocks.
+    """Tokens sorted by cluster, algorithm 3 as printed; kernels read `BlockLists`, padded to blocks.
 
-    tokens: [T k] token ids, those of expert 0 first, in token order inside an expert.
-    offsets: [n + 1] expert e owns tokens[offsets[e]:offsets[e + 1]].
+    tokens: [T k] token ids, those of cluster 0 first, in token order inside a cluster.
+    offsets: [n + 1] cluster e owns tokens[offsets[e]:offsets[e + 1]].
     inverse: [T, k] position in `tokens` of token t's j-th choice.
     """
 
@@ -94,9 +94,9 @@ def cluster_means(w1: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
 
 
 def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
-    """Affinity of each token to each expert, [T, n], larger is closer, in at least float32.
+    """Affinity of each token to each cluster, [T, n], larger is closer, in at least float32.
 
-    "dot" is x . mu; "l2" is 2 x . mu - |mu|^2, which orders experts as -|x - mu|^2 does; "cosine" is
+    "dot" is x . mu; "l2" is 2 x . mu - |mu|^2, which orders clusters as -|x - mu|^2 does; "cosine" is
     x . mu / (|x| |mu|).
 
     Args:
@@ -118,19 +118,19 @@ def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
 
 
 def route(x: Tensor, means: Tensor, top_k: int, *, metric: str = "dot") -> Tensor:
-    """Each token's top-k experts (algorithm 3, step 2), from that token alone.
+    """Each token's top-k clusters (algorithm 3, step 2), from that token alone.
 
     Args:
         x: [T, D] inputs of the FFN. means: [n, D] ExpertMeans. top_k: 1 to n.
 
     Returns:
-        [T, top_k] expert ids, best first; ties go to the lower id.
+        [T, top_k] cluster ids, best first; ties go to the lower id.
 
     Raises:
         ValueError: shapes, top_k or metric do not fit.
     """
     if not 1 <= top_k <= means.shape[0]:
-        raise ValueError(f"top_k is {top_k}; choose 1 to the number of experts, {means.shape[0]}")
+        raise ValueError(f"top_k is {top_k}; choose 1 to the number of clusters, {means.shape[0]}")
     return scores(x, means, metric).argsort(dim=1, descending=True, stable=True)[:, :top_k]
 
 
@@ -145,8 +145,8 @@ def energy(y: Tensor, n_clusters: int) -> Tensor:
 
 
 def by_token(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
-    """The paper's rule (algorithm 3): the experts whose means score highest with the token, see `scores`."""
-    return route(x, ffn.expert_means().to(x.dtype), ffn.config.top_k, metric=ffn.config.metric)
+    """The paper's rule (algorithm 3): the clusters whose means score highest with the token, see `scores`."""
+    return route(x, ffn.cluster_means().to(x.dtype), ffn.config.top_k, metric=ffn.config.metric)
 
 
 def by_activation(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
@@ -157,7 +157,7 @@ def by_activation(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor
 
 def fixed(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
     """The same clusters for every token, chosen once by `make_clusters`: the control."""
-    return ffn.fixed_experts().expand(len(x), -1)
+    return ffn.fixed_clusters().expand(len(x), -1)
 
 
 # Who chooses a token's clusters, by the name in `SparsityConfig.routing`. A rule reads the layer, its inputs
@@ -171,32 +171,32 @@ RULES: dict[str, Callable[[SparseFFN, Tensor, Tensor | None], Tensor]] = {
 READS_Y2 = {"activation"}  # rules that need product 1 in full
 
 
-def cluster_mask(experts: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
-    """[T, F] bool: neuron f may fire for token t, because its cluster is among experts[t]."""
-    return _chosen(experts, n_clusters)[:, labels]
+def cluster_mask(clusters: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
+    """[T, F] bool: neuron f may fire for token t, because its cluster is among clusters[t]."""
+    return _chosen(clusters, n_clusters)[:, labels]
 
 
-def ordered_cluster_mask(experts: Tensor, d_ff: int, n_clusters: int) -> Tensor:
+def ordered_cluster_mask(clusters: Tensor, d_ff: int, n_clusters: int) -> Tensor:
     """`cluster_mask` [T, F] of neurons in cluster order, as `SparseFFN.make_clusters` leaves them."""
-    return _chosen(experts, n_clusters).repeat_interleave(d_ff // n_clusters, 1)
+    return _chosen(clusters, n_clusters).repeat_interleave(d_ff // n_clusters, 1)
 
 
-def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
-    """Sort tokens by expert (algorithm 3, step 3); with top-k a token stands in k lists.
+def token_permutation(clusters: Tensor, n_clusters: int) -> TokenLists:
+    """Sort tokens by cluster (algorithm 3, step 3); with top-k a token stands in k lists.
 
     With k = 1, `y[lists.tokens]` permutes and `permuted[lists.inverse[:, 0]]` restores the order.
 
     Args:
-        experts: [T, k] expert ids. n_clusters: number of experts; some may get no token.
+        clusters: [T, k] cluster ids. n_clusters: of all clusters; some may get no token.
 
     Raises:
-        ValueError: experts is no matrix, or names an expert beyond the last.
+        ValueError: clusters is no matrix, or names a cluster beyond the last.
     """
-    if experts.dim() != 2:
-        raise ValueError(f"experts must be [T, k], got shape {tuple(experts.shape)}")
-    top_k = experts.shape[1]
-    counts = _counts(experts, n_clusters)
-    order = experts.flatten().argsort(stable=True)
+    if clusters.dim() != 2:
+        raise ValueError(f"clusters must be [T, k], got shape {tuple(clusters.shape)}")
+    top_k = clusters.shape[1]
+    counts = _counts(clusters, n_clusters)
+    order = clusters.flatten().argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -204,11 +204,11 @@ def token_permutation(experts: Tensor, n_clusters: int) -> TokenLists:
 
 
 def permuted_venom(y: Tensor, lists: TokenLists, v: int) -> tuple[Tensor, Tensor]:
-    """The routed activations as a V:N:M matrix: rows by expert, columns interleaved (figure 4c).
+    """The routed activations as a V:N:M matrix: rows by cluster, columns interleaved (figure 4c).
 
-    One row stands for one (token, expert) pair and holds that expert's neurons only. Each expert's rows
-    are padded with zeros to a multiple of v. Columns are taken four at a time from each expert in turn,
-    so that every block of M = 4 n columns has exactly 4 of the row's expert: V:N:M with M = 4 n.
+    One row stands for one (token, cluster) pair and holds that cluster's neurons only. Each cluster's rows
+    are padded with zeros to a multiple of v. Columns are taken four at a time from each cluster in turn,
+    so that every block of M = 4 n columns has exactly 4 of the row's cluster: V:N:M with M = 4 n.
 
     Args:
         y: [T, F] activations, neurons in cluster order (`SparseFFN.make_clusters`), F a multiple of 4 n.
@@ -227,17 +227,17 @@ def permuted_venom(y: Tensor, lists: TokenLists, v: int) -> tuple[Tensor, Tensor
     counts = lists.offsets.diff()
     padded = (counts + v - 1) // v * v
     starts = torch.cat([padded.new_zeros(1), padded.cumsum(0)])
-    expert = torch.arange(n, device=y.device).repeat_interleave(counts)
-    row = torch.arange(len(lists.tokens), device=y.device) - lists.offsets[expert] + starts[expert]
+    cluster = torch.arange(n, device=y.device).repeat_interleave(counts)
+    row = torch.arange(len(lists.tokens), device=y.device) - lists.offsets[cluster] + starts[cluster]
     owner = torch.arange(d_ff, device=y.device) // (d_ff // n)
-    own = torch.where(owner == expert.unsqueeze(1), y[lists.tokens], torch.zeros_like(y[:1]))
+    own = torch.where(owner == cluster.unsqueeze(1), y[lists.tokens], torch.zeros_like(y[:1]))
     interleaved = own.unflatten(1, (n, -1, 4)).transpose(1, 2).flatten(1)
     return y.new_zeros(int(starts[-1]), d_ff).index_copy(0, row, interleaved), row
 
 
-def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float]]:
-    """How evenly tokens spread: share of choices an expert, max / mean, and entropy / log n (1 is even)."""
-    load = _counts(experts, n_clusters).double() / max(1, experts.numel())
+def load_stats(clusters: Tensor, n_clusters: int) -> dict[str, float | list[float]]:
+    """How evenly tokens spread: share of choices a cluster, max / mean, and entropy / log n (1 is even)."""
+    load = _counts(clusters, n_clusters).double() / max(1, clusters.numel())
     entropy = -(load * load.clamp_min(1e-30).log()).sum().item()
     return {
         "load": load.tolist(),
@@ -246,18 +246,18 @@ def load_stats(experts: Tensor, n_clusters: int) -> dict[str, float | list[float
     }
 
 
-def _chosen(experts: Tensor, n_clusters: int) -> Tensor:
-    """[T, n] bool: expert e is among experts[t]."""
-    chosen = torch.zeros(len(experts), n_clusters, dtype=torch.bool, device=experts.device)
-    return chosen.scatter(1, experts.long(), True)
+def _chosen(clusters: Tensor, n_clusters: int) -> Tensor:
+    """[T, n] bool: cluster c is among clusters[t]."""
+    chosen = torch.zeros(len(clusters), n_clusters, dtype=torch.bool, device=clusters.device)
+    return chosen.scatter(1, clusters.long(), True)
 
 
-def _counts(experts: Tensor, n_clusters: int) -> Tensor:
-    """Choices [n] each expert got."""
-    counts = torch.bincount(experts.flatten(), minlength=n_clusters)
+def _counts(clusters: Tensor, n_clusters: int) -> Tensor:
+    """Choices [n] each cluster got."""
+    counts = torch.bincount(clusters.flatten(), minlength=n_clusters)
     if len(counts) > n_clusters:
         raise ValueError(
-            f"experts name expert {len(counts) - 1}, but n_clusters = {n_clusters} ends before it"
+            f"clusters name cluster {len(counts) - 1}, but n_clusters = {n_clusters} ends before it"
         )
     return counts
 

@@ -145,7 +145,7 @@ def test_a_new_rule_for_clusters_is_a_function_and_a_line(monkeypatch):
     )
     ffn.make_clusters(1)
     ffn.phase = "sparse"
-    assert ffn.experts(torch.randn(10, 64)).shape == (10, 2) and ffn(torch.randn(10, 64)).shape == (10, 64)
+    assert ffn.clusters(torch.randn(10, 64)).shape == (10, 2) and ffn(torch.randn(10, 64)).shape == (10, 64)
 
 
 def test_readme_and_architecture_name_every_folder_and_method_file():

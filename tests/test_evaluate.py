@@ -132,7 +132,7 @@ def test_impossible_tasks_are_named(data):
 
 
 def test_a_transplanted_model_is_the_same_but_for_its_format(data):
-    """The fixed experts of routing "static" are those with most activation on the sample."""
+    """The fixed clusters of routing "static" are those with most activation on the sample."""
     model = make().train()
     sample = data.valid_batches(1, 4)[0][0]
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -144,7 +144,7 @@ def test_a_transplanted_model_is_the_same_but_for_its_format(data):
     read = evaluate.ffn_inputs(model, sample)
     for ffn, x in zip(copy.ffns(), read, strict=True):
         energy = (x @ ffn.w1).relu().square().unflatten(-1, (4, -1)).sum((0, 1, 3))
-        assert ffn.static_experts.tolist() == [int(energy.argmax())]
+        assert ffn.static_clusters.tolist() == [int(energy.argmax())]
     copy.set_phase("dense")
     torch.testing.assert_close(copy(sample)[0], model(sample)[0])
 

@@ -105,8 +105,8 @@ def best_clusters(values, top_k):
 
 def clusters_mask(chosen, n, width):
     mask = torch.zeros(len(chosen), n * width, dtype=torch.bool)
-    for t, experts in enumerate(chosen):
-        for e in experts:
+    for t, clusters in enumerate(chosen):
+        for e in clusters:
             mask[t, e * width : (e + 1) * width] = True
     return mask
 
@@ -179,7 +179,7 @@ def prune_gradient(c, dy1):
 def compare_with_reference(ffn, x, dy3, scales=(1, 1, 1, 1)):
     ours = gradients(ffn, x, dy3)
     leaves = [t.detach().clone().requires_grad_() for t in (x, ffn.w1, ffn.w2)]
-    static = ffn.fixed_experts().tolist()
+    static = ffn.fixed_clusters().tolist()
     y3 = reference(ffn.config, *leaves, ffn.score, static, scales)
     y3.backward(dy3)
     for name, a, b in zip(("y3", "dx", "dw1", "dw2"), ours, (y3.detach(), *(t.grad for t in leaves))):
@@ -496,9 +496,9 @@ def test_clusters_become_contiguous_columns():
     blocks = truth[perm].view(16, -1)
     assert (blocks == blocks[:, :1]).all()
     labels = torch.arange(16).repeat_interleave(FF // 16)
-    torch.testing.assert_close(ffn.expert_means(), cluster_means(ffn.w1.detach(), labels, 16))
+    torch.testing.assert_close(ffn.cluster_means(), cluster_means(ffn.w1.detach(), labels, 16))
     ffn.w1.data += 1  # the router follows W1
-    torch.testing.assert_close(ffn.expert_means(), cluster_means(ffn.w1.detach(), labels, 16))
+    torch.testing.assert_close(ffn.cluster_means(), cluster_means(ffn.w1.detach(), labels, 16))
 
 
 def test_the_permutation_serves_the_optimiser_moments():
@@ -529,13 +529,13 @@ def test_the_permutation_serves_the_optimiser_moments():
     assert not torch.equal(perm, torch.arange(FF))
 
 
-def test_static_experts_are_the_strongest_of_the_sample():
+def test_static_clusters_are_the_strongest_of_the_sample():
     ffn = make("static16", phase="dense")
-    assert ffn.static_experts.tolist() == [0, 1, 2, 3]
+    assert ffn.static_clusters.tolist() == [0, 1, 2, 3]
     sample = normal(4, T, D, seed=11)
     ffn.make_clusters(0, sample)
     energy = (F.relu(sample.view(-1, D) @ ffn.w1) ** 2).view(-1, 16, FF // 16).sum((0, 2))
-    assert ffn.static_experts.tolist() == best_clusters(energy.tolist(), 4)
+    assert ffn.static_clusters.tolist() == best_clusters(energy.tolist(), 4)
     ffn.phase = "sparse"
     compare_with_reference(ffn, normal(T, D, seed=3), normal(T, D, seed=4))
 

@@ -42,8 +42,8 @@ def spread(w1, labels):
 
 
 @st.composite
-def expert_lists(draw):
-    """(experts [T, k], n): each token's k different experts."""
+def cluster_lists(draw):
+    """(clusters [T, k], n): each token's k different clusters."""
     n = draw(st.integers(1, 6))
     k = draw(st.integers(1, n))
     rows = draw(st.lists(st.permutations(range(n)), max_size=12))
@@ -193,7 +193,7 @@ def test_scores_are_the_formulas(metric, dtype):
     out = scores(x, means, metric)
     assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     naive = torch.tensor([[slow_score(a, b, metric) for b in means] for a in x], dtype=torch.float64)
-    if metric == "l2":  # up to |x|^2, the same for every expert
+    if metric == "l2":  # up to |x|^2, the same for every cluster
         naive += x.double().square().sum(1, keepdim=True)
     torch.testing.assert_close(out.double(), naive, rtol=1e-5, atol=1e-5)
 
@@ -233,8 +233,8 @@ def test_a_token_is_routed_by_itself_alone(metric):
 
 def test_many_ties_keep_their_order():
     """An unstable sort shows only beyond some sixteen equal elements."""
-    experts = route(torch.ones(64, 2), torch.ones(200, 2), 200)
-    assert torch.equal(experts, torch.arange(200).expand(64, -1))
+    clusters = route(torch.ones(64, 2), torch.ones(200, 2), 200)
+    assert torch.equal(clusters, torch.arange(200).expand(64, -1))
 
 
 def test_route_arguments():
@@ -249,19 +249,19 @@ def test_route_arguments():
             route(bad, means, 1)
 
 
-@given(data=expert_lists(), size=st.integers(1, 3), seed=st.integers(0, 99))
+@given(data=cluster_lists(), size=st.integers(1, 3), seed=st.integers(0, 99))
 @few
 def test_cluster_mask_against_loops(data, size, seed):
-    experts, n = data
+    clusters, n = data
     labels = torch.arange(n).repeat(size)[
         torch.randperm(n * size, generator=torch.Generator().manual_seed(seed))
     ]
-    mask = cluster_mask(experts, labels, n)
-    slow = [[labels[f].item() in row for f in range(n * size)] for row in experts.tolist()]
+    mask = cluster_mask(clusters, labels, n)
+    slow = [[labels[f].item() in row for f in range(n * size)] for row in clusters.tolist()]
     assert mask.dtype == torch.bool and mask.tolist() == slow
-    assert mask.sum() == experts.numel() * size
-    in_order = cluster_mask(experts, torch.arange(n).repeat_interleave(size), n)
-    assert torch.equal(ordered_cluster_mask(experts.int(), n * size, n), in_order)
+    assert mask.sum() == clusters.numel() * size
+    in_order = cluster_mask(clusters, torch.arange(n).repeat_interleave(size), n)
+    assert torch.equal(ordered_cluster_mask(clusters.int(), n * size, n), in_order)
 
 
 # Permutation
@@ -269,22 +269,22 @@ def test_cluster_mask_against_loops(data, size, seed):
 
 def test_token_permutation_by_hand():
     lists = token_permutation(torch.tensor([[2, 0], [0, 1], [2, 1]]), 4)
-    assert lists.tokens.tolist() == [0, 1, 1, 2, 0, 2]  # experts 0: 0 1, 1: 1 2, 2: 0 2, 3: none
+    assert lists.tokens.tolist() == [0, 1, 1, 2, 0, 2]  # clusters 0: 0 1, 1: 1 2, 2: 0 2, 3: none
     assert lists.offsets.tolist() == [0, 2, 4, 6, 6]
     assert lists.inverse.tolist() == [[4, 0], [1, 2], [5, 3]]
 
 
-@given(data=expert_lists())
+@given(data=cluster_lists())
 @few
 def test_token_permutation_against_lists(data):
-    experts, n = data
-    lists = token_permutation(experts, n)
-    rows = experts.tolist()
+    clusters, n = data
+    lists = token_permutation(clusters, n)
+    rows = clusters.tolist()
     expected = [[t for t, row in enumerate(rows) if e in row] for e in range(n)]
     starts = lists.offsets.tolist()
     assert starts[0] == 0 and len(starts) == n + 1
     assert [lists.tokens[a:b].tolist() for a, b in itertools.pairwise(starts)] == expected
-    assert lists.inverse.shape == experts.shape
+    assert lists.inverse.shape == clusters.shape
     for t, row in enumerate(rows):
         for j, e in enumerate(row):
             place = lists.inverse[t, j]
@@ -302,34 +302,34 @@ def test_permutation_and_inverse_restore_the_order(choice):
 
 
 @pytest.mark.parametrize("function", [token_permutation, load_stats])
-def test_an_expert_beyond_the_last_raises(function):
-    with pytest.raises(ValueError, match=r"expert 4.*n_clusters = 4"):
+def test_an_cluster_beyond_the_last_raises(function):
+    with pytest.raises(ValueError, match=r"cluster 4.*n_clusters = 4"):
         function(torch.tensor([[1], [4]]), 4)
     with pytest.raises(ValueError, match=r"\[T, k\].*\(2,\)"):
         token_permutation(torch.tensor([0, 1]), 2)
 
 
-@given(data=expert_lists(), v=st.integers(1, 5), quads=st.integers(1, 3), seed=st.integers(0, 99))
+@given(data=cluster_lists(), v=st.integers(1, 5), quads=st.integers(1, 3), seed=st.integers(0, 99))
 @few
 def test_permuted_venom_is_venom_and_loses_nothing(data, v, quads, seed):
-    experts, n = data
+    clusters, n = data
     width = 4 * quads
-    y = normal(len(experts), n * width, seed=seed)
+    y = normal(len(clusters), n * width, seed=seed)
     y = torch.where(mask24(y), y, torch.zeros_like(y))
-    lists = token_permutation(experts, n)
+    lists = token_permutation(clusters, n)
     matrix, row = permuted_venom(y, lists, v)
     assert matrix.shape[1] == n * width and matrix.shape[0] % v == 0
     check_venom(matrix, v, 4 * n)
-    # the columns in the order the docstring gives: four of each expert in turn
+    # the columns in the order the docstring gives: four of each cluster in turn
     order = [e * width + 4 * q + i for q in range(quads) for e in range(n) for i in range(4)]
-    for t, chosen in enumerate(experts.tolist()):
+    for t, chosen in enumerate(clusters.tolist()):
         for j, e in enumerate(chosen):
             full = torch.zeros(n * width)
             full[e * width : (e + 1) * width] = y[t, e * width : (e + 1) * width]
             assert torch.equal(matrix[row[lists.inverse[t, j]]], full[order])
     used = torch.zeros(len(matrix), dtype=torch.bool)
     used[row] = True
-    assert used.sum() == experts.numel() and not matrix[~used].any()
+    assert used.sum() == clusters.numel() and not matrix[~used].any()
 
 
 def test_permuted_venom_arguments():
@@ -357,13 +357,13 @@ def test_load_stats_at_the_extremes():
     assert load_stats(torch.zeros(9, 1, dtype=torch.long), 1)["entropy"] == 1
 
 
-@given(data=expert_lists())
+@given(data=cluster_lists())
 @few
 def test_load_is_a_distribution(data):
-    experts, n = data
-    stats = load_stats(experts, n)
+    clusters, n = data
+    stats = load_stats(clusters, n)
     assert len(stats["load"]) == n and all(isinstance(share, float) for share in stats["load"])
-    if experts.numel():
+    if clusters.numel():
         assert sum(stats["load"]) == pytest.approx(1)
         assert 1 - 1e-9 <= stats["max_over_mean"] <= n + 1e-9
         assert -1e-9 <= stats["entropy"] <= 1 + 1e-9

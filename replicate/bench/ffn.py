@@ -104,7 +104,7 @@ class LayerCase:
 @torch.no_grad()
 def load(ffn: SparseFFN, x: Tensor) -> float:
     """Tokens of the busiest cluster over the mean, for inputs x [T, D]."""
-    return router.load_stats(ffn.experts(x), ffn.config.n_clusters)["max_over_mean"]
+    return router.load_stats(ffn.clusters(x), ffn.config.n_clusters)["max_over_mean"]
 
 
 def check(p: LayerCase, sparsity: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -137,7 +137,7 @@ def errors(p: LayerCase, name: str) -> dict[str, dict[str, float]]:
     route by the same means, rounded to bf16.
     """
     half, wide = p.layer(name, "reference"), p.layer(name, "reference")
-    wide.expert_means = lambda: half.expert_means().to(p.x.dtype).float()
+    wide.cluster_means = lambda: half.cluster_means().to(p.x.dtype).float()
     exact = p.step(wide, p.x.detach().float().requires_grad_())
     found: dict[str, dict[str, float]] = {}
     for key, layer in (("limit", half), ("error", p.layer(name))):

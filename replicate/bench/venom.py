@@ -118,9 +118,9 @@ class RoutedFFN:
         return y3, *torch.autograd.grad(y3, self.leaves, self.dy3)
 
     def sparse_step(self, top_k: int) -> tuple[Tensor, ...]:
-        """Forward and backward of figure 4d, with expert means, routing and permutation."""
-        experts = route_topk(self.x.detach(), self.means(), top_k)
-        return self.gradients(venom_ffn(*self.leaves, experts, CLUSTERS))
+        """Forward and backward of figure 4d, with cluster means, routing and permutation."""
+        clusters = route_topk(self.x.detach(), self.means(), top_k)
+        return self.gradients(venom_ffn(*self.leaves, clusters, CLUSTERS))
 
 
 def dense_ffn(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
@@ -132,16 +132,16 @@ def check_step(p: RoutedFFN, top_k: int) -> dict[str, float]:
     """Relative errors of routing, y3, dx, dW1, dW2 on the first 2048 tokens; raises if one is too large."""
     x, dy3 = p.x.detach()[:2048].requires_grad_(), p.dy3[:2048]
     means = p.means()
-    experts = route_topk(x.detach(), means, top_k)
-    y3 = venom_ffn(x, p.w1, p.w2, experts, CLUSTERS)
+    clusters = route_topk(x.detach(), means, top_k)
+    y3 = venom_ffn(x, p.w1, p.w2, clusters, CLUSTERS)
     ours = (y3, *torch.autograd.grad(y3, (x, p.w1, p.w2), dy3))
     wide = [t.detach().float().requires_grad_() for t in (x, p.w1, p.w2)]
-    y3 = venom_ffn_reference(*wide, experts, CLUSTERS)
+    y3 = venom_ffn_reference(*wide, clusters, CLUSTERS)
     reference = (y3, *torch.autograd.grad(y3, wide, dy3.float()))
     errors = {n: relative_error(a, b) for n, a, b in zip(("y3", "dx", "dW1", "dW2"), ours, reference)}
     scores = x.detach().float() @ means.float().T
     best = scores.gather(1, route_topk_reference(x.detach(), means, top_k).long())
-    errors["router"] = relative_error(scores.gather(1, experts.long()), best)
+    errors["router"] = relative_error(scores.gather(1, clusters.long()), best)
     bad = {name: e for name, e in errors.items() if not e <= TOLERANCE}
     if bad:
         raise AssertionError(f"top-{top_k} of {CLUSTERS} differs from its reference: {bad}")
@@ -164,7 +164,7 @@ def sparse_products(p: RoutedFFN, top_k: int) -> Calls:
     """The six in selected blocks, activation and mask included, and the passes around them."""
     x, w1, w2, dy3 = p.x.detach(), p.w1.detach(), p.w2.detach(), p.dy3
     means, lists = p.means(), p.lists(top_k)
-    experts = route_topk(x, means, top_k)
+    clusters = route_topk(x, means, top_k)
     y2 = venom_up(x, w1, lists)
     dy1 = venom_up_backward(dy3, w2, y2, lists)
     parts = down_parts(y2, w2, lists)
@@ -179,13 +179,13 @@ def sparse_products(p: RoutedFFN, top_k: int) -> Calls:
     return dict(zip(PRODUCTS, calls)) | {
         "expert means": p.means,
         "route": lambda: route_topk(x, means, top_k),
-        "token lists": lambda: token_lists(experts, CLUSTERS),
+        "token lists": lambda: token_lists(clusters, CLUSTERS),
         "sum of k parts": lambda: gather_sum(parts, lists.inverse),
     }
 
 
 class _ToRows(torch.autograd.Function):
-    """x [T, D] to rows in expert order; the gradient sums a token's rows."""
+    """x [T, D] to rows in cluster order; the gradient sums a token's rows."""
 
     @staticmethod
     def forward(ctx, x: Tensor, tokens: Tensor, inverse: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def _take(x: Tensor, tokens: Tensor) -> Tensor:
 class GroupedMixture:
     """The peer: a mixture of experts of equal FLOPs on torch's grouped products (CUTLASS), without 2 of 4.
 
-    Same routing, lists and sum; weights [n, D, W] and [n, W, D]; token rows copied into expert order.
+    Same routing, lists and sum; weights [n, D, W] and [n, W, D]; token rows copied into cluster order.
     """
 
     def __init__(self, p: RoutedFFN) -> None:
@@ -229,14 +229,14 @@ class GroupedMixture:
         self.activation = torch.compile(lambda y1: torch.relu(y1).square())
 
     def rows_of(self, lists: BlockLists) -> tuple[Tensor, Tensor]:
-        """Tokens by row, -1 in padding and unused rows, and the end of each expert's rows."""
+        """Tokens by row, -1 in padding and unused rows, and the end of each cluster's rows."""
         row = torch.arange(len(lists.tokens), device="cuda")
         tokens = torch.where(row < lists.n_blocks * lists.block, lists.tokens, -1)
         blocks = (lists.counts + lists.block - 1) // lists.block
         return tokens, (lists.starts + blocks * lists.block).int()
 
     def step(self, top_k: int) -> tuple[Tensor, ...]:
-        """Forward and backward with expert means, routing and permutation."""
+        """Forward and backward with cluster means, routing and permutation."""
         p, lists = self.p, self.p.lists(top_k)
         tokens, ends = self.rows_of(lists)
         rows = _ToRows.apply(p.x, tokens, lists.inverse)
@@ -245,7 +245,7 @@ class GroupedMixture:
         return y3, *torch.autograd.grad(y3, (p.x, self.w1, self.w2), p.dy3)
 
     def products(self, top_k: int) -> Calls:
-        """The six grouped products alone, rows already in expert order."""
+        """The six grouped products alone, rows already in cluster order."""
         p, lists = self.p, self.p.lists(top_k)
         tokens, ends = self.rows_of(lists)
         x, dy3 = _take(p.x.detach(), tokens), _take(p.dy3, tokens)

@@ -107,11 +107,11 @@ def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
         return _TwoFourFFN.apply(x, ffn.w1, ffn.w2, operands)
     if c.routing == "activation":
         return _RoutedFFN.apply(x, ffn.w1, ffn.w2, None, operands)
-    experts = _experts(x, ffn, operands)
+    clusters = _clusters(x, ffn, operands)
     if c.w1 or c.w2_t:
-        return _RoutedFFN.apply(x, ffn.w1, ffn.w2, experts, operands)
-    weights, block = (operands.dense("w1"), operands.dense("w2")), block_rows(experts.numel(), c.n_clusters)
-    return VenomFFN.apply(x, ffn.w1, ffn.w2, weights, experts, c.n_clusters, c.inner, block)
+        return _RoutedFFN.apply(x, ffn.w1, ffn.w2, clusters, operands)
+    weights, block = (operands.dense("w1"), operands.dense("w2")), block_rows(clusters.numel(), c.n_clusters)
+    return VenomFFN.apply(x, ffn.w1, ffn.w2, weights, clusters, c.n_clusters, c.inner, block)
 
 
 class Operands:
@@ -141,7 +141,7 @@ class Operands:
     def means(self) -> Tensor:
         """ExpertMeans [n, D] in the layer's dtype."""
         if "means" not in self._made:
-            self._made["means"] = self.ffn.expert_means().to(self.dtype).contiguous()
+            self._made["means"] = self.ffn.cluster_means().to(self.dtype).contiguous()
         return self._made["means"]
 
     def times(self, y: Tensor, name: str) -> Tensor:
@@ -190,11 +190,11 @@ def _operands(ffn: SparseFFN, dtype: torch.dtype) -> Operands:
     return ffn.operands
 
 
-def _experts(x: Tensor, ffn: SparseFFN, operands: Operands) -> Tensor:
-    """[T, k] the experts of each token."""
+def _clusters(x: Tensor, ffn: SparseFFN, operands: Operands) -> Tensor:
+    """[T, k] the clusters of each token."""
     c = ffn.config
     if c.routing == "static":
-        return ffn.fixed_experts().expand(len(x), -1).contiguous()
+        return ffn.fixed_clusters().expand(len(x), -1).contiguous()
     if c.metric == "dot":
         return route_topk(x.detach(), operands.means(), c.top_k)
     return route(x.detach(), operands.means(), c.top_k, metric=c.metric)
@@ -273,16 +273,18 @@ def _reduce_tokens(sparse: Tensor, dense: Tensor, operands: Operands, transpose:
 class _RoutedFFN(torch.autograd.Function):
     """Algorithms 1 and 2: y1 in full, and dy2 if from a 2:4 weight; the other products in Venom's blocks.
 
-    Without `experts`, those of a token are the clusters in which y1 makes it fire most.
+    Without `clusters`, those of a token are the clusters in which y1 makes it fire most.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor | None, operands: Operands) -> Tensor:
+    def forward(
+        ctx, x: Tensor, w1: Tensor, w2: Tensor, clusters: Tensor | None, operands: Operands
+    ) -> Tensor:
         c = operands.config
         y1 = operands.times(x, "w1")
-        if experts is None:
-            experts = route_active(y1, c.n_clusters, c.top_k)
-        lists = token_lists(experts, c.n_clusters, block_rows(experts.numel(), c.n_clusters))
+        if clusters is None:
+            clusters = route_active(y1, c.n_clusters, c.top_k)
+        lists = token_lists(clusters, c.n_clusters, block_rows(clusters.numel(), c.n_clusters))
         y2 = venom_select(y1, lists, inner=c.inner)
         del y1
         ctx.save_for_backward(x, w1, w2, y2, *lists)

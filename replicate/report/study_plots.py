@@ -31,7 +31,7 @@ def draw_matrix(
 
     Args:
         x: [R, C]. v: None draws only the column groups.
-        row_labels: one number a row, coloured at the left edge, such as the token's expert.
+        row_labels: one number a row, coloured at the left edge, such as the token's cluster.
     """
     rows, cols = x.shape
     shade = x.detach().abs().float().numpy()
@@ -44,23 +44,23 @@ def draw_matrix(
     width = max(1.0, cols / 40)
     for r, label in enumerate(row_labels):
         corner = (-0.5 - 1.4 * width, r - 0.5)
-        ax.add_patch(Rectangle(corner, width, 1, color=expert_colour(label), lw=0, clip_on=False))
+        ax.add_patch(Rectangle(corner, width, 1, color=cluster_colour(label), lw=0, clip_on=False))
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     ax.spines[:].set_visible(False)
 
 
 def draw_blocks(ax: Axes, offsets: Sequence[int], width: int) -> None:
-    """Tint what is multiplied: rows offsets[e] to offsets[e + 1] x the `width` columns of each expert e."""
-    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        corner, colour = (expert * width - 0.5, start - 0.5), expert_colour(expert)
+    """Tint what is multiplied: rows offsets[e] to offsets[e + 1] x the `width` columns of each cluster e."""
+    for cluster, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        corner, colour = (cluster * width - 0.5, start - 0.5), cluster_colour(cluster)
         ax.add_patch(Rectangle(corner, width, stop - start, color=colour, alpha=0.45, lw=0))
 
 
-def expert_colour(expert: int) -> tuple[float, float, float]:
-    """A colour for an expert, the same in every figure; distinct for at least 16 experts."""
-    hue = (expert * 0.618034) % 1.0
-    return tuple(colors.hsv_to_rgb((hue, 0.55 + 0.3 * (expert % 2), 0.9 - 0.2 * (expert // 8 % 2))))
+def cluster_colour(cluster: int) -> tuple[float, float, float]:
+    """A colour for a cluster, the same in every figure; distinct for at least 16 clusters."""
+    hue = (cluster * 0.618034) % 1.0
+    return tuple(colors.hsv_to_rgb((hue, 0.55 + 0.3 * (cluster % 2), 0.9 - 0.2 * (cluster // 8 % 2))))
 
 
 def draw_intervals(

@@ -20,7 +20,7 @@ def with_sparsity(
 
     Args:
         model: a trained squared-ReLU GPT.
-        sample: token ids [B, S]; each FFN's inputs on it choose the experts of routing "static".
+        sample: token ids [B, S]; each FFN's inputs on it choose the clusters of routing "static".
         seed: of the clustering.
         clustered: False takes neighbouring neurons as clusters, in the order they have.
 

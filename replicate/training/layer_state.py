@@ -22,7 +22,7 @@ PHASES = ("dense", "sparse")
 
 
 class LayerState(nn.Module):
-    """Phase, clusters, fixed experts and scales of a layer with the formats of `config`.
+    """Phase, clusters, fixed clusters and scales of a layer with the formats of `config`.
 
     `load_state_dict` takes the phase from the state. It raises RuntimeError for a sparse state of other
     formats, or without the clusters or scales it needs.
@@ -45,8 +45,8 @@ class LayerState(nn.Module):
     def _fresh(self) -> dict[str, Tensor]:
         """The buffers of a new layer."""
         flags = {name: torch.zeros((), dtype=torch.float32) for name in ("sparse", "clustered", "scaled")}
-        experts = torch.arange(self.config.top_k, dtype=torch.float32)
-        return flags | {"static_experts": experts, "scale": torch.zeros(4)}  # beta of w1, w2, w2_t, w1_t
+        clusters = torch.arange(self.config.top_k, dtype=torch.float32)
+        return flags | {"static_clusters": clusters, "scale": torch.zeros(4)}  # beta of w1, w2, w2_t, w1_t
 
     @property
     def phase(self) -> str:
@@ -74,9 +74,9 @@ class LayerState(nn.Module):
         """S-STE's scale of w1, w2, w2_t or w1_t, by index; NaN before the first sparse phase."""
         return self.scale[index] / self.scaled
 
-    def fixed_experts(self) -> Tensor:
-        """[k], long: the experts of routing "static"."""
-        return self.static_experts.round().long()
+    def fixed_clusters(self) -> Tensor:
+        """[k], long: the clusters of routing "static"."""
+        return self.static_clusters.round().long()
 
     @property
     def hold(self) -> bool:
@@ -96,20 +96,20 @@ class LayerState(nn.Module):
         """
         if not self.seen:
             return {}
-        y2, kept, experts = (self.seen.get(k) for k in ("y2", "kept", "experts"))
+        y2, kept, clusters = (self.seen.get(k) for k in ("y2", "kept", "clusters"))
         if y2.numel() == 0:
             names = ["y2_sparsity", "kept_sparsity", "kept_energy", "router_load"]
-            return dict.fromkeys(names if experts is not None else names[:3], math.nan)
+            return dict.fromkeys(names if clusters is not None else names[:3], math.nan)
         out = {"y2_sparsity": sparsity(y2), "kept_sparsity": sparsity(kept)}
         total = y2.double().sum().item()
         out["kept_energy"] = kept.double().sum().item() / total if total > 0 else 1.0
-        if experts is not None:
-            out["router_load"] = load_stats(experts, self.config.n_clusters)["max_over_mean"]
+        if clusters is not None:
+            out["router_load"] = load_stats(clusters, self.config.n_clusters)["max_over_mean"]
         return out
 
-    def note(self, y2: Tensor, kept: Tensor, experts: Tensor | None) -> None:
+    def note(self, y2: Tensor, kept: Tensor, clusters: Tensor | None) -> None:
         """Keep what `stats` is about."""
-        self.seen = {"y2": y2.detach(), "kept": kept.detach(), "experts": experts}
+        self.seen = {"y2": y2.detach(), "kept": kept.detach(), "clusters": clusters}
 
     def _enter(self, phase: str) -> None:
         if phase == "sparse" and (missing := self._missing()):

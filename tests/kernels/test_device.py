@@ -94,13 +94,13 @@ def results(device, dtype=torch.bfloat16):
         return torch.randn(*shape, generator=draw).to(device, dtype)
 
     x, y1, w1, w2 = normal(128, 64), normal(128, 256), normal(64, 256) / 8, normal(256, 64) / 16
-    experts = torch.rand(128, 4, generator=draw).argsort(1)[:, :2].to(device)
-    lists = kernels.token_lists(experts, 4, 32)
+    clusters = torch.rand(128, 4, generator=draw).argsort(1)[:, :2].to(device)
+    lists = kernels.token_lists(clusters, 4, 32)
     y2, up = kernels.relu2_prune24(y1), venom_up(x, w1, lists)
     selected, dy1 = venom_select(y1, lists), venom_up_backward(x, w2, up, lists)
     values, columns = venom_compress(y1.relu(), 32, 16)
     leaves = [t.clone().requires_grad_() for t in (x, w1, w2)]
-    y3 = kernels.venom_ffn(*leaves, experts, 4)
+    y3 = kernels.venom_ffn(*leaves, clusters, 4)
     return {
         "token_lists": flat(lists[i] for i in (1, 2, 4, 5)),  # the others have entries that are not written
         "relu2_prune24": flat(y2),

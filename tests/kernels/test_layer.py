@@ -263,7 +263,7 @@ def test_named_cusparselt_runs_every_two_four_product_there(name):
     x = tokens(n, d_model).to(HALF).float()
     reference = layer(config, "reference", d_model=d_model, d_ff=d_ff)
     exact = run(reference, x, torch.float32)
-    half = distances(run(reference, x, HALF), exact)  # a few tokens' experts differ already here
+    half = distances(run(reference, x, HALF), exact)  # a few tokens' clusters differ already here
     ours = distances(run(layer(config, "cusparselt", d_model=d_model, d_ff=d_ff), x, HALF), exact)
     assert all(mine <= max(1.5 * theirs, TOLERANCE) for mine, theirs in zip(ours, half, strict=True))
 

@@ -72,7 +72,7 @@ def test_a_state_without_any_buffer_leaves_the_phase():
 
 
 def test_the_keys_of_a_state():
-    names = ["w1", "w2", "sparse", "clustered", "scaled", "static_experts", "scale"]
+    names = ["w1", "w2", "sparse", "clustered", "scaled", "static_clusters", "scale"]
     assert list(SparseFFN(D, FF).state_dict()) == names
 
 
@@ -132,12 +132,12 @@ def test_casts_and_emptying_keep_what_the_layer_knows():
     config = SparsityConfig(activation="venom", routing="static", n_clusters=512, w1=True, weight_scale=True)
     ffn = SparseFFN(4, 2048, config)
     ffn.clustered.fill_(512)
-    ffn.static_experts.copy_(torch.tensor([511, 509, 507, 257]))
+    ffn.static_clusters.copy_(torch.tensor([511, 509, 507, 257]))
     ffn.phase = "sparse"
     beta = ffn.beta(0).item()
     ffn.to_empty(device="cpu")
     ffn.bfloat16()  # rounds 511 to 512
-    assert ffn.fixed_experts().tolist() == [511, 509, 507, 257]
+    assert ffn.fixed_clusters().tolist() == [511, 509, 507, 257]
     assert ffn.phase == "sparse" and ffn.scale.dtype == torch.bfloat16
     assert ffn.beta(0).item() == pytest.approx(beta, rel=5e-3)
 
@@ -161,7 +161,7 @@ def test_a_layer_from_the_meta_device_is_new():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty_like", garbage)  # what uninitialised memory may hold
         ffn.to_empty(device="cpu")
-    assert ffn.phase == "dense" and ffn.fixed_experts().tolist() == [0, 1, 2, 3]
+    assert ffn.phase == "dense" and ffn.fixed_clusters().tolist() == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="no clusters"):
         ffn.phase = "sparse"
     source = layer(CONFIGS["static16"])

@@ -116,9 +116,9 @@ def descriptor(matrix: Tensor, rows: int, cols: int) -> TensorDescriptor:
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, cols])
 
 
-def empty_experts(x: Tensor, n_clusters: int, top_k: int) -> Tensor:
-    """[T, k] for ids of experts, to be filled. Raises ValueError unless 1 <= top_k <= n."""
-    check(1 <= top_k <= n_clusters, f"top_k is {top_k}; choose 1 to the number of experts, {n_clusters}")
+def empty_clusters(x: Tensor, n_clusters: int, top_k: int) -> Tensor:
+    """[T, k] for ids of clusters, to be filled. Raises ValueError unless 1 <= top_k <= n."""
+    check(1 <= top_k <= n_clusters, f"top_k is {top_k}; choose 1 to the number of clusters, {n_clusters}")
     return torch.empty(len(x), top_k, dtype=torch.int32, device=x.device)
 
 
@@ -164,16 +164,16 @@ def prune24_by_22_bits(y):
 
 
 @triton.jit
-def store_top_k(scores, experts, token, n_tokens, n_clusters, TOP_K: tl.constexpr, EXPERTS: tl.constexpr):
-    """Write the ids of the TOP_K largest scores [TOKENS, EXPERTS] of each token, best first."""
-    e = tl.arange(0, EXPERTS)
+def store_top_k(scores, clusters, token, n_tokens, n_clusters, TOP_K: tl.constexpr, CLUSTERS: tl.constexpr):
+    """Write the ids of the TOP_K largest scores [TOKENS, CLUSTERS] of each token, best first."""
+    e = tl.arange(0, CLUSTERS)
     # NaN comes first, as in torch: a neuron gone wrong must be used, and so be seen. Minus infinity still
-    # loses only to real scores, never to an expert already taken.
+    # loses only to real scores, never to a cluster already taken.
     scores = tl.where(scores != scores, float("inf"), scores)
     scores = tl.where(scores > -3e38, scores, -3e38)
     scores = tl.where((e < n_clusters)[None, :], scores, float("-inf"))
     for j in tl.static_range(TOP_K):
         best = tl.max(scores, axis=1)
-        choice = tl.min(tl.where(scores == best[:, None], e[None, :], EXPERTS), axis=1)
-        tl.store(experts + token * TOP_K + j, choice, mask=token < n_tokens)
+        choice = tl.min(tl.where(scores == best[:, None], e[None, :], CLUSTERS), axis=1)
+        tl.store(clusters + token * TOP_K + j, choice, mask=token < n_tokens)
         scores = tl.where(e[None, :] == choice[:, None], float("-inf"), scores)

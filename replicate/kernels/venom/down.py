@@ -1,6 +1,6 @@
 """Sparse-left-operand products: products 2 and 5 from the compact activations (figure 4d).
 
-Row r of expert e multiplies only e's rows of the weight; a token's k partial results are then summed:
+Row r of cluster e multiplies only e's rows of the weight; a token's k partial results are then summed:
 
     forward     p[r] = y2[r] W2[C_e],      y3[t] = sum_j p[inverse[t, j]]        equation 3
     backward    p[r] = dy1[r] W1[:, C_e]^T, dx[t] = sum_j p[inverse[t, j]]       equation 7
@@ -38,7 +38,7 @@ def venom_down_reference(y: Tensor, w: Tensor, lists: BlockLists, transposed: bo
 @on_its_device
 @triton.jit
 def _venom_down_kernel(
-    y, w, out, block_expert, n_blocks, d_model, width,
+    y, w, out, block_cluster, n_blocks, d_model, width,
     BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     TRANSPOSED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,7 @@ def _venom_down_kernel(
     for i in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=True):
         block = i // n_cols
         col = (i % n_cols) * N
-        first = tl.load(block_expert + block) * width
+        first = tl.load(block_cluster + block) * width
         acc = tl.zeros((BLOCK, N), dtype=tl.float32)
         for k0 in range(0, width, K):
             a = y.load([block * BLOCK, k0])
@@ -112,9 +112,9 @@ def down_parts(y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = Fa
     if out.numel() == 0:
         return out
     weights = descriptor(w, tile.n, tile.k) if transposed else descriptor(w, tile.k, tile.n)
-    grid = (programs(y, len(lists.block_expert) * triton.cdiv(d_model, tile.n)),)
+    grid = (programs(y, len(lists.block_cluster) * triton.cdiv(d_model, tile.n)),)
     _venom_down_kernel[grid](
-        descriptor(y, block, tile.k), weights, descriptor(out, block, tile.n // 2), lists.block_expert,
+        descriptor(y, block, tile.k), weights, descriptor(out, block, tile.n // 2), lists.block_cluster,
         lists.n_blocks, d_model, width, BLOCK=block, TRANSPOSED=transposed, EVEN=width % tile.k == 0,
         **tile.options(y),
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """The routed squared-ReLU FFN with all six products in the selected blocks only (figure 4d), as one operator.
 
-    y1 = x W1,  y2 = S(relu(y1)^2),  y3 = y2 W2      where token t uses the clusters experts[t] alone
+    y1 = x W1,  y2 = S(relu(y1)^2),  y3 = y2 W2      where token t uses the clusters clusters[t] alone
 
     product  1 y2 (2 of 4 fused)   venom_up             3 dy1 = 2 dy2 sqrt(y2)   venom_up_backward
              2 y3                  venom_down           5 dx                     venom_down
              4 dW2                 venom_wgrad          6 dW1                    venom_wgrad
 
-Saved for the backward pass: x and the compact y2, [R, F / n]. The choice of experts carries no gradient.
+Saved for the backward pass: x and the compact y2, [R, F / n]. The choice of clusters carries no gradient.
 Registered as custom operators too, which torch.compile keeps whole; CUDA graphs can record both forms.
 """
 
@@ -25,28 +25,35 @@ from replicate.sparsity import prune24
 
 
 def venom_ffn_reference(
-    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool = True
+    x: Tensor, w1: Tensor, w2: Tensor, clusters: Tensor, n_clusters: int, inner: bool = True
 ) -> Tensor:
     """y3 [T, D] in torch, differentiable: everything is computed, then masked."""
-    chosen = ordered_cluster_mask(experts, w1.shape[1], n_clusters)
+    chosen = ordered_cluster_mask(clusters, w1.shape[1], n_clusters)
     y2 = torch.where(chosen, (x @ w1).relu().square(), 0.0)
     return (prune24(y2) if inner else y2) @ w2
 
 
 def block_rows(n_choices: int, n_clusters: int) -> int:
-    """Rows of a block: 128, or fewer where the experts' lists are shorter than that."""
+    """Rows of a block: 128, or fewer where the clusters' lists are shorter than that."""
     mean = n_choices // n_clusters
     return 128 if mean >= 128 else 64 if mean >= 64 else 32 if mean >= 32 else 16
 
 
 def venom_ffn(
-    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, *, inner: bool = True, block: int = 0
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    clusters: Tensor,
+    n_clusters: int,
+    *,
+    inner: bool = True,
+    block: int = 0,
 ) -> Tensor:
     """Squared-ReLU FFN in which each token uses only the neurons of its own clusters.
 
     Args:
         x: [T, D]. w1: [D, F] and w2: [F, D], neurons in cluster order, in x's dtype.
-        experts: [T, k] int32 or int64, distinct ids of each token's clusters.
+        clusters: [T, k] int32 or int64, distinct ids of each token's clusters.
         n_clusters: n equal clusters of F / n neurons.
         inner: also keep 2 of each 4 adjacent neurons. block: rows of a block; 0 chooses.
 
@@ -60,20 +67,20 @@ def venom_ffn(
     (n_tokens, d_model), d_ff = x.shape, w1.shape[1]
     check_shape("w1", w1, d_model, d_ff)
     check_shape("w2", w2, d_ff, d_model)
-    if experts.dim() != 2 or len(experts) != n_tokens:
-        raise ValueError(f"experts must be [{n_tokens}, k], got shape {tuple(experts.shape)}")
+    if clusters.dim() != 2 or len(clusters) != n_tokens:
+        raise ValueError(f"clusters must be [{n_tokens}, k], got shape {tuple(clusters.shape)}")
     cluster_width(d_ff, n_clusters)
-    block = block or block_rows(experts.numel(), n_clusters)
+    block = block or block_rows(clusters.numel(), n_clusters)
     if torch.compiler.is_compiling():
-        return _operator(x, w1, w2, experts, n_clusters, inner, block)[0]
-    return VenomFFN.apply(x, w1, w2, (w1, w2), experts, n_clusters, inner, block)
+        return _operator(x, w1, w2, clusters, n_clusters, inner, block)[0]
+    return VenomFFN.apply(x, w1, w2, (w1, w2), clusters, n_clusters, inner, block)
 
 
 def forward_products(
-    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool, block: int
+    x: Tensor, w1: Tensor, w2: Tensor, clusters: Tensor, n_clusters: int, inner: bool, block: int
 ) -> tuple[Tensor, Tensor, BlockLists]:
     """Products 1 and 2: y3, y2 and the lists."""
-    lists = token_lists(experts, n_clusters, block)
+    lists = token_lists(clusters, n_clusters, block)
     y2 = venom_up(x, w1, lists, inner=inner)
     return venom_down(y2, w2, lists), y2, lists
 
@@ -96,8 +103,8 @@ class VenomFFN(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, w1, w2, weights, experts, n_clusters, inner, block):
-        y3, y2, lists = forward_products(x, *weights, experts, n_clusters, inner, block)
+    def forward(ctx, x, w1, w2, weights, clusters, n_clusters, inner, block):
+        y3, y2, lists = forward_products(x, *weights, clusters, n_clusters, inner, block)
         ctx.save_for_backward(x, w1, w2, y2, *lists)
         ctx.weights = weights
         return y3
@@ -112,16 +119,16 @@ class VenomFFN(torch.autograd.Function):
 
 @torch.library.custom_op("replicate::venom_ffn", mutates_args=())
 def _operator(
-    x: Tensor, w1: Tensor, w2: Tensor, experts: Tensor, n_clusters: int, inner: bool, block: int
+    x: Tensor, w1: Tensor, w2: Tensor, clusters: Tensor, n_clusters: int, inner: bool, block: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y3, y2 and the six parts of BlockLists."""
-    y3, y2, lists = forward_products(x, w1, w2, experts, n_clusters, inner, block)
+    y3, y2, lists = forward_products(x, w1, w2, clusters, n_clusters, inner, block)
     return y3, y2, *lists
 
 
 @_operator.register_fake
-def _(x, w1, w2, experts, n_clusters, inner, block):
-    lists = empty_lists(experts, n_clusters, block)
+def _(x, w1, w2, clusters, n_clusters, inner, block):
+    lists = empty_lists(clusters, n_clusters, block)
     return torch.empty_like(x), x.new_empty(len(lists.tokens), w1.shape[1] // n_clusters), *lists
 
 

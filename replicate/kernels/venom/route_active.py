@@ -1,7 +1,7 @@
 """Which clusters a token uses, by its own activations, after product 1, from all of y1.
 
     energy[t, e] = sum_{f in C_e} relu(y1[t, f])^2
-    experts[t] = the k largest, best first, ties to the lower id
+    clusters[t] = the k largest, best first, ties to the lower id
 
 Energies are float32. A token's choice reads that token alone, so it is causal.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
-from replicate.kernels.venom.common import check_operands, cluster_width, empty_experts, store_top_k
+from replicate.kernels.venom.common import check_operands, cluster_width, empty_clusters, store_top_k
 
 
 def route_active_reference(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
@@ -43,14 +43,14 @@ def _energy_kernel(
 @on_its_device
 @triton.jit
 def _top_k_kernel(
-    energy, experts, n_tokens, n_clusters,
-    TOP_K: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr,
+    energy, clusters, n_tokens, n_clusters,
+    TOP_K: tl.constexpr, TOKENS: tl.constexpr, CLUSTERS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    e = tl.arange(0, EXPERTS)
+    e = tl.arange(0, CLUSTERS)
     inside = (token < n_tokens)[:, None] & (e < n_clusters)[None, :]
     scores = tl.load(energy + token[:, None] * n_clusters + e[None, :], mask=inside, other=0.0)
-    store_top_k(scores, experts, token, n_tokens, n_clusters, TOP_K, EXPERTS)
+    store_top_k(scores, clusters, token, n_tokens, n_clusters, TOP_K, CLUSTERS)
 
 
 def route_active(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
@@ -68,9 +68,9 @@ def route_active(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
     """
     check_operands(y1=y1)
     width, n_tokens = cluster_width(y1.shape[1], n_clusters), len(y1)
-    experts = empty_experts(y1, n_clusters, top_k)
+    clusters = empty_clusters(y1, n_clusters, top_k)
     if n_tokens == 0:
-        return experts
+        return clusters
     energy = torch.empty(n_tokens, n_clusters, dtype=torch.float32, device=y1.device)
     cols = min(512, max(16, triton.next_power_of_2(width)))
     tokens = 8192 // cols
@@ -78,7 +78,7 @@ def route_active(y1: Tensor, n_clusters: int, top_k: int) -> Tensor:
         y1, energy, n_tokens, y1.shape[1], width, n_clusters, TOKENS=tokens, COLS=cols, num_warps=4
     )
     _top_k_kernel[(triton.cdiv(n_tokens, 32),)](
-        energy, experts, n_tokens, n_clusters, TOP_K=top_k, TOKENS=32,
-        EXPERTS=max(16, triton.next_power_of_2(n_clusters)), num_warps=4,
+        energy, clusters, n_tokens, n_clusters, TOP_K=top_k, TOKENS=32,
+        CLUSTERS=max(16, triton.next_power_of_2(n_clusters)), num_warps=4,
     )  # fmt: skip
-    return experts
+    return clusters

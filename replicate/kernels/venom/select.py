@@ -1,6 +1,6 @@
 """Compact activations from full ones: the step between the 2:4 and the Venom products of algorithms 1 and 2.
 
-There products 1 and 3 give all of y1 and dy2 [T, F]; the rows r of expert e, token t(r), take their part:
+There products 1 and 3 give all of y1 and dy2 [T, F]; the rows r of cluster e, token t(r), take their part:
 
     forward     y2[r]  = S(relu(y1[t(r), C_e])^2)          "MoEToVenom" and equation 2
     backward    dy1[r] = 2 dy2[t(r), C_e] sqrt(y2[r])      equation 6 under the forward's mask
@@ -33,18 +33,18 @@ def venom_select_reference(
 @on_its_device
 @triton.jit
 def _venom_select_kernel(
-    full, y2, out, tokens, block_expert, d_ff, width,
+    full, y2, out, tokens, block_cluster, d_ff, width,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, N: tl.constexpr, BACKWARD: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of a block by N neurons."""
-    expert = tl.load(block_expert + tl.program_id(0) * ROWS // BLOCK)
-    if expert < 0:
+    cluster = tl.load(block_cluster + tl.program_id(0) * ROWS // BLOCK)
+    if cluster < 0:
         return
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * N + tl.arange(0, N)
     token = tl.load(tokens + row).to(tl.int64)
     mask = (token >= 0)[:, None] & (col < width)[None, :]
-    value = tl.load(full + token[:, None] * d_ff + (expert * width + col)[None, :], mask=mask, other=0.0)
+    value = tl.load(full + token[:, None] * d_ff + (cluster * width + col)[None, :], mask=mask, other=0.0)
     value = value.to(tl.float32)
     own = row.to(tl.int64)[:, None] * width + col[None, :]
     inside = (col < width)[None, :]
@@ -77,7 +77,7 @@ def venom_select(full: Tensor, lists: BlockLists, y2: Tensor | None = None, *, i
     part = min(lists.block, 16) if full.is_cuda else lists.block
     if out.numel():
         _venom_select_kernel[(rows // part, triton.cdiv(width, n))](
-            full, full if y2 is None else y2, out, lists.tokens, lists.block_expert, full.shape[1], width,
+            full, full if y2 is None else y2, out, lists.tokens, lists.block_cluster, full.shape[1], width,
             BLOCK=lists.block, ROWS=part, N=n, BACKWARD=y2 is not None, INNER=inner, num_warps=8,
         )  # fmt: skip
     return out

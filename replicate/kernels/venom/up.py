@@ -1,6 +1,6 @@
 """Sampled-output products: products 1 and 3 in the selected blocks only (figure 4d), epilogues fused.
 
-For the rows r of expert e, token t(r), and e's columns C_e = [e W, (e + 1) W), W = F / n:
+For the rows r of cluster e, token t(r), and e's columns C_e = [e W, (e + 1) W), W = F / n:
 
     forward     y2[r]  = S(relu(x[t(r)] W1[:, C_e])^2)            equations 1, 2 and the inner 2 of 4
     backward    dy1[r] = 2 (dy3[t(r)] W2[C_e]^T) sqrt(y2[r])      equations 4 and 6
@@ -58,7 +58,7 @@ def _finish_halves(acc, y2, out, token, row, col, BACKWARD: tl.constexpr, INNER:
 @on_its_device
 @triton.jit
 def _venom_up_kernel(
-    x, tokens, block_expert, n_blocks, w, y2, out, d_model, width,
+    x, tokens, block_cluster, n_blocks, w, y2, out, d_model, width,
     BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     BACKWARD: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -71,7 +71,7 @@ def _venom_up_kernel(
     for i in tl.range(tl.program_id(0), n_tiles, tl.num_programs(0), flatten=True):
         row = (i // n_cols) * BLOCK
         col = (i % n_cols) * N
-        first = tl.load(block_expert + i // n_cols) * width + col
+        first = tl.load(block_cluster + i // n_cols) * width + col
         # Padding rows read token 0 and are cleared at the end, which costs less than masking every load.
         token = tl.maximum(tl.load(tokens + row + tl.arange(0, BLOCK)), 0).to(tl.int64)
         x_rows = x + token[:, None] * d_model + k[None, :]
@@ -143,9 +143,9 @@ def _launch(x: Tensor, w: Tensor, y2: Tensor | None, lists: BlockLists, width: i
     backward = y2 is not None
     weights = descriptor(w, tile.n, tile.k) if backward else descriptor(w, tile.k, tile.n)
     part = tile.n // 4 if backward else tile.n // 2
-    grid = (programs(x, len(lists.block_expert) * triton.cdiv(width, tile.n)),)
+    grid = (programs(x, len(lists.block_cluster) * triton.cdiv(width, tile.n)),)
     _venom_up_kernel[grid](
-        x, lists.tokens, lists.block_expert, lists.n_blocks, weights,
+        x, lists.tokens, lists.block_cluster, lists.n_blocks, weights,
         descriptor(y2 if backward else out, block, part), descriptor(out, block, part), x.shape[1], width,
         BLOCK=block, BACKWARD=backward, INNER=inner, EVEN=x.shape[1] % tile.k == 0, **tile.options(x),
     )  # fmt: skip

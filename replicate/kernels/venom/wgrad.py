@@ -1,10 +1,10 @@
-"""Sparse-reduction products: products 4 and 6, weight gradients over each expert's own tokens (figure 4d).
+"""Sparse-reduction products: products 4 and 6, weight gradients over each cluster's own tokens (figure 4d).
 
     dW2[C_e]    = sum over rows r of e of y2[r]^T dy3[t(r)]        equation 5
     dW1[:, C_e] = sum over rows r of e of x[t(r)]^T dy1[r]         equation 8
 
 Both are G_e = sum of g[t(r)]^T y[r], [D, W], with g token rows and y compact; dW2 stores it transposed.
-An expert without tokens gets zero.
+A cluster without tokens gets zero.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def _venom_wgrad_kernel(
     g, y, tokens, starts, counts, out, d_model, width, stride_d, stride_f,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of an expert's G_e: M entries of d_model by N neurons, reduced over the expert's tokens."""
+    """One tile of a cluster's G_e: M entries of d_model by N neurons, reduced over the cluster's tokens."""
     n_cols = tl.cdiv(width, N)
     n_tiles = n_cols * tl.cdiv(d_model, M)
-    expert = tl.program_id(0) // n_tiles
+    cluster = tl.program_id(0) // n_tiles
     tile = tl.program_id(0) % n_tiles
     col = (tile % n_cols) * N
     d = (tile // n_cols) * M + tl.arange(0, M)
-    start = tl.load(starts + expert)
-    end = start + tl.load(counts + expert)
+    start = tl.load(starts + cluster)
+    end = start + tl.load(counts + cluster)
     row = tl.arange(0, K)
     acc = tl.zeros((M, N), dtype=tl.float32)
     # A token id is loaded one step before the row it points to, or the pipeline stalls on it.
@@ -50,7 +50,7 @@ def _venom_wgrad_kernel(
         a = tl.load(where, mask=present if EVEN else present & (d < d_model)[None, :], other=0.0)
         acc = tl.dot(a.T, y.load([r0, col]), acc, input_precision=PRECISION)
         token = next_token
-    f = expert * width + col + tl.arange(0, N)
+    f = cluster * width + col + tl.arange(0, N)
     out_tile = out + d.to(tl.int64)[:, None] * stride_d + f.to(tl.int64)[None, :] * stride_f
     mask = (d < d_model)[:, None] & (col + tl.arange(0, N) < width)[None, :]
     tl.store(out_tile, acc.to(out.dtype.element_ty), mask=mask)

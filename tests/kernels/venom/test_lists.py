@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytes
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Every buffer a kernel is to fill starts as -7: no token, no expert, no row."""
+    """Every buffer a kernel is to fill starts as -7: no token, no cluster, no row."""
     empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: empty(*a, **k).fill_(-7))
 
@@ -33,7 +33,7 @@ def test_lists_of_four_tokens(device):
     lists = token_lists(torch.tensor([[1, 2], [1, 0], [3, 1], [1, 3]], device=device), 4, block=16)
     assert lists.counts.tolist() == [1, 4, 1, 2]
     assert lists.starts.tolist() == [0, 16, 32, 48]
-    assert lists.block_expert.tolist() == [0, 1, 2, 3]
+    assert lists.block_cluster.tolist() == [0, 1, 2, 3]
     assert lists.n_blocks.tolist() == [4]
     assert lists.tokens[:2].tolist() == [1, -1]
     assert lists.tokens[16:21].tolist() == [0, 1, 2, 3, -1]
@@ -46,23 +46,23 @@ def test_lists_of_four_tokens(device):
 )
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_lists_against_reference_and_router(device, poisoned, n_tokens, top_k, n, block, dtype):
-    experts = torch.rand(n_tokens, n).argsort(1)[:, :top_k].to(dtype)
-    lists = token_lists(experts.to(device), n, block)
-    assert_same_lists(lists, token_lists_reference(experts, n, block))
-    plain = router.token_permutation(experts.long(), n)
+    clusters = torch.rand(n_tokens, n).argsort(1)[:, :top_k].to(dtype)
+    lists = token_lists(clusters.to(device), n, block)
+    assert_same_lists(lists, token_lists_reference(clusters, n, block))
+    plain = router.token_permutation(clusters.long(), n)
     assert torch.equal(lists.tokens.cpu()[lists.inverse.cpu().long()].long(), plain.tokens[plain.inverse])
 
 
 def test_lists_of_more_chunks_than_are_summed_at_a_time(device, poisoned, monkeypatch):
     monkeypatch.setattr(importlib.import_module("replicate.kernels.venom.token_lists"), "SCAN", 2)
-    experts = torch.rand(500, 8).argsort(1)[:, :3]
-    assert_same_lists(token_lists(experts.to(device), 8, 16), token_lists_reference(experts, 8, 16))
+    clusters = torch.rand(500, 8).argsort(1)[:, :3]
+    assert_same_lists(token_lists(clusters.to(device), 8, 16), token_lists_reference(clusters, 8, 16))
 
 
 @pytest.mark.parametrize("own", [0, 2, 4])
-def test_lists_all_tokens_to_one_expert(device, poisoned, own):
-    experts = torch.full((40, 1), own)
-    assert_same_lists(token_lists(experts.to(device), 5, 16), token_lists_reference(experts, 5, 16))
+def test_lists_all_tokens_to_one_cluster(device, poisoned, own):
+    clusters = torch.full((40, 1), own)
+    assert_same_lists(token_lists(clusters.to(device), 5, 16), token_lists_reference(clusters, 5, 16))
 
 
 def test_lists_without_tokens(device):
@@ -72,7 +72,7 @@ def test_lists_without_tokens(device):
     assert lists.tokens.numel() == 0
 
 
-def test_lists_leave_out_ids_that_name_no_expert(device):
+def test_lists_leave_out_ids_that_name_no_cluster(device):
     lists = token_lists(torch.tensor([[0], [2**32 + 1], [-1], [2], [3]], device=device), 3, 16)
     assert lists.counts.tolist() == [1, 0, 1]
     assert lists.inverse.flatten().tolist() == [0, -1, -1, 16, -1]
@@ -86,18 +86,18 @@ def test_lists_hold_every_choice_once(data):
     n = data.draw(st.integers(1, 9))
     top_k = data.draw(st.integers(1, n))
     rows = data.draw(st.lists(st.permutations(range(n)), min_size=1, max_size=40))
-    experts = torch.tensor([row[:top_k] for row in rows], device=device)
-    lists = token_lists(experts, n, 16)
+    clusters = torch.tensor([row[:top_k] for row in rows], device=device)
+    lists = token_lists(clusters, n, 16)
     token = torch.arange(len(rows), device=device, dtype=torch.int32)[:, None].expand(-1, top_k)
     assert torch.equal(lists.tokens[lists.inverse.long()], token)
     assert len(lists.inverse.unique()) == lists.inverse.numel()
-    assert torch.equal(lists.block_expert[lists.inverse.long() // 16], experts.int())
+    assert torch.equal(lists.block_cluster[lists.inverse.long() // 16], clusters.int())
     assert (lists.starts % 16 == 0).all()
-    assert int(lists.n_blocks) * 16 <= max_rows(experts.numel(), n, 16)
+    assert int(lists.n_blocks) * 16 <= max_rows(clusters.numel(), n, 16)
 
 
 @pytest.mark.parametrize(
-    ("experts", "n", "block", "match"),
+    ("clusters", "n", "block", "match"),
     [
         (torch.zeros(4, dtype=torch.int64), 4, 16, "T, k"),
         (torch.zeros(4, 1), 4, 16, "float32"),
@@ -105,9 +105,9 @@ def test_lists_hold_every_choice_once(data):
         (torch.zeros(4, 1, dtype=torch.int64), 0, 16, "n_clusters is 0"),
     ],
 )
-def test_lists_refuse(device, experts, n, block, match):
+def test_lists_refuse(device, clusters, n, block, match):
     with pytest.raises(ValueError, match=match):
-        token_lists(experts.to(device), n, block)
+        token_lists(clusters.to(device), n, block)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -117,14 +117,14 @@ def test_lists_refuse(device, experts, n, block, match):
 def test_route_against_reference(device, dtype, n_tokens, d_model, n, top_k):
     x = torch.randn(n_tokens, d_model, device=device).to(dtype)
     means = torch.randn(n, d_model, device=device).to(dtype)
-    experts = route_topk(x, means, top_k)
+    clusters = route_topk(x, means, top_k)
     ours, best = (
         (x.float() @ means.float().T).gather(1, e.long())
-        for e in (experts, route_topk_reference(x, means, top_k))
+        for e in (clusters, route_topk_reference(x, means, top_k))
     )
     # Scores that differ by rounding alone may change places.
     torch.testing.assert_close(ours, best, rtol=1e-4, atol=1e-4)
-    assert all(len(set(row)) == top_k for row in experts.tolist())
+    assert all(len(set(row)) == top_k for row in clusters.tolist())
 
 
 def test_route_ties_nan_and_infinity(device):
@@ -163,11 +163,11 @@ def test_active_by_hand(device):
 )
 def test_active_against_reference(device, poison, dtype, n_tokens, d_ff, n, top_k):
     y1 = torch.randn(n_tokens, d_ff, device=device).to(dtype)
-    experts = route_active(y1, n, top_k)
+    clusters = route_active(y1, n, top_k)
     energy = y1.float().relu().square().unflatten(1, (n, -1)).sum(2)
-    ours, best = (energy.gather(1, e.long()) for e in (experts, route_active_reference(y1, n, top_k)))
+    ours, best = (energy.gather(1, e.long()) for e in (clusters, route_active_reference(y1, n, top_k)))
     torch.testing.assert_close(ours, best, rtol=1e-4, atol=1e-4)
-    assert all(len(set(row)) == top_k for row in experts.tolist())
+    assert all(len(set(row)) == top_k for row in clusters.tolist())
 
 
 @given(st.data())

@@ -47,9 +47,9 @@ def problem(shape, dtype, device, seed=0):
     def rand(*size):
         return (torch.randn(size, generator=g) * size[-2] ** -0.5).to(device, dtype)
 
-    experts = torch.rand(n_tokens, n, generator=g).argsort(1)[:, :top_k].to(device)
+    clusters = torch.rand(n_tokens, n, generator=g).argsort(1)[:, :top_k].to(device)
     x, dy3 = rand(n_tokens, d_model) * n_tokens**0.5, rand(n_tokens, d_model) * n_tokens**0.5
-    return x, rand(d_model, d_ff), rand(d_ff, d_model), dy3, token_lists(experts, n, block)
+    return x, rand(d_model, d_ff), rand(d_ff, d_model), dy3, token_lists(clusters, n, block)
 
 
 def used(y, lists):
@@ -174,12 +174,12 @@ def test_nan_in_means_nan_out(device):
 
 
 def test_padding_does_not_spread_infinite_tokens(device):
-    """Padding rows read token 0; its infinities must not reach experts that do not own it."""
+    """Padding rows read token 0; its infinities must not reach clusters that do not own it."""
     x, w1, _, _, _ = problem((20, 32, 64, 2, 1, 16), torch.float32, device)
     x[0] = float("inf")
-    experts = torch.ones(20, 1, dtype=torch.int64, device=device)
-    experts[0] = 0
-    lists = token_lists(experts, 2, 16)
+    clusters = torch.ones(20, 1, dtype=torch.int64, device=device)
+    clusters[0] = 0
+    lists = token_lists(clusters, 2, 16)
     dw1 = venom_wgrad(x, venom_up(x, w1, lists), lists)
     assert dw1[:, 32:].isfinite().all()
 
@@ -194,7 +194,7 @@ def test_neighbouring_cluster_with_infinite_weights(device):
     assert venom_down(y, w1, lists, transposed=True).isfinite().all()
 
 
-def test_expert_without_tokens_gets_zero_gradient(device):
+def test_cluster_without_tokens_gets_zero_gradient(device):
     x, w1, _, _, _ = problem((20, 32, 96, 3, 1, 16), torch.float32, device)
     lists = token_lists(torch.full((20, 1), 2, device=device), 3, 16)
     y = venom_up(x, w1, lists)
