@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,11 @@ from replicate.system import paths
 from replicate.system.files import write_atomic
 
 NOT_RUN = "not run"
+_SEVERAL = {
+    HOLDS: "hold",
+    verdicts.DIRECTION: "hold in direction",
+    FAILS: "do not hold",
+}  # of a verdict, in a count
 # Where a judged number comes from. What this run trained is shown and never judged: a verdict that hangs on a
 # seed or a processor is none.
 SOURCES = {"recorded": "recorded", "arithmetic": "arithmetic", "here": "checked here"}
@@ -37,7 +43,8 @@ class ClaimTable(pd.DataFrame):
         shown = pd.DataFrame(self).reset_index().map(html.escape)
         colours = shown["verdict"].map(COLOURS)
         shown["verdict"] = '<b style="color:' + colours + '">' + shown["verdict"] + "</b>"
-        return shown.to_html(index=False, escape=False, justify="left", border=0)
+        table = shown.to_html(index=False, escape=False, justify="left", border=0)
+        return table.replace("<td>", '<td style="text-align: left">')
 
 
 class ClaimBroken(AssertionError):
@@ -53,6 +60,7 @@ class CheckRow:
     verdict: Verdict
     profile: str
     source: str
+    n: int
 
 
 @lru_cache(maxsize=1)
@@ -95,13 +103,13 @@ def check(
     if found.stand_by and verdict.text in against:
         said = f"{claim_id} ({found.place}): {found.statement}"
         raise ClaimBroken(f"{said}. Verdict: {verdict.text}, {verdict.why}")
-    return CheckRow(found, value, verdict, profile, source)
+    return CheckRow(found, value, verdict, profile, source, n)
 
 
 def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
     """The check cell's table: paper | ours | tolerance | verdict, one claim a row."""
     rows = [
-        _cells(row.claim, row.ours, row.verdict, row.source)
+        _cells(row.claim, row.ours, row.verdict, row.source, row.n)
         | {"numbers": f"recorded, {row.profile} scale" if row.source == "recorded" else SOURCES[row.source]}
         for row in check_rows
     ]
@@ -146,7 +154,7 @@ def shipped_table(path: Path = SHIPPED) -> pd.DataFrame:
 def verdict_counts(table: pd.DataFrame) -> str:
     """One line: how many claims got which verdict."""
     counts = table["verdict"].value_counts()
-    parts = [f"{counts[name]} {name}" for name in (*VERDICTS, NOT_RUN) if name in counts]
+    parts = [f"{counts[name]} {_SEVERAL.get(name, name)}" for name in (*VERDICTS, NOT_RUN) if name in counts]
     return f"{len(table)} claims: {', '.join(parts)}"
 
 
@@ -180,10 +188,10 @@ def paper_text(claim: Claim) -> str:
     return _with_unit(prefix + text(claim.paper, signed), claim.unit)
 
 
-def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
-    """Our side: the number, with half the interval's width where there is one.
+def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str, n: int) -> str:
+    """Our side: "0.210 ± 0.015 nats (3)", with half of the interval and the number of runs if there are some.
 
-    As in `figures.about`, "≈" marks what may differ on another machine: all but arithmetic and exact counts.
+    As in `figures.about`, "≈" marks what may differ on another machine: what was measured here.
     """
     if ours is None:
         return "–"
@@ -191,11 +199,15 @@ def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str) -> str:
         return "yes" if ours else "no"
     if source != "recorded" and claim.rule == "at most" and not claim.paper and ours <= claim.tolerance:
         return _with_unit(f"below {text(claim.tolerance)}", claim.unit)  # rounding: its digits say nothing
-    exact = source == "arithmetic" or (claim.rule == "equals" and claim.tolerance < 1e-6)
     signed = claim.rule == "effect" and claim.null == 0
-    number = text(ours, signed) if exact else "≈" + text(float(f"{ours:.3g}"), signed)
     half = (verdict.high - verdict.low) / 2 if verdict.high is not None else 0
-    return _with_unit(number + (f" ± {half:.2g}" if half else ""), claim.unit)
+    if half:
+        digits = max(0, 1 - math.floor(math.log10(half)))  # two of the half-width
+        number = f"{ours:{'+' if signed else ''}.{digits}f} ± {half:.{digits}f}"
+        return f"{_with_unit(number, claim.unit)} ({n})"
+    if source == "arithmetic" or (claim.rule == "equals" and claim.tolerance < 1e-6):
+        return _with_unit(text(ours, signed), claim.unit)
+    return ("≈" if source == "here" else "") + _with_unit(text(float(f"{ours:.3g}"), signed), claim.unit)
 
 
 def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
@@ -208,18 +220,19 @@ def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:
     else:
         verdict = judge(claim, None)
     source = stored.get("source", "")
-    row = {"id": claim.id, "place": claim.place} | _cells(claim, stored.get("ours"), verdict, source)
+    cells = _cells(claim, stored.get("ours"), verdict, source, stored.get("n", 1))
+    row = {"id": claim.id, "place": claim.place} | cells
     row |= {"scale": record.config["profile"] if record else "", "source": source}
     return row | {"notebook": claim.notebook, "key": claim.key}
 
 
-def _cells(claim: Claim, ours: Any, verdict: Verdict, source: str) -> dict[str, str]:
+def _cells(claim: Claim, ours: Any, verdict: Verdict, source: str, n: int) -> dict[str, str]:
     """What a check cell and the claim table both show. tolerance: how far off ours may be to hold."""
     tolerance = text(claim.tolerance) if claim.tolerance else ""
     if claim.rule == "effect" and claim.paper is not None:
         tolerance = " to ".join(map(text, verdicts.SAME_SIZE)) + " times"
     shown = {"claim": claim.statement, "paper": paper_text(claim)}
-    shown |= {"ours": ours_text(claim, ours, verdict, source), "tolerance": tolerance}
+    shown |= {"ours": ours_text(claim, ours, verdict, source, n), "tolerance": tolerance}
     return shown | {"verdict": verdict.text, "because": verdict.why}
 
 

@@ -109,7 +109,7 @@ def judge(
     if claim.rule == "true":
         if not isinstance(ours, bool):
             raise ValueError(f"claim {claim.id} is true or false, not {ours!r}")
-        found = Verdict(HOLDS, "so it is") if ours else Verdict(FAILS, "it is not so")
+        found = Verdict(HOLDS, "our check says yes") if ours else Verdict(FAILS, "our check says no")
         return _at_scale(claim, found, profile)
     low, high = _interval(claim, ours, spread, n)
     if claim.noisy and spread is None:
@@ -122,9 +122,9 @@ def judge(
 def _equals(claim: Claim, low: float, high: float) -> tuple[str, str]:
     least, most = claim.paper - claim.tolerance, claim.paper + claim.tolerance
     if least - _slack(least) <= low and high <= most + _slack(most):
-        return HOLDS, f"within {text(claim.tolerance)} of the paper's number"
+        return HOLDS, f"ours is within {text(claim.tolerance)} of the paper's"
     if low > most or high < least:
-        return FAILS, f"off by ≈{max(claim.paper - high, low - claim.paper):.2g}"
+        return FAILS, f"ours is off by {max(claim.paper - high, low - claim.paper):.2g}"
     return UNTESTABLE, "too noisy: our interval reaches beyond the tolerance"
 
 
@@ -135,15 +135,15 @@ def _bound(claim: Claim, low: float, high: float) -> tuple[str, str]:
     if claim.rule == "at most":
         low, high, bound, null = -high, -low, -bound, None if null is None else -null
     if low >= bound - _slack(bound):
-        return HOLDS, f"{claim.rule} {text(limit)}"
+        return HOLDS, f"ours is {claim.rule} {text(limit)}"
     if null is not None and low > null:
         times = ((low + high) / 2 - null) / (bound - null)
         close = high >= bound or times >= OTHER_SIZE[0]
-        why = f"there, ≈{times:.2g} times the least effect that the paper says"
+        why = f"{times:.2g} times the least effect that the paper says"
         why += "; our interval includes the paper's" if high >= bound else ""
         return DIRECTION if close else SIZE, why
     if high < (bound if null is None else null) + _slack(bound):
-        return FAILS, f"off by ≈{bound - high:.2g}"
+        return FAILS, f"ours is off by {bound - high:.2g}"
     return UNTESTABLE, "too noisy: our interval reaches across the limit"
 
 
@@ -155,9 +155,9 @@ def _effect(claim: Claim, low: float, high: float) -> tuple[str, str]:
     if low <= claim.null <= high:
         return UNTESTABLE, f"too noisy at this scale: our interval includes {text(claim.null)}"
     if (low - claim.null) * sign < 0:
-        return FAILS, "the effect goes the other way"
+        return FAILS, "the opposite of the paper's direction"
     if least is None:
-        return HOLDS, "the effect goes the paper's way"
+        return HOLDS, "the same direction as the paper's"
     ours = sorted(abs(end - claim.null) for end in (low, high))
     theirs = sorted(abs(end - claim.null) for end in (least, most))
     near, far = SAME_SIZE[0] * theirs[0] - _slack(most), SAME_SIZE[1] * theirs[1] + _slack(most)
@@ -165,7 +165,7 @@ def _effect(claim: Claim, low: float, high: float) -> tuple[str, str]:
     middle = sum(ours) / 2
     paper, end = (theirs[0], "lower") if middle < theirs[0] else (theirs[1], "upper")
     times = middle / paper
-    why = f"≈{times:.2g} times the paper's effect" + (f", {end} end" if least != most else "")
+    why = f"{times:.2g} times the paper's effect" + (f", {end} end" if least != most else "")
     if theirs[0] <= middle <= theirs[1] and least != most:
         times, why = 1.0, "within the paper's range"
     if low != high:

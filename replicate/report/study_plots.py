@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from replicate import figures
 from replicate.study import statistics
 
 OVERLAP = {"both": "#9a9a9a", "first": "#0072B2", "second": "#D55E00"}
@@ -57,10 +58,9 @@ def draw_blocks(ax: Axes, offsets: Sequence[int], width: int) -> None:
         ax.add_patch(Rectangle(corner, width, stop - start, color=colour, alpha=0.45, lw=0))
 
 
-def cluster_colour(cluster: int) -> tuple[float, float, float]:
-    """A colour for a cluster, the same in every figure; distinct for at least 16 clusters."""
-    hue = (cluster * 0.618034) % 1.0
-    return tuple(colors.hsv_to_rgb((hue, 0.55 + 0.3 * (cluster % 2), 0.9 - 0.2 * (cluster // 8 % 2))))
+def cluster_colour(cluster: int) -> str:
+    """A colour for a cluster: six take turns, so that neighbours differ to every eye."""
+    return list(figures.PALETTE.values())[1:][cluster % 6]
 
 
 def draw_intervals(

@@ -134,7 +134,7 @@ def test_show_has_the_four_columns_in_full(store):
     assert {"paper", "ours", "tolerance", "verdict"} <= set(frame.columns)
     assert frame["verdict"].tolist() == [HOLDS, FAILS, HOLDS, UNTESTABLE]
     assert frame["paper"].tolist()[:3] == ["1.5x", "0.086 nats", "yes"]
-    assert frame["ours"].tolist() == ["≈1.48 ± 0.012x", "0.053 nats", "yes", "–"]
+    assert frame["ours"].tolist() == ["1.480 ± 0.012x (5)", "0.053 nats", "yes", "–"]
     assert frame["numbers"].tolist()[:3] == ["recorded, gpu scale", "arithmetic", "checked here"]
     page = frame._repr_html_()
     assert "..." not in repr(frame)
@@ -180,7 +180,7 @@ def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_
     table = claims.claim_table(store=store, shipped=None)
     written = claims.write_claims(table)
     markdown = written[0].read_text(encoding="utf-8")
-    assert markdown.startswith(f"{len(claims.claims())} claims: 1 holds")
+    assert markdown.startswith(f"{len(claims.claims())} claims: 1 hold")
     assert markdown.count("\n") == len(claims.claims()) + 4
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
