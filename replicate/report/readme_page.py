@@ -32,7 +32,7 @@ def values() -> dict[str, str]:
     frame, (preset, _) = study_tables.runs("gpu"), step_table.MODELS["1B"]
     size, steps = study_tables.setting("gpu"), step_table.speeds(preset)
     dense = next(row for row in step_table.parts(step_table.recorded(preset)) if row["arm"] == "dense")
-    layer = layer_tables.over_dense(step_table.MODELS["7B"][1], device=step_table.CARD)
+    layer = layer_tables.over_dense(step_table.MODELS["1B"][1], device=step_table.CARD)
     out = {arm: f"{_cost(frame, arm).mean:+.3f}" for arm in frame["arm"].unique()}
     return out | {
         "headline": "{} to {} times".format(*paper.number("headline")),
@@ -40,7 +40,8 @@ def values() -> dict[str, str]:
         "paper W1": f"{audit.table3_costs()['W1']:+.3f}",
         "layer": f"{layer['recipe']:.1f} times",
         "step": f"{steps['recipe']:.1f} times",
-        "step active16x32": f"{steps['active16x32']:.1f} times",
+        "ceiling": f"{1 / (1 - dense['ffn'] / dense['step']):.1f} times",
+        **{f"step {arm}": f"{steps[arm]:.2f} times" for arm in ("act24", "venom16", "active16x32")},
         "share": f"{dense['ffn'] / dense['step']:.0%}",
         "parameters": size["parameters without embedding"].replace("M", " million"),
         "tokens": size["training tokens"].replace("M", " million"),

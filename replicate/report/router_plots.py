@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ _LOOKS = {  # of a choice in `untrained`: line, palette entry
     "router, clusters, cosine": ("v:", "paper"),
     "own activations": ("D-", "2:4 activations"),
 }
-_ORDER = ("static16", "venom16, 64 clusters", "active16x32", "active16", "dense")
+_ARMS = {  # -> what it is called in a figure
+    "static16": "fixed",
+    "venom16, 64 clusters": "router, 16 of 64 clusters",
+    "active16": "own activations, 4 of 16",
+    "active16x32": "own activations, 8 of 32",
+    "dense": "dense",
+}
 
 
 def figure4(y: Tensor, own: Tensor, choice: Tensor, lists: TokenLists, n: int) -> Figure:
@@ -71,24 +78,28 @@ def untrained(cost: pd.DataFrame, n: int, title: str) -> Figure:
 
 def gaps(runs: pd.DataFrame) -> dict[str, statistics.Stats]:
     """Each choice's held-out loss above that of the router with 16 clusters, by arm."""
-    arms = [name for name in _ORDER if name in set(runs["arm"])]
+    arms = [name for name in _ARMS if name in set(runs["arm"])]
     return results.differences(runs, base="venom16", arms=arms)
 
 
 def above_router(studies: Mapping[str, pd.DataFrame]) -> Figure:
-    """`gaps` with their intervals, scale by scale."""
+    """`gaps` with their intervals, a panel for each scale."""
     import matplotlib.pyplot as plt
 
-    rows = {
-        f"{name}, {scale} (n = {s.n})": (s.mean, (s.high - s.low) / 2)
-        for scale, runs in studies.items()
-        for name, s in gaps(runs).items()
-    }
-    fig, ax = plt.subplots(figsize=(7.5, 0.36 * len(rows) + 1.2))
-    xlabel = "held-out loss above venom16 (nats), 95 % interval"
-    study_plots.draw_intervals(ax, rows, colour=figures.PALETTE["venom"], xlabel=xlabel)
-    ax.locator_params(axis="x", nbins=5)
-    ax.set_title("Looking beats the router, a fixed choice loses")
+    fig, axes = plt.subplots(1, len(studies), figsize=(max(6.5, 4.3 * len(studies)), 2.6), squeeze=False)
+    for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
+        found = gaps(runs)
+        rows = {
+            label: (found[arm].mean, (found[arm].high - found[arm].low) / 2)
+            if arm in found
+            else (math.nan, math.nan)
+            for arm, label in _ARMS.items()
+        }
+        study_plots.draw_intervals(ax, rows, colour=figures.PALETTE["venom"], xlabel="held-out loss (nats)")
+        ax.locator_params(axis="x", nbins=4)
+        ax.set_title(f"{scale} scale: above the router's")
+    for ax in axes[0][1:]:
+        ax.set_yticklabels([])
     return fig
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from replicate import study
 from replicate.report import pages
 from replicate.system import paths
+from replicate.training.flops import param_count
 
 
 def page(folder, text, tables=None, values=None):
@@ -70,3 +72,14 @@ def test_every_page_or_none_is_written(tmp_path, monkeypatch, capsys):
     assert pages.main([]) == 0
     assert good.path.read_text() == "<!-- value: v -->1<!-- end -->"
     assert capsys.readouterr().out == "page.md\n"
+
+
+def test_the_table_of_scales_is_that_of_the_presets():
+    text = pages.PAGES["commands"].path.read_text(encoding="utf-8")
+    for scale in ("smoke", "laptop", "gpu", "gpu40m"):
+        config = study.arms(scale, ["dense"])[0]
+        size, tokens = param_count(config.model)["non_embedding"], config.steps * config.tokens_per_step
+        layers, width, *rest = re.search(rf"(?m)^\| `{scale}` \| (.+) \|$", text).group(1).split(" | ")
+        assert (int(layers), int(width)) == (config.model.n_layer, config.model.d_model)
+        for said, true in zip(rest, (size, tokens), strict=True):
+            assert abs(float(said.removesuffix(" million")) * 1e6 / true - 1) < 0.1, scale
