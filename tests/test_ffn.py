@@ -931,3 +931,17 @@ def test_blocks_must_divide_the_tokens(tokens):
     ffn = make("block16")
     with pytest.raises(ValueError, match=f"{tokens} x {FF} does not divide into blocks of v = 64"):
         ffn(normal(tokens, D))
+
+
+def test_compiled_code_ends_before_the_sparse_phase():
+    """Kernels choose by shape and environment at each call, which a compiled graph would freeze."""
+    ffn = SparseFFN(16, 32, SparsityConfig(activation="24"))
+    ffn.phase, graphs = "sparse", []
+
+    def backend(graph, example):
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph
+
+    x = torch.randn(4, 16)
+    assert torch.compile(ffn, backend=backend)(x).equal(ffn(x))
+    assert graphs == [["reshape"], ["view"]]
