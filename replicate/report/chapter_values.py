@@ -7,6 +7,7 @@ import re
 from replicate.report import notebooks, replication_page, study_tables
 
 _LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+?)(?: - (.+))?")
+_ZEROS = re.compile(r"zeros (laptop|gpu|gpu40m)")
 _COLUMN = {"held-out": study_tables.HELD, "training": study_tables.TRAIN}
 
 
@@ -15,6 +16,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
 
     "links": to other chapters. "held-out gpu: A - B": the loss of arm A above B (A alone: above dense),
     mean ± half of the 95 % interval (number of seeds); likewise "training laptop: A".
+    "zeros gpu": natural sparsity at the end of dense training, mean over layers and seeds.
     Other names are those of `replication_page.values`.
     """
     if name == "links":
@@ -23,6 +25,9 @@ def value(book: notebooks.Notebook, name: str) -> str:
         kind, scale, *arms = found.groups()
         pair = tuple(arm for arm in arms if arm not in (None, "dense"))
         return study_tables.brief(study_tables.contrast(study_tables.runs(scale), pair, _COLUMN[kind]))
+    if found := _ZEROS.fullmatch(name):
+        dense = study_tables.runs(found[1]).query("arm == 'dense'")
+        return f"{100 * dense['y2_sparsity'].mean():.1f} %"
     return replication_page.value(name)
 
 
