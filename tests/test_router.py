@@ -367,3 +367,11 @@ def test_load_is_a_distribution(data):
         assert sum(stats["load"]) == pytest.approx(1)
         assert 1 - 1e-9 <= stats["max_over_mean"] <= n + 1e-9
         assert -1e-9 <= stats["entropy"] <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "w1", [torch.zeros(8), torch.zeros(4, 8, dtype=torch.long)], ids=["vector", "integers"]
+)
+def test_what_is_no_matrix_of_floats_is_not_clustered(w1):
+    with pytest.raises(ValueError, match=r"w1 must be a \[d_model, d_ff\] float matrix, got torch\."):
+        cluster_neurons(w1, 2, seed=0)

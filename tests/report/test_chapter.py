@@ -3,8 +3,10 @@ import ast
 import matplotlib as mpl
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
-from replicate.report import chapter, notebooks
+from replicate.report import chapter, chapter_values, format_plots, notebooks
+from replicate.study import results
 
 BAD = {
     "profile is 5; choose": (5, 1),
@@ -63,3 +65,38 @@ def test_normal_numbers_are_the_same_wherever_they_are_drawn():
     first, second = one(2, 3), one(1)
     assert torch.equal(other(2, 3), first) and torch.equal(other(1), second)
     assert first.dtype == torch.float64 and first[0, 0].item() == 0.1257302210933933
+
+
+def test_sliders_draw_at_once_where_somebody_reads(monkeypatch):
+    moved = []
+    monkeypatch.setenv("REPLICATE_STATIC", "1")
+    chapter.touch(lambda N: moved.append(N), N=(1, 5))
+    assert moved == [], "a notebook run by a command stores a picture, no sliders"
+    monkeypatch.delenv("REPLICATE_STATIC")
+    chapter.touch(lambda N: moved.append(N), N=(1, 5))
+    assert moved == [3]
+
+
+def test_what_sliders_draw(monkeypatch):
+    shown = []
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(plt.gcf()))
+    format_plots.try_venom(chapter.normal_numbers()(16, 32), v=4, n=1, m=8)
+    assert shown[0].axes[1].get_title() == "V:N:M = 4:1:8"
+    assert shown[0].axes[1].get_xlabel().startswith("87.5% zeros")
+    format_plots.one_group([1.2, 1.0, -0.6, 1.5])
+    heights = [bar.get_height() for bar in shown[1].axes[0].patches]
+    assert heights[4:8] == pytest.approx([1.2, 0, 0, 1.5]), "hard"
+    assert heights[8:] == pytest.approx([0.2, 0, 0, 0.5]), "soft"
+    plt.close("all")
+
+
+def test_value_markers_of_a_chapter():
+    book = notebooks.select(notebooks.discover(), ["05"])[0]
+    runs = results.recorded_study("gpu")
+    gap = results.differences(runs, "venom16", "valid_loss", ["static16"])["static16"]
+    half = (gap.high - gap.low) / 2
+    assert (
+        chapter_values.value(book, "held-out gpu: static16 - venom16") == f"{gap.mean:.3f} ± {half:.3f} (3)"
+    )
+    assert chapter_values.value(book, "held-out gpu: no such arm") == ""
+    assert "](04_neuron_level_activation.ipynb)" in chapter_values.value(book, "links")
