@@ -156,5 +156,8 @@ def test_readme_and_architecture_name_every_folder_and_method_file():
         assert f"{name}.py" in layout, f"README's layout lacks {name}.py"
     for name in FOLDERS:
         assert f"{name}/" in layout and f"`{name}/`" in page, f"{name}/ is missing"
+    graph = re.search(r"(?s)```mermaid\n(.+?)```", page).group(1)
+    drawn = re.findall(r"\b(\w+)(/|\.py)", graph)
+    assert len(drawn) > 12 and all((PACKAGE / f"{name}{end}").exists() for name, end in drawn)
     places = [layout.index(f"{name}.py") for name in METHOD]
     assert places == sorted(places), "in reading order"
