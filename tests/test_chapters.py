@@ -36,7 +36,7 @@ def test_code_cells_are_short(book):
     assert max(lengths) <= LATER.get(book.number, LONGEST)
 
 
-@each_chapter
+@each_book
 def test_links_lead_to_the_chapters_around_it(book):
     first, *_, last = [notebooks.source(cell) for cell in cells(book, "markdown")]
     place = BOOKS.index(book)
