@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+from replicate import paper, study
+from replicate.config import TrainConfig
 from replicate.report import notebooks, replication_page, study_tables
+from replicate.training.flops import param_count
 
 _LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+?)(?: - (.+))?")
 _ZEROS = re.compile(r"zeros (laptop|gpu|gpu40m)")
+_BEFORE = re.compile(r"2503\.16672: (.+?)(?: - (.+))?")
 _COLUMN = {"held-out": study_tables.HELD, "training": study_tables.TRAIN}
 
 
@@ -16,7 +20,8 @@ def value(book: notebooks.Notebook, name: str) -> str:
 
     "links": to other chapters. "held-out gpu: A - B": the loss of arm A above B (A alone: above dense),
     mean ± half of the 95 % interval (number of seeds); likewise "training laptop: A".
-    "zeros gpu": natural sparsity at the end of dense training, mean over layers and seeds.
+    "2503.16672: A - B": that paper's loss of A minus that of B. "tokens, gpu over laptop" (or "parameters"):
+    how many times as many. "zeros gpu": natural sparsity of dense training, mean over layers and seeds.
     Other names are those of `replication_page.values`.
     """
     if name == "links":
@@ -28,7 +33,19 @@ def value(book: notebooks.Notebook, name: str) -> str:
     if found := _ZEROS.fullmatch(name):
         dense = study_tables.runs(found[1]).query("arm == 'dense'")
         return f"{100 * dense['y2_sparsity'].mean():.1f} %"
+    if found := _BEFORE.fullmatch(name):
+        losses = paper.data()["neighbours"]["2503.16672"]
+        return f"{losses[found[1]] - (losses[found[2]] if found[2] else 0):.3f}"
+    if name in ("parameters, gpu over laptop", "tokens, gpu over laptop"):
+        gpu, laptop = (study.arms(scale, ["dense"])[0] for scale in ("gpu", "laptop"))
+        if name.startswith("tokens"):
+            return f"{gpu.steps * gpu.tokens_per_step / laptop.steps / laptop.tokens_per_step:.0f}"
+        return f"{_weights(gpu) / _weights(laptop):.0f}"
     return replication_page.value(name)
+
+
+def _weights(config: TrainConfig) -> int:
+    return param_count(config.model)["non_embedding"]
 
 
 def _links(book: notebooks.Notebook) -> str:

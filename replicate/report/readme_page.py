@@ -44,6 +44,11 @@ def values() -> dict[str, str]:
         **{f"step {arm}": f"{steps[arm]:.2f} times" for arm in ("act24", "venom16", "active16x32")},
         "share": f"{dense['ffn'] / dense['step']:.0%}",
         "parameters": size["parameters without embedding"].replace("M", " million"),
+        "parameters gpu40m": study_tables.setting("gpu40m")["parameters without embedding"].replace(
+            "M", " million"
+        ),
+        "gain": f"{steps['recipe'] - 1:.2f}",
+        "paper gain": f"{paper.number('step_speedup_text') - 1:.1f}",
         "tokens": size["training tokens"].replace("M", " million"),
     }
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from replicate.config import ModelConfig, SparsityConfig
 
-COMPONENTS = ("ffn", "projections", "scores", "head")
 LABELS = {
     "ffn": "feed-forward network",
     "projections": "attention: projections",
