@@ -1,0 +1,109 @@
+"""Comparing an answer with the right one, and with the wrong ones that are often given."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Hints = Iterable[tuple[Any, str]]
+
+
+class Wrong(Exception):
+    """The answer is wrong; the message says why, and what to try."""
+
+
+class NotAnswered(Exception):
+    """The answer still has the placeholder in it."""
+
+
+def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What the student's function gives. Tensors are passed as copies, so that it cannot change ours.
+
+    Raises Wrong if it is no function, NotAnswered if it returns None or `...`.
+    """
+    if not callable(function):
+        raise Wrong(f"The answer is a function; this is {_kind(function)}.")
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    result = function(*copies, **options)
+    if result is None or result is ...:
+        raise NotAnswered
+    return result
+
+
+def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3) -> None:
+    """The answer is this number, to a relative `tolerance` (absolute if `right` is 0). Raises Wrong.
+
+    Args:
+        hints: (wrong number, what to say about it), tried in order.
+    """
+    value = _as_float(answer)
+    if _near(value, right, tolerance):
+        return
+    for wrong, hint in hints:
+        if _near(value, wrong, tolerance):
+            raise Wrong(hint)
+    if right and _near(value, 100 * right, tolerance):
+        raise Wrong(f"{value:g} is in percent; give the share, {value / 100:g}.")
+    if right and _near(value, -right, tolerance):
+        raise Wrong("The size is right, the sign is not.")
+    raise Wrong(f"{value:g} is too {'large' if value > right else 'small'}.")
+
+
+def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-5) -> None:
+    """The answer is this tensor: shape, then values. Raises Wrong.
+
+    Args:
+        hints: (wrong tensor, what to say about it), tried in order.
+    """
+    value = _as_tensor(answer)
+    for wrong, hint in hints:
+        if value.shape == wrong.shape and _close(value, wrong, tolerance):
+            raise Wrong(hint)
+    if value.shape != right.shape:
+        raise Wrong(f"Its shape is {tuple(value.shape)}; it should be {tuple(right.shape)}.")
+    if value.is_floating_point() and not value.isfinite().all():
+        raise Wrong("It holds values that are not finite (inf or nan).")
+    if not _close(value, right, tolerance):
+        place = tuple((~_equal(value, right, tolerance)).nonzero()[0].tolist())
+        got, wanted = value[place].item(), right[place].item()
+        raise Wrong(f"At index {list(place)} it is {got:.6g}; it should be {wanted:.6g}.")
+
+
+def one_of(answer: Any, choices: Sequence[str], right: str, hints: dict[str, str]) -> None:
+    """The answer is one word of `choices`. Raises Wrong with the hint that belongs to a wrong word."""
+    word = str(answer).strip().lower()
+    if word not in choices:
+        raise Wrong(f"Answer with one of {', '.join(choices)}; this is {answer!r}.")
+    if word != right:
+        raise Wrong(hints[word])
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _as_float(answer: Any) -> float:
+    try:
+        return float(answer)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"The answer is a number; this is {_kind(answer)}.") from None
+
+
+def _as_tensor(answer: Any) -> Tensor:
+    try:
+        return answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"The answer is a tensor; this is {_kind(answer)}.") from None
+
+
+def _near(value: float, other: float, tolerance: float) -> bool:
+    return abs(value - other) <= tolerance * (abs(other) or 1)
+
+
+def _equal(value: Tensor, other: Tensor, tolerance: float) -> Tensor:
+    return torch.isclose(value.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+def _close(value: Tensor, other: Tensor, tolerance: float) -> bool:
+    return bool(_equal(value, other, tolerance).all())
