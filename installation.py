@@ -141,7 +141,7 @@ def make_venv():
 
 
 def base_steps(index):
-    """Options of pip, call by call: the locked packages by hash, then torch with `index`, and the checkout."""
+    """Options of pip, call by call: locked packages by hash, then torch with `index`, and the checkout."""
     locked = ["--require-hashes", "--no-deps", "-r", "requirements.txt"]
     rest = ["--no-build-isolation", "-c", "constraints.txt", "-e", f".[{','.join(EXTRAS)}]", *index]
     return [locked, rest]
