@@ -83,7 +83,10 @@ def test_metadata_is_clean_and_the_kernel_is_everyones(book):
     metadata = book.content["metadata"]
     assert metadata["kernelspec"]["name"] == "python3"
     assert set(metadata) == {"kernelspec", "language_info", "replicate"}
-    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} for cell in book.content["cells"])
+    assert all(set(cell["metadata"]) <= {"tags", "jupyter", "slideshow"} for cell in book.content["cells"])
+    has_slides = any("slide" in notebooks.tags(cell) for cell in book.content["cells"])
+    for cell in book.content["cells"]:  # run `python -m replicate notebooks refresh` after a change of tags
+        assert cell["metadata"] == notebooks.cell_metadata(notebooks.tags(cell), has_slides)
     assert "raises-exception" not in [tag for cell in book.content["cells"] for tag in notebooks.tags(cell)]
     assert book.path.stat().st_size < 3_000_000
 

@@ -15,6 +15,7 @@ from replicate.system import paths
 from replicate.system.files import write_atomic
 
 FOLDED = "hide-input"  # the tag of cells that only draw: their code is folded
+SLIDE_TYPES = {"slide": "slide", "slide-more": "-"}  # tags of cells that begin or continue a slide
 _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
 # Kernels are quiet, of this environment, and import the package of this checkout. Who runs notebooks by a
 # command has chosen the scale, and is not asked again before long work.
@@ -105,17 +106,19 @@ def refresh(only: Iterable[str] | None = None, folder: Path | None = None) -> li
 
 
 def clean(content: Any) -> Any:
-    """The notebook without what differs from run to run; changes and returns it."""
+    """The notebook without what differs from run to run; changes and returns it.
+
+    Of a cell's metadata its tags are kept; what JupyterLab and nbconvert read beside them follows from them.
+    """
     kept = content["metadata"].get("replicate")
     content["metadata"] = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
         **({"replicate": kept} if kept else {}),
     }
+    has_slides = any("slide" in tags(cell) for cell in content["cells"])
     for cell in content["cells"]:
-        cell["metadata"] = {"tags": tags(cell)} if tags(cell) else {}
-        if FOLDED in tags(cell):
-            cell["metadata"]["jupyter"] = {"source_hidden": True}
+        cell["metadata"] = cell_metadata(tags(cell), has_slides)
         outputs: list[Any] = []
         for output in cell.get("outputs", ()):
             if output.get("name") == "stdout" and outputs and outputs[-1].get("name") == "stdout":
@@ -125,3 +128,17 @@ def clean(content: Any) -> Any:
         if cell["cell_type"] == "code":
             cell["outputs"] = outputs
     return content
+
+
+def cell_metadata(tags: list[str], has_slides: bool) -> dict[str, Any]:
+    """A cell's metadata: its tags, whether its code is folded, and its part in the notebook's slides.
+
+    In a notebook with slides a cell begins one, continues it ("-") or is left out ("skip").
+    """
+    metadata: dict[str, Any] = {"tags": tags} if tags else {}
+    if FOLDED in tags:
+        metadata["jupyter"] = {"source_hidden": True}
+    if has_slides:
+        kinds = [SLIDE_TYPES[tag] for tag in tags if tag in SLIDE_TYPES]
+        metadata["slideshow"] = {"slide_type": kinds[0] if kinds else "skip"}
+    return metadata

@@ -218,3 +218,34 @@ def test_refresh_refuses_paths_of_this_machine(folder):
     with pytest.raises(ValueError, match="01_a prints a path"):
         notebooks.refresh(folder=folder)
     assert (folder / "01_a.ipynb").read_bytes() == before
+
+
+def tagged(*tags_of_cells):
+    """The cells' metadata after `clean`, of a notebook whose cells have these tags, and more metadata."""
+    cells = []
+    for tags in tags_of_cells:
+        cells.append(new_markdown_cell("text", metadata={"tags": tags, "slideshow": {"slide_type": "notes"}}))
+    content = notebooks.clean(new_notebook(cells=cells))
+    return [cell["metadata"] for cell in content["cells"]]
+
+
+def test_slides_follow_from_tags():
+    found = tagged(["slide"], ["hide-input", "slide-more"], [], ["parameters"])
+    assert [metadata["slideshow"]["slide_type"] for metadata in found] == ["slide", "-", "skip", "skip"]
+    assert found[1]["tags"] == ["hide-input", "slide-more"] and found[1]["jupyter"] == {"source_hidden": True}
+    assert found[2] == {"slideshow": {"slide_type": "skip"}}
+
+
+def test_a_notebook_without_slides_says_nothing_of_them():
+    assert tagged(["check"], ["slide-more"], []) == [{"tags": ["check"]}, {"tags": ["slide-more"]}, {}]
+
+
+def test_slides_are_what_nbconvert_shows(tmp_path):
+    from nbconvert import SlidesExporter
+
+    book = new_notebook(cells=[new_markdown_cell(f"text {i}") for i in range(5)])
+    for cell, tag in zip(book.cells, (None, "slide", "slide-more", "slide", None)):
+        cell.metadata["tags"] = [tag] if tag else []
+    html, _ = SlidesExporter().from_notebook_node(notebooks.clean(book))
+    slides = [text.split("</section>")[0] for text in html.split("<section><section>")[1:]]
+    assert [[i for i in range(5) if f"text {i}" in slide] for slide in slides] == [[1, 2], [3]]
