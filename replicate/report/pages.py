@@ -39,6 +39,7 @@ PAGES = {
     "commands": Page(DOCS / "commands.md"),
     "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
     "replication": Page(DOCS / "replication.md", replication_page.tables, replication_page.value),
+    "teaching": Page(DOCS / "teaching.md", value=readme_page.value),
     **{
         book.name: Page(book.path, value=partial(chapter_values.value, book)) for book in notebooks.discover()
     },

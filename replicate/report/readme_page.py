@@ -1,7 +1,11 @@
-"""What README.md shows: verdicts on the main claims, and speeds of the layer and of a whole step."""
+"""What README.md shows: verdicts on the main claims, and speeds of the layer and of a whole step.
+
+docs/teaching.md shows its numbers too, and how long runs take.
+"""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pandas as pd
@@ -22,7 +26,10 @@ def tables() -> dict[str, str]:
 
 
 def value(name: str) -> str:
-    """The text of one of `values`, "" for an unknown name."""
+    """The text of one of `values`; "minutes gpu", a run's; "hours gpu 15", of 15 runs; "" for other names."""
+    if time := re.fullmatch(r"(minutes|hours) (\w+)(?: (\d+))?", name):
+        unit, scale, runs = time.groups(default="1")
+        return f"{study_tables.run_seconds(scale) * int(runs) / (60 if unit == 'minutes' else 3600):.1f}"
     return values().get(name, "")
 
 

@@ -54,6 +54,13 @@ def every_run(scale: str) -> pd.DataFrame:
     return runs(scale, plans.EVERY_SEED)
 
 
+def run_seconds(scale: str) -> float:
+    """Median seconds of the recorded runs: on a CPU at laptop scale, on a GPU at the larger ones."""
+    device = "CPU" if scale == "laptop" else "NVIDIA"
+    records = every_run(scale)["record"]
+    return float(np.median([record.seconds for record in records if record.device.startswith(device)]))
+
+
 def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> statistics.Stats | None:
     """Statistics over seeds of the first arm minus the others, within a seed, each above the dense model.
 
