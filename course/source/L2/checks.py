@@ -53,7 +53,7 @@ def masked_backward(answer, x, w1, w2, mask, dy3):
     stray = (dy1 != 0) & ~mask
     if stray.any() and marking.is_close(dy1, whole[0]):
         raise NotYet(
-            "dy1 has no mask. A neuron that the forward pass dropped did not change y3: its gradient is zero. "
+            "dy1 has no mask. A neuron that the forward pass dropped did not change y3: its gradient is 0. "
             f"Reuse the mask. ({int(stray.sum())} entries of dy1 are not zero, and should be.)"
         )
     if stray.any() and (dy1.unflatten(1, (-1, 4)) != 0).sum(-1).max() <= 2:
