@@ -261,9 +261,9 @@ def test_what_is_handed_out_has_no_solution(lab, graded):
     assert not any(cell.get("outputs") for cell in handed_out)
     lines = {line.strip() for line in out.splitlines()}
     for task in tasks(lab):
-        secret = "".join(SOLUTION.findall(task.answer)) + task.hidden
-        for line in map(str.strip, secret.splitlines()):
+        for line in map(str.strip, "".join(SOLUTION.findall(task.answer)).splitlines()):
             assert len(line) < 25 or line not in lines, f"{task.name}: {line}"
+        assert task.hidden not in out, task.name
 
 
 @each_lab
