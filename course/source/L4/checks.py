@@ -1,4 +1,4 @@
-"""What the tests of lab L4 call: they run a puzzle, watch each address its kernel touches, name the mistake."""
+"""Tests of lab L4: they run a puzzle, watch every address its kernel touches, and name the mistake."""
 
 import functools
 
@@ -46,14 +46,15 @@ def begin(engine):
     if engine == "triton" and not HAVE_TRITON:
         raise ValueError(
             "Triton does not run here: it exists for Linux only, and it is not installed.\n"
-            'Write engine = "numpy" in this cell. Then leave each kernel as it is, and write the function below '
-            "it in numpy or torch. Its arguments, its result and its tests stay the same."
+            'Write engine = "numpy" in this cell. Then leave each kernel as it is, and write the function '
+            "below it in numpy or torch. Its arguments, its result and its tests stay the same."
         )
     _state["engine"] = engine
     if HAVE_TRITON:
         if not triton.knobs.runtime.interpret:
             raise ValueError(
-                "Triton was imported before TRITON_INTERPRET was set. Restart the kernel, run this cell first."
+                "Triton was imported before TRITON_INTERPRET was set. Restart the kernel, run this cell "
+                "first."
             )
         _watch()
     print(f"engine: {engine}" + (", interpreted; every read and write is watched" if HAVE_TRITON else ""))
@@ -74,8 +75,8 @@ def run(function, *arguments, **options):
         raise AssertionError(f"{function.__name__} returns nothing: end it with `return`.")
     if _state["engine"] == "triton" and _state["launches"] == before:
         raise AssertionError(
-            f"{function.__name__} launched no kernel: its numbers come from elsewhere. Leave the function as it "
-            "was given, and write the kernel above it."
+            f"{function.__name__} launched no kernel: its numbers come from elsewhere. Leave the function "
+            "as it was given, and write the kernel above it."
         )
     return torch.as_tensor(result)
 
@@ -185,9 +186,9 @@ def _inside(verb, pointers, mask):
     count, program = (end - start) // size, interpreter.interpreter_builder.grid_idx[0]
     call = {"read": "load", "write": "store"}[verb]
     raise OutOfBounds(
-        f"Out of bounds: program {program} would {verb} place {(wrong - start) // size} of `{name}`, which has "
-        f"places 0 to {count - 1}. If the place is computed right, give this tl.{call} a mask that is False "
-        "there. (On a GPU nothing would stop you: it would be a crash, or somebody else's numbers.)"
+        f"Out of bounds: program {program} would {verb} place {(wrong - start) // size} of `{name}`, which "
+        f"has places 0 to {count - 1}. If the place is computed right, give this tl.{call} a mask that is "
+        "False there. (On a GPU nothing would stop you: it would be a crash, or somebody else's numbers.)"
     )
 
 
@@ -217,14 +218,14 @@ def prune24(function):
         ),
         (
             [[0, 0, 3, 4], [-5, 4, 0, 0], [0, -6, 0, 5], [2, 2, 2, 2], [0, 3, -3, 3]],
-            "Groups with equal magnitudes keep more than two, which is not 2:4. A threshold cannot tell equals "
-            "apart. Use the three cases, and mind where >= stands and where >.",
+            "Groups with equal magnitudes keep more than two, which is not 2:4. A threshold cannot tell "
+            "equals apart. Use the three cases, and mind where >= stands and where >.",
         ),
         (wanted.abs(), "The places are right, but you store magnitudes: -5 became 5. Store the values of x."),
         (
             [[0, 2, 0, 4], [-5, 0, 0, -2], [0, -6, 0, 5], [2, 0, 2, 0], [0, 3, -3, 0]],
-            "One of each pair is kept, always. But both may come from one pair: of 1 2 3 4, 3 and 4 are kept. "
-            "That is when the smaller of one pair beats the larger of the other.",
+            "One of each pair is kept, always. But both may come from one pair: of 1 2 3 4, 3 and 4 are "
+            "kept. That is when the smaller of one pair beats the larger of the other.",
         ),
         (
             [[0, 0, 3, 4], [-5, 4, 0, 0], [0, -6, 0, 5], [0, 0, 2, 2], [0, 0, -3, 3]],
@@ -241,7 +242,8 @@ def pack24(function):
     hints = [
         (
             [78, 141, 201],
-            "The two groups of a byte are swapped: the group with the even number belongs in the low four bits.",
+            "The two groups of a byte are swapped: the group with the even number belongs in the low four "
+            "bits.",
         ),
         (
             [177, 114, 99],
@@ -249,13 +251,14 @@ def pack24(function):
         ),
         (
             [195, 165, 105],
-            "These are the four bits of the mask, one a place. A nibble holds two indices of two bits: 1100 keeps "
-            "0 and 1, and becomes 0 | 1 << 2 = 4.",
+            "These are the four bits of the mask, one a place. A nibble holds two indices of two bits: "
+            "1100 keeps 0 and 1, and becomes 0 | 1 << 2 = 4.",
         ),
         ([98, 116, 86], "The second index is shifted by one bit. The first one needs two: shift by 2."),
         (
             [4, 8, 12],
-            "Only the even groups are there. The odd group goes into the high four bits: shift it by 4, and or it.",
+            "Only the even groups are there. The odd group goes into the high four bits: shift it by 4, "
+            "and or it.",
         ),
     ]
     same("packed", run(function, mask.to(torch.int8), BLOCK=2), [228, 216, 156], hints, blank=255)
@@ -268,8 +271,8 @@ def soft24(function):
     wanted = torch.tensor([[0, 0, 1, 2], [-3, 2, 0, 0], [0, -4, 0, 3], zeros, [0, -2.5, 3, 0]])
     hard = [[0, 0, 3, 4], [-5, 4, 0, 0], [0, -6, 0, 5]]
     is_hard = (
-        "This is hard pruning: the kept weights stay as they are. Soft thresholding also moves them towards zero, "
-        "by t."
+        "This is hard pruning: the kept weights stay as they are. Soft thresholding also moves them "
+        "towards zero, by t."
     )
     hints = [
         ([*hard, [2, 2, 0, 0], [0, -3, 3.5, 0]], is_hard),
@@ -281,11 +284,13 @@ def soft24(function):
         ),
         (
             [[0, 0, 0, 1], [-1, 0, 0, 0], [0, -1, 0, 0], zeros, [0, 0, 0.5, 0]],
-            "Your t is the third smallest of the four magnitudes, so only one remains. Take the second smallest.",
+            "Your t is the third smallest of the four magnitudes, so only one remains. Take the second "
+            "smallest.",
         ),
         (
             wanted.abs(),
-            "The sizes are right, the signs are lost: -5 with t = 2 becomes -3. Move negative weights up by t.",
+            "The sizes are right, the signs are lost: -5 with t = 2 becomes -3. Move negative weights up "
+            "by t.",
         ),
         (
             [[0, 0, 1, 2], [-7, 2, 0, 0], [0, -8, 0, 3], zeros, [0, -3.5, 3, 0]],
@@ -305,22 +310,23 @@ def top_k(function):
     hints = [
         (
             [[0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 1, 0, 0, 0]],
-            "A token whose scores are all negative gets too few clusters: the places behind the sixth hold 0, which "
-            "beats them. Load -inf there (other=float('-inf')).",
+            "A token whose scores are all negative gets too few clusters: the places behind the sixth hold "
+            "0, which beats them. Load -inf there (other=float('-inf')).",
         ),
         (
             [wanted[0], wanted[1], [1] * 6, [1] * 6],
-            "Equal scores get the same rank, so that too many are kept. Among equals the lower index beats the "
-            "higher one: add this to what `beats` means.",
+            "Equal scores get the same rank, so that too many are kept. Among equals the lower index beats "
+            "the higher one: add this to what `beats` means.",
         ),
         (
             [[0, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0], [0] * 6],
-            "Each score counts itself, and its equals, among those that beat it: >= is true there. Use >, and the "
-            "lower index among equals.",
+            "Each score counts itself, and its equals, among those that beat it: >= is true there. Use >, "
+            "and the lower index among equals.",
         ),
         (
             [[0, 1, 1, 0, 1, 0], [1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 0, 1], [0, 0, 0, 1, 1, 1]],
-            "Equal scores: the higher index wins. The rule is the lower one: turn the comparison of indices around.",
+            "Equal scores: the higher index wins. The rule is the lower one: turn the comparison of "
+            "indices around.",
         ),
         (
             [[1, 1, 1, 1, 1, 1]] * 4,
@@ -389,13 +395,13 @@ def _wrong_lists(lists):
     return [
         (
             inclusive,
-            "Each token stands one place too far right. A prefix sum includes the entry itself; the place is how "
-            "many were marked *before* it: subtract the entry.",
+            "Each token stands one place too far right. A prefix sum includes the entry itself; the place "
+            "is how many were marked *before* it: subtract the entry.",
         ),
         (
             overwritten,
-            "Each step begins again at place 0 and overwrites the step before. Carry along how many tokens the "
-            "list has so far, and add it to the places.",
+            "Each step begins again at place 0 and overwrites the step before. Carry along how many tokens "
+            "the list has so far, and add it to the places.",
         ),
         (
             _filled(inside, 10),
@@ -448,17 +454,19 @@ def relu2_backward(function):
     hints = [
         (
             [2, 0, -18, 4, 0, 0, 4, 0, 4, -4, 28, 32],
-            "The mask is not applied: places that the forward pass dropped get a gradient. They had no part in y2, "
-            "so theirs is zero.",
+            "The mask is not applied: places that the forward pass dropped get a gradient. They had no "
+            "part in y2, so theirs is zero.",
         ),
         (
             [0, 0, -18, 4, 0, 0, 4, 0, 0, 0, 28, 32],
-            "dy1 keeps its own two largest of four. It must keep those of the forward pass: use the mask given.",
+            "dy1 keeps its own two largest of four. It must keep those of the forward pass: use the mask "
+            "given.",
         ),
         (wanted / 2, "Half of what it should be: the derivative of relu(y1)² is 2 relu(y1)."),
         (
             [2, 0, -18, 0, -10, 0, 4, 0, 4, -4, 0, 0],
-            "A kept place with y1 below zero has a gradient. relu(y1) is zero there, so the gradient is zero.",
+            "A kept place with y1 below zero has a gradient. relu(y1) is zero there, so the gradient is "
+            "zero.",
         ),
         (
             [1, 0, -3, 0, 0, 0, 0.5, 0, 1, -1, 0, 0],
