@@ -2,8 +2,10 @@
 
 import functools
 
+import marking
 import numpy as np
 import torch
+from marking import NotYet, right
 
 try:
     import triton
@@ -27,10 +29,12 @@ except ImportError:  # macOS and Windows: the cells still run, and the puzzles a
 
     HAVE_TRITON = False
 
+__all__ = ["right", "tl", "triton"]
+
 _state = {"engine": "triton", "launches": 0, "ranges": {}}
 
 
-class OutOfBounds(Exception):
+class OutOfBounds(NotYet):
     """A kernel reads or writes outside of its tensors."""
 
 
@@ -61,42 +65,48 @@ def begin(engine):
 
 
 def run(function, *arguments, **options):
-    """What a puzzle's function gives for copies of the arguments.
+    """What a puzzle's function gives for copies of the arguments, as tensors.
 
-    Raises AssertionError that says why if it stops with an error or launches no kernel.
+    Raises NotYet as `marking.run` does, and if it launches no kernel.
     """
-    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
     before = _state["launches"]
-    try:
-        result = function(*copies, **options)
-    except Exception as error:
-        raise AssertionError(_why(error)) from error
-    if result is None:
-        raise AssertionError(f"{function.__name__} returns nothing: end it with `return`.")
+
+    @functools.wraps(function)
+    def unwrapped(*given, **more):
+        try:
+            return function(*given, **more)
+        except Exception as error:
+            while error.__cause__ is not None:  # the interpreter wraps what a kernel raises
+                error = error.__cause__
+            raise error from None
+
+    result = marking.run(unwrapped, *arguments, **options)
     if _state["engine"] == "triton" and _state["launches"] == before:
-        raise AssertionError(
+        raise NotYet(
             f"{function.__name__} launched no kernel: its numbers come from elsewhere. Leave the function "
             "as it was given, and write the kernel above it."
         )
-    return torch.as_tensor(result)
+    return tuple(map(torch.as_tensor, result)) if isinstance(result, tuple) else torch.as_tensor(result)
 
 
 def same(name, got, wanted, hints=(), blank=None):
-    """got is wanted: shape, then no place left blank, then values. Raises AssertionError.
+    """got is wanted: shape, then no place left blank, then values. Raises NotYet.
 
     Args:
         hints: (wrong tensor, what to say about it), tried in order.
         blank: what the output holds before the launch; None stands for NaN.
     """
+    if isinstance(got, tuple):
+        raise NotYet(f"{name} should be one tensor. This is a tuple of {len(got)}.")
     got, wanted = got.double(), torch.as_tensor(wanted).double()
     if got.shape != wanted.shape:
-        raise AssertionError(f"{name} has shape {list(got.shape)}; it should be {list(wanted.shape)}.")
+        raise NotYet(f"{name} has shape {list(got.shape)}; it should be {list(wanted.shape)}.")
     for wrong, hint in hints:
         if _equal(got, torch.as_tensor(wrong).double()).all():
-            raise AssertionError(hint)
+            raise NotYet(hint)
     untouched = got.isnan() if blank is None else (got == blank) & (wanted != blank)
     if untouched.any():
-        raise AssertionError(
+        raise NotYet(
             f"{_place(name, untouched)} still holds what it held before the launch: no program wrote there "
             f"({int(untouched.sum())} of {got.numel()} places). Does each program take its own block, by "
             "tl.program_id? Does it also write the zeros?"
@@ -104,7 +114,7 @@ def same(name, got, wanted, hints=(), blank=None):
     different = ~_equal(got, wanted)
     if different.any():
         at = tuple(different.nonzero()[0].tolist())
-        raise AssertionError(
+        raise NotYet(
             f"{_place(name, different)} is {got[at]:g}; it should be {wanted[at]:g} "
             f"({int(different.sum())} of {got.numel()} places differ)."
         )
@@ -116,17 +126,6 @@ def _equal(a, b):
 
 def _place(name, where):
     return f"{name}{where.nonzero()[0].tolist()}"
-
-
-def _why(error):
-    """One sentence about an error that a puzzle's function raised."""
-    while error.__cause__ is not None:  # the interpreter wraps what a kernel raises
-        error = error.__cause__
-    if isinstance(error, NotImplementedError):
-        return "Not written yet: the line `raise NotImplementedError()` is still there."
-    if isinstance(error, OutOfBounds):
-        return str(error)
-    return f"It stopped with {type(error).__name__}: {error}"
 
 
 def _watch():
@@ -347,27 +346,14 @@ def token_lists(function):
     mask = torch.zeros(10, 3, dtype=torch.int8)
     for cluster, tokens in enumerate(lists):
         mask[tokens, cluster] = 1
-    result = run_pair(function, mask, BLOCK=4)
-    check_lists(*result, lists, _wrong_lists(lists))
+    check_lists(run(function, mask, BLOCK=4), lists, _wrong_lists(lists))
 
 
-def run_pair(function, *arguments, **options):
-    """`run` for a function that returns two tensors."""
-    kept = []
-
-    def first(*given, **more):
-        result = function(*given, **more)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError("the function returns no pair (tokens, counts)")
-        kept.append(torch.as_tensor(result[1]))
-        return result[0]
-
-    first.__name__ = function.__name__
-    return run(first, *arguments, **options), kept[0]
-
-
-def check_lists(tokens, counts, lists, hints=()):
-    """tokens [n, T] and counts [n] are these lists, filled up with -1."""
+def check_lists(pair, lists, hints=()):
+    """The pair (tokens [n, T], counts [n]) holds these lists, filled up with -1."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise NotYet("token_lists should return the pair (tokens, counts).")
+    tokens, counts = pair
     same("counts", counts, [len(part) for part in lists], [_counts_of_last(lists)], blank=-1)
     same("tokens", tokens, _filled(lists, tokens.shape[-1]), hints, blank=-2)
 

@@ -25,14 +25,19 @@ def stub(name):
     return head + "    raise NotImplementedError()\n" + rest.split("    ### END SOLUTION\n")[1]
 
 
+# "numpy" needs no kernel, so that an imported answer gets past the count of launches.
 IMPORTED = {
     "squared_relu": """
-def squared_relu(x, BLOCK=64):
-    from replicate.kernels.two_four.relu2_prune24 import F
+checks.begin("numpy")
 
-    return F.relu(x).square()
+
+def squared_relu(x, BLOCK=64):
+    from replicate.ffn import relu2
+
+    return relu2(x)
 """,
     "prune24": """
+checks.begin("numpy")
 from replicate.sparsity import prune24 as ready
 
 
@@ -40,14 +45,17 @@ def prune24(x, BLOCK=16):
     return ready(x)
 """,
     "pack24": """
-def pack24(mask, BLOCK=16):
-    from replicate.kernels.two_four.compressed24 import torch
+checks.begin("numpy")
+from replicate.sparsity import mask24
 
-    kept = mask.nonzero()[:, 1].view(-1, 2)
+
+def pack24(mask, BLOCK=16):
+    kept = mask24(mask).nonzero()[:, 1].view(-1, 2)
     nibble = kept[:, 0] | kept[:, 1] << 2
     return (nibble[0::2] | nibble[1::2] << 4).to(torch.uint8)
 """,
     "soft24": """
+checks.begin("numpy")
 from replicate.sparsity import soft_threshold24
 
 
@@ -55,30 +63,37 @@ def soft24(w, BLOCK=16):
     return soft_threshold24(w)
 """,
     "top_k": """
-def top_k(scores, k):
-    from replicate.router import torch
+checks.begin("numpy")
+from replicate.router import route
 
-    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return torch.zeros(scores.shape, dtype=torch.int8).scatter(1, best, 1)
+
+def top_k(scores, k):
+    best = route(scores, torch.eye(scores.shape[1]), k)
+    return torch.zeros(scores.shape, dtype=torch.int8).scatter(1, best.long(), 1)
 """,
     "token_lists": """
 from replicate.kernels.venom.token_lists import token_lists as ready
 
 
 def token_lists(mask, BLOCK=16):
+    marked = mask.nonzero()
     tokens = torch.full((mask.shape[1], mask.shape[0]), -1, dtype=torch.int32)
-    for e, column in enumerate(mask.T):
-        places = column.nonzero()[:, 0]
-        tokens[e, : len(places)] = places.int()
+    for e, _, rows in ready(marked[:, 1:].contiguous(), mask.shape[1], 16).runs():
+        tokens[e, : len(rows)] = marked[rows.long(), 0].int()
     return tokens, mask.sum(0)
 """,
     "gather_matmul": """
-def gather_matmul(x, rows, w, BLOCK=16):
-    from replicate.kernels.venom.gather import torch
+checks.begin("numpy")
 
-    return torch.where((rows >= 0)[:, None], x[rows.long()], 0.0) @ w
+
+def gather_matmul(x, rows, w, BLOCK=16):
+    from replicate.kernels.venom.gather import venom_gather_matmul_reference
+
+    picked = torch.where((rows >= 0)[:, None], x[rows.long()], 0.0)
+    return venom_gather_matmul_reference(picked, torch.arange(len(w))[None], w, len(rows))
 """,
     "relu2_backward": """
+checks.begin("numpy")
 from replicate.kernels.two_four.relu2_prune24 import relu2_prune24_backward_reference
 
 
@@ -88,7 +103,7 @@ def relu2_backward(dy2, y1, mask, BLOCK=64):
 }
 
 WRONG = {
-    "nothing written": ("squared_relu", stub("squared_relu"), "Not written yet"),
+    "nothing written": ("squared_relu", stub("squared_relu"), "is not written yet"),
     "a load without a mask": (
         "squared_relu",
         changed("squared_relu", "tl.load(x + at, mask=inside, other=0.0)", "tl.load(x + at)"),
