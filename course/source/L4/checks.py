@@ -115,7 +115,7 @@ def same(name, got, wanted, hints=(), blank=None):
     if different.any():
         at = tuple(different.nonzero()[0].tolist())
         raise NotYet(
-            f"{_place(name, different)} is {got[at]:g}; it should be {wanted[at]:g} "
+            f"{_place(name, different)} is {got[at]:g}; it should be {wanted[at] + 0.0:g} "
             f"({int(different.sum())} of {got.numel()} places differ)."
         )
 
@@ -187,7 +187,8 @@ def _inside(verb, pointers, mask):
     raise OutOfBounds(
         f"Out of bounds: program {program} would {verb} place {(wrong - start) // size} of `{name}`, which "
         f"has places 0 to {count - 1}. If the place is computed right, give this tl.{call} a mask that is "
-        "False there. (On a GPU nothing would stop you: it would be a crash, or somebody else's numbers.)"
+        f"False there.{' A place below 0 comes from a negative index.' if wrong < start else ''} (On a GPU "
+        "nothing would stop you: it would be a crash, or somebody else's numbers.)"
     )
 
 

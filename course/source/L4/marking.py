@@ -63,8 +63,8 @@ def run(answer, *arguments, by_hand=False, **options):
     for i, (before, after) in enumerate(zip(arguments, copies)):
         if isinstance(before, Tensor) and not _same(before, after):
             raise NotYet(
-                f"{name} changes its argument number {i + 1} in place. The caller still needs it: compute a new "
-                "tensor, or work on a copy, `.clone()`."
+                f"{name} changes its argument number {i + 1} in place. The caller still needs it: compute a "
+                "new tensor, or work on a copy, `.clone()`."
             )
     return result
 
