@@ -323,8 +323,10 @@ def draw_losses(losses, arms):
         values = [losses[arm][seed] for arm in arms]
         axes[0].plot(values, "o-", label=f"seed {seed}")
         axes[1].plot([value - losses["dense"][seed] for value in values], "o-", label=f"seed {seed}")
+    span = max(high - low for low, high in (ax.get_ylim() for ax in axes))
     for ax, title in zip(axes, ("held-out loss (nats)", "the same, above dense of the same seed")):
-        ax.set(title=title, xticks=range(len(arms)))
+        middle = sum(ax.get_ylim()) / 2
+        ax.set(title=title, xticks=range(len(arms)), ylim=(middle - span / 2, middle + span / 2))
         ax.set_xticklabels(arms, rotation=20)
         ax.legend()
     fig.tight_layout()
@@ -345,6 +347,7 @@ def draw_power(power, std):
     for n, curve in curves.items():
         ax.plot(differences, curve, "o-", label=f"{n} seeds")
     ax.axhline(0.8, color="0.6", lw=1)
+    ax.set_xticks(np.arange(0, 6 * std, 0.005))
     ax.set(xlabel="true difference (nats)", ylabel="power", title=f"What is seen, if pairs scatter by {std}")
     ax.legend()
     plt.show()
