@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 PACKAGE = "replicate"  # it has the answers
+TESTS = ("checks", "marking")
 torch.set_num_threads(1)  # the tensors are small, and many notebooks may be graded side by side
 
 
@@ -29,7 +30,7 @@ def run(answer, *arguments, by_hand=False, **options):
 
     Raises:
         NotYet: it is no function, stops with an error, returns nothing, changes what it was given, or lets
-            the package or (by_hand) autograd do the work.
+            the package, the tests or (by_hand) autograd do the work.
     """
     name = getattr(answer, "__name__", None)
     if not callable(answer):
@@ -52,6 +53,8 @@ def run(answer, *arguments, by_hand=False, **options):
             problem = None
     if "package" in found:
         raise NotYet(_imported(name))
+    if "tests" in found:
+        raise NotYet(f"{name} calls a function of the tests that is not for you: its name begins with `_`.")
     if "autograd" in found:
         raise NotYet(
             f"{name} asks autograd for the gradients. Write the products yourself: that is the task."
@@ -146,7 +149,7 @@ def _stopped(name, error):
 
 @contextlib.contextmanager
 def _watch(by_hand):
-    """Collects who does the work while the student's function runs: "package", "autograd"."""
+    """Collects who does the work while the student's function runs: "package", "tests", "autograd"."""
     found, before = set(), sys.getprofile()
 
     def note(frame, event, _):
@@ -155,6 +158,8 @@ def _watch(by_hand):
         module = frame.f_globals.get("__name__") or ""
         if _of_package(module):
             found.add("package")
+        elif module in TESTS and frame.f_code.co_name.startswith("_") and not _ours(frame.f_back):
+            found.add("tests")
         elif by_hand and _asks_autograd(module, frame.f_code.co_name) and not _ours(frame.f_back):
             found.add("autograd")
 
@@ -171,7 +176,7 @@ def _asks_autograd(module, function):
 
 
 def _ours(frame):
-    return frame is not None and frame.f_globals.get("__name__") == "checks"
+    return frame is not None and frame.f_globals.get("__name__") != "__main__"
 
 
 @contextlib.contextmanager

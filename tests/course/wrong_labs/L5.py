@@ -24,11 +24,12 @@ def unpaired(ours, base):
     return a.mean - b.mean, math.sqrt(a.std**2 / a.n + b.std**2 / b.n)
 """,
     "interval": """
-from replicate.study.statistics import t_quantile
+from replicate.study.statistics import summary
 
 
 def interval(mean, error, n):
-    half = t_quantile(n - 1) * error
+    ready = summary(range(n))
+    half = (ready.high - ready.mean) / ready.std * n**0.5 * error
     return mean - half, mean + half
 """,
     "pooled": """
@@ -40,20 +41,21 @@ def pooled(groups):
     return math.sqrt(squares / sum(len(group) - 1 for group in groups))
 """,
     "power": """
-from replicate.study.statistics import t_quantile
+from replicate.study.statistics import summary
 
 
 def power(difference, std, n, trials=20_000, seed=1):
     draws = np.random.default_rng(seed).normal(difference, std, (trials, n))
-    errors = draws.std(axis=1, ddof=1) / math.sqrt(n)
-    return float(np.mean(np.abs(draws.mean(axis=1)) > t_quantile(n - 1) * errors))
+    found = [summary(row) for row in draws[:2000]]
+    return float(np.mean([one.low > 0 or one.high < 0 for one in found]))
 """,
     "visible_difference": """
-from replicate.study.statistics import t_quantile
+from replicate.study.statistics import summary
 
 
-def visible_difference(std, n):
-    return {3: 3.264, 6: 1.435, 4: 2.128}[n] * std + 0 * t_quantile(n)
+def visible_difference(power, std, n):
+    ready = summary(range(n))
+    return 1.1 * ((ready.high - ready.mean) / ready.std + 0.84 / n**0.5) * std
 """,
     "holm": """
 import importlib
@@ -72,7 +74,7 @@ def holm(p_values, alpha=0.05):
 from replicate.study.statistics import paired as theirs
 
 
-def verdict(ours, base):
+def verdict(ours, base, interval_of):
     seeds = [seed for seed in ours if seed in base]
     if len(seeds) < 2:
         return "one seed: no word"
@@ -183,13 +185,14 @@ WRONG = {
     ),
     "n degrees of freedom": (
         "interval",
-        "T95 = {2: 4.303, 3: 3.182}\n\n\ndef interval(mean, error, n):\n"
+        "def interval(mean, error, n):\n"
         "    return mean - T95[n] * error, mean + T95[n] * error",
         "3 numbers leave n - 1 = 2",
     ),
     "the root of n twice": (
         "interval",
-        "def interval(mean, error, n):\n    half = 4.303 * error / n**0.5\n    return mean - half, mean + half",
+        "def interval(mean, error, n):\n    half = 4.303 * error / n**0.5\n"
+        "    return mean - half, mean + half",
         "once more",
     ),
     "upside down": (
@@ -227,20 +230,20 @@ WRONG = {
     ),
     "half": (
         "visible_difference",
-        "def visible_difference(std, n):\n    return 2.095 * std",
+        "def visible_difference(power, std, n):\n    return 2.095 * std",
         "There the power is 50 %",
     ),
     "a known scatter": (
         "visible_difference",
-        "def visible_difference(std, n):\n    return (1.96 + 0.84) * std / n**0.5",
+        "def visible_difference(power, std, n):\n    return (1.96 + 0.84) * std / n**0.5",
         "for a scatter that is known",
     ),
     "no correction": ("holm", holm("found = [p <= alpha for p in p_values]"), "as if there were no others"),
     "one bar for all": ("holm", holm("found = [p <= alpha / m for p in p_values]"), "Only the smallest is"),
     "sorted answers": (
         "holm",
-        holm("for rank, i in enumerate(order):\n        if p_values[i] > alpha / (m - rank):\n            break\n"
-             "        found[rank] = True"),
+        holm("for rank, i in enumerate(order):\n        if p_values[i] > alpha / (m - rank):\n"
+             "            break\n        found[rank] = True"),
         "Put each back to its place",
     ),
     "goes on after a failure": (
@@ -256,21 +259,24 @@ WRONG = {
     ),
     "the means decide": (
         "verdict",
-        "def verdict(ours, base):\n    d = np.mean(list(ours.values())) - np.mean(list(base.values()))\n"
+        "def verdict(ours, base, interval_of):\n"
+        "    d = np.mean(list(ours.values())) - np.mean(list(base.values()))\n"
         '    return "higher" if d > 0 else "lower"',
         "contains zero, so its sign is not known",
     ),
     "a word of one seed": (
         "verdict",
-        "def verdict(ours, base):\n    if len(set(ours) & set(base)) == 1:\n        seed = next(iter(ours))\n"
+        "def verdict(ours, base, interval_of):\n"
+        "    if len(set(ours) & set(base)) == 1:\n        seed = next(iter(ours))\n"
         '        return "higher" if ours[seed] > base[seed] else "lower"\n'
-        "    low, high = interval(*paired(ours, base), len(ours))\n"
+        "    low, high = interval_of([ours[s] - base[s] for s in ours if s in base])\n"
         '    return "higher" if low > 0 else "lower" if high < 0 else "not told apart"',
         "Fewer than two differences have no scatter",
     ),
     "equal": (
         "verdict",
-        "def verdict(ours, base):\n    low, high = interval(*paired(ours, base), len(ours))\n"
+        "def verdict(ours, base, interval_of):\n"
+        "    low, high = interval_of([ours[s] - base[s] for s in ours if s in base])\n"
         '    return "higher" if low > 0 else "lower" if high < 0 else "equal"',
         "'equal'. It should be one of",
     ),
