@@ -88,8 +88,8 @@ def formula_share(answer, d, f, n, k, h, wanted):
         (1 - wanted, "This is the share of attention. The other one is the FFN's."),
         (
             2 * ratio / (2 * ratio + 1),
-            "Attention counts half: the formula has 2 D (N + K) H, for two projections to the heads and "
-            "two back.",
+            "Attention counts half. 2 D (N + K) H holds queries and output, N heads each, and keys and "
+            "values, K heads each.",
         ),
         (
             ratio / (ratio + n / (n + k)),
