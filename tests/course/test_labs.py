@@ -117,7 +117,7 @@ class Graded(NamedTuple):
 
 
 def grade(lab, folder):
-    """Hands the lab out, hands it in answered in each way, grades it, writes feedback: Graded but its folder."""
+    """Hands the lab out, hands it in answered in each way, grades it: Graded without its folder."""
     shutil.copytree(
         COURSE / "source" / lab, folder / "source" / lab, ignore=shutil.ignore_patterns("__pycache__")
     )

@@ -66,7 +66,7 @@ def soft_threshold24(answer, w, wanted, dim=-1):
     bad = ((result - right_ones).abs() > 1e-5 * (1 + right_ones.abs())).any(-1)
     if not bad.any():
         return
-    if marking._close(got, wanted.abs(), 1e-5).all():
+    if marking.is_close(got, wanted.abs()):
         raise NotYet(
             "soft_threshold24 loses the sign: a weight below -t should become a + t, which is negative."
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 PACKAGE = "replicate"  # it has the answers
+TESTS = ("checks", "marking")
 torch.set_num_threads(1)  # the tensors are small, and many notebooks may be graded side by side
 
 
@@ -29,7 +30,7 @@ def run(answer, *arguments, by_hand=False, **options):
 
     Raises:
         NotYet: it is no function, stops with an error, returns nothing, changes what it was given, or lets
-            the package or (by_hand) autograd do the work.
+            the package, the tests or (by_hand) autograd do the work.
     """
     name = getattr(answer, "__name__", None)
     if not callable(answer):
@@ -52,6 +53,8 @@ def run(answer, *arguments, by_hand=False, **options):
             problem = None
     if "package" in found:
         raise NotYet(_imported(name))
+    if "tests" in found:
+        raise NotYet(f"{name} calls a function of the tests that is not for you: its name begins with `_`.")
     if "autograd" in found:
         raise NotYet(
             f"{name} asks autograd for the gradients. Write the products yourself: that is the task."
@@ -83,18 +86,24 @@ def equal(name, got, wanted, hints=(), tolerance=1e-5):
     Args:
         hints: (a wrong tensor, what to say about it), tried in order.
     """
-    if isinstance(got, Tensor):
-        for wrong, hint in hints:
-            if got.shape == wrong.shape and _close(got, wrong, tolerance).all():
-                raise NotYet(hint)
+    if is_close(got, wanted, tolerance):
+        return
+    for wrong, hint in hints:
+        if is_close(got, wrong, tolerance):
+            raise NotYet(hint)
     shaped(name, got, wanted.shape)
     different = ~_close(got, wanted, tolerance)
-    if different.any():
-        at = tuple(different.nonzero()[0].tolist())
-        raise NotYet(
-            f"{name}{list(at)} is {got[at].item():.6g}. It should be {wanted[at].item():.6g}. "
-            f"({int(different.sum())} of {got.numel()} entries differ.)"
-        )
+    at = tuple(different.nonzero()[0].tolist())
+    raise NotYet(
+        f"{name}{list(at)} is {got[at].item():.6g}. It should be {wanted[at].item():.6g}. "
+        f"({int(different.sum())} of {got.numel()} entries differ.)"
+    )
+
+
+def is_close(got, wanted, tolerance=1e-5):
+    """True if `got` is a tensor of the shape of `wanted` and its values, compared with the largest value."""
+    same_shape = isinstance(got, Tensor) and got.shape == wanted.shape
+    return same_shape and bool(_close(got, wanted, tolerance).all())
 
 
 def right(name):
@@ -146,7 +155,7 @@ def _stopped(name, error):
 
 @contextlib.contextmanager
 def _watch(by_hand):
-    """Collects who does the work while the student's function runs: "package", "autograd"."""
+    """Collects who does the work while the student's function runs: "package", "tests", "autograd"."""
     found, before = set(), sys.getprofile()
 
     def note(frame, event, _):
@@ -155,7 +164,9 @@ def _watch(by_hand):
         module = frame.f_globals.get("__name__") or ""
         if _of_package(module):
             found.add("package")
-        elif by_hand and _asks_autograd(module, frame.f_code.co_name) and not _ours(frame.f_back):
+        elif module in TESTS and frame.f_code.co_name.startswith("_") and _students(frame.f_back):
+            found.add("tests")
+        elif by_hand and _asks_autograd(module, frame.f_code.co_name) and _students(frame.f_back):
             found.add("autograd")
 
     sys.setprofile(note)
@@ -170,8 +181,9 @@ def _asks_autograd(module, function):
     return by_name or module.startswith(("torch._functorch", "torch.autograd.functional"))
 
 
-def _ours(frame):
-    return frame is not None and frame.f_globals.get("__name__") == "checks"
+def _students(frame):
+    """True if this frame runs code of the notebook."""
+    return frame is not None and frame.f_globals.get("__name__") == "__main__"
 
 
 @contextlib.contextmanager
