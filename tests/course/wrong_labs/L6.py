@@ -196,7 +196,7 @@ WRONG = {
     "a negative speed-up": ("venom_needed", needed("4 / left"), "It should be None"),
     "no rounding": (
         "judge_speed",
-        speed('"follows" if printed == follows else "out of reach" if printed > limit else ""'),
+        speed('"follows" if printed == follows else "does not follow"'),
         "Rounded to three digits",
     ),
     "no limit": (
