@@ -86,8 +86,8 @@ def selected_blocks(answer: Any) -> str:
     done = counted.get_total_flops()
     if done > least:
         raise Wrong(
-            f"The numbers are right, but you do {done:,} FLOPs where {least:,} are enough. Take x[tokens] and "
-            "the cluster's columns of W1 before you multiply."
+            f"The numbers are right, but you do {done:,} FLOPs where {least:,} are enough. Take x[tokens] "
+            "and the cluster's columns of W1 before you multiply."
         )
     return "With k of n clusters the products do k / n of the work."
 
@@ -147,8 +147,8 @@ def perfect_products(answer: Any) -> str:
         tolerance=5e-3,
     )
     return (
-        "What is not a product takes a fifth of the time then. Attack the sum of the parts first: it takes "
-        "more than routing and lists together."
+        f"What is not a product takes {rest / (dense / 16 + rest):.0%} of the time then. Attack the sum "
+        "of the parts first: it takes more than routing and lists together."
     )
 
 
