@@ -1,0 +1,28 @@
+"""Answers that students give in chapter 11, and the hint that each must get."""
+
+WRONG = [
+    ("11.1", 1 - 1 / 1.387, "is the share of the steps"),
+    ("11.1", 48_000 / 1.387, "may be dense"),
+    ("11.1", 48_000 * (1 - 1 / 1.387) / (1 - 1 / 2.2), "for sparse steps of 2.2x"),
+    ("11.1", 48_000 * 0.387, "It saves 1 - 1 / 1.387"),
+    ("11.1", 10_000, "the printed mix"),
+    ("11.1", 13_392, "rounded down"),
+    ("11.2", 2.263, "the speed-up of a sparse step"),
+    ("11.2", 1.554, "It is a run"),
+    ("11.2", 19.77, "You took r = 0.75"),
+    ("11.2", 8, "the printed v close by"),
+    ("11.3", 1.574, "Half of the run's steps are dense"),
+    ("11.3", 1.344, "the paper's formula"),
+    ("11.3", 1.171, "the 1B model"),
+    ("11.3", 1.082, "the printed mix"),
+    ("11.3", 1.287, "averaged the speeds"),
+    ("11.4", 0.235, "What is ρ?"),
+    ("11.4", 0.515, "solved for 1 - ρ itself"),
+    ("11.4", 0.485, "the square root"),
+    ("11.4", 0.7554, "1.96 standard errors"),
+    ("11.4", 76.51, "in percent"),
+    ("11.5", 0.0077057, "How many of them is the drop?"),
+    ("11.5", 2.4748 / 6, "the sum of six scores"),
+    ("11.5", 2.4748 / 6**0.5, "a 36th"),
+    ("11.5", 0.06 / 0.0077057, "the printed average"),
+]
