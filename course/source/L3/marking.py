@@ -34,7 +34,7 @@ def run(answer, *arguments, by_hand=False, **options):
     """
     name = getattr(answer, "__name__", None)
     if not callable(answer):
-        raise NotYet(f"The answer should be a function. This is a {type(answer).__name__}.")
+        raise NotYet(f"The answer should be a function. Its type is {type(answer).__name__}.")
     if _of_package(getattr(answer, "__module__", "")):
         raise NotYet(_imported(name))
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
@@ -75,7 +75,7 @@ def run(answer, *arguments, by_hand=False, **options):
 def shaped(name, got, shape):
     """Raises NotYet unless `got` is a tensor of this shape."""
     if not isinstance(got, Tensor):
-        raise NotYet(f"{name} should be a tensor. This is a {type(got).__name__}.")
+        raise NotYet(f"{name} should be a tensor. Its type is {type(got).__name__}.")
     if tuple(got.shape) != tuple(shape):
         raise NotYet(f"{name} has shape {list(got.shape)}. It should be {list(shape)}.")
 
