@@ -49,6 +49,8 @@ def test_an_answer_runs_on_copies_with_options(marking):
         ("def answer(x):\n    raise NotImplementedError()", "answer is not written yet"),
         ("def answer(x):\n    y = x", "Does it end with `return`?"),
         ("def answer(x):\n    return x.nothing", "answer stopped with AttributeError"),
+        ("def answer(x):\n    return x.argsort(-1, stable=True)", "argsort(dim=-1, stable=True)"),
+        ("def answer(x):\n    return x.argsort(-1, descending=True, stable=True)", "needs the names"),
         ("def answer(x):\n    x += 1\n    return x", "changes its argument number 1 in place"),
         ("def answer(x):\n    raise KeyboardInterrupt", "Is there an endless loop?"),
         ("def answer(x):\n    return marking._same(x, x)\nimport marking", "a function of the tests"),

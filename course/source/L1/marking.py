@@ -150,6 +150,8 @@ def _stopped(name, error):
             line = linecache.getline(step.tb_frame.f_code.co_filename, step.tb_lineno).strip()
             place = f"\nIt happened in this line of yours: {line}" if line else ""
         step = step.tb_next
+    if isinstance(error, TypeError) and str(error).startswith("argsort()"):
+        place += "\nWith `stable`, argsort needs the names of its options: argsort(dim=-1, stable=True)."
     return f"{name} stopped with {type(error).__name__}: {error}{place}"
 
 
