@@ -1,8 +1,10 @@
 """Comparing an answer with the right one, and with the wrong ones that are often given."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,23 @@ def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     return result
 
 
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal float64 numbers, the same on every processor (those of torch.randn are not)."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+@contextmanager
+def given(example: str) -> Iterator[None]:
+    """Put the example that a hint is about before the hint: "For w = [3, 1]: ...".
+
+    The example is what to try by hand, so it is small, or says how it was made.
+    """
+    try:
+        yield
+    except Wrong as wrong:
+        raise Wrong(f"For {example}: {wrong}") from None
+
+
 def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3) -> None:
     """The answer is this number, to a relative `tolerance` (absolute if `right` is 0). Raises Wrong.
 
@@ -57,6 +76,8 @@ def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-
         hints: (wrong tensor, what to say about it), tried in order.
     """
     value = _as_tensor(answer)
+    if value.shape == right.shape and _close(value, right, tolerance):
+        return
     for wrong, hint in hints:
         if value.shape == wrong.shape and _close(value, wrong, tolerance):
             raise Wrong(hint)
@@ -64,10 +85,9 @@ def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-
         raise Wrong(f"Its shape is {tuple(value.shape)}; it should be {tuple(right.shape)}.")
     if value.is_floating_point() and not value.isfinite().all():
         raise Wrong("It holds values that are not finite (inf or nan).")
-    if not _close(value, right, tolerance):
-        place = tuple((~_equal(value, right, tolerance)).nonzero()[0].tolist())
-        got, wanted = value[place].item(), right[place].item()
-        raise Wrong(f"At index {list(place)} it is {got:.6g}; it should be {wanted:.6g}.")
+    place = tuple((~_equal(value, right, tolerance)).nonzero()[0].tolist())
+    got, wanted = value[place].item(), right[place].item()
+    raise Wrong(f"At index {list(place)} it is {got:.6g}; it should be {wanted:.6g}.")
 
 
 def one_of(answer: Any, choices: Sequence[str], right: str, hints: dict[str, str]) -> None:
