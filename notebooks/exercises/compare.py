@@ -69,11 +69,15 @@ def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3
     raise Wrong(f"{value:g} is too {'large' if value > right else 'small'}.")
 
 
-def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-5) -> None:
+def tensor(
+    answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-5, otherwise: str = ""
+) -> None:
     """The answer is this tensor: shape, then values. Raises Wrong.
 
     Args:
         hints: (wrong tensor, what to say about it), tried in order.
+        otherwise: what to say about other wrong values; if empty, the first wrong one is shown beside the
+            right one, which gives away a short answer.
     """
     value = _as_tensor(answer)
     if value.shape == right.shape and _close(value, right, tolerance):
@@ -85,6 +89,8 @@ def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-
         raise Wrong(f"Its shape is {tuple(value.shape)}; it should be {tuple(right.shape)}.")
     if value.is_floating_point() and not value.isfinite().all():
         raise Wrong("It holds values that are not finite (inf or nan).")
+    if otherwise:
+        raise Wrong(otherwise)
     place = tuple((~_equal(value, right, tolerance)).nonzero()[0].tolist())
     got, wanted = value[place].item(), right[place].item()
     raise Wrong(f"At index {list(place)} it is {got:.6g}; it should be {wanted:.6g}.")
