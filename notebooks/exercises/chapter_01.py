@@ -34,7 +34,10 @@ def two_of_four(answer):
         [
             ([[0.5] * 4], f"This group has {several}. Choose two places, not a threshold."),
             ([[0.0] * 4], "With > the tied ones are all lost. Choose two places, not a threshold."),
-            ([[0.0, 0.0, 0.5, 0.5]], "Of equal ones you keep the last two. Keep the first two."),
+            (
+                [[0.0, 0.0, 0.5, 0.5]],
+                "Of equal ones you keep the last two. argsort with stable=True keeps the first.",
+            ),
         ],
     )
     case(
@@ -92,6 +95,7 @@ def venom(answer):
     v, m = 4, 8
     right = venom_mask(x, v, m)
     columns = venom_mask(x, v, m, n=4)
+    among = "You marked places among the 4. Which columns of the block are they?"
     by_maximum = _venom(x, v, m, lambda block: block.abs().amax(0))
     signed = _venom(x, v, m, lambda block: block.sum(0))
     hints = [
@@ -102,9 +106,12 @@ def venom(answer):
         (signed, "You add the columns with their signs, so that they cancel. Add magnitudes."),
         (venom_mask(x, 8, 4), "Your blocks have m rows and v columns. They have v rows and m columns."),
         (venom_mask(x, 8, m), "You choose columns for all rows at once. Choose them anew for every v rows."),
+        (_venom(x, v, m, _by_row), "You added along the rows. Add down each column of the block."),
+        (_venom(x, v, m, _by_size, inside=True), among),
+        (_venom(x, v, m, _by_size, inside=True, in_order=False), among),
         (columns & mask24(x), "You took 2 of 4 neighbours. Take 2 of the 4 columns that the block kept."),
         (
-            _venom(x, v, m, lambda block: block.abs().sum(0), by_size=False),
+            _venom(x, v, m, _by_size, key=torch.Tensor.clone),
             "In the second step compare magnitudes too: a large negative number stays.",
         ),
     ]
@@ -112,7 +119,9 @@ def venom(answer):
         compare.tensor(compare.call(answer, x, v, m), right, hints)
     x, v, m = torch.ones(2, 8), 2, 8
     right = venom_mask(x, v, m)
-    tied = "All are equal here: keep the first 4 columns, and the first 2 in each row."
+    tied = (
+        "All are equal here: keep the first 4 columns, and the first 2 in each row (topk promises no order)."
+    )
     hints = [
         (
             torch.ones_like(right),
@@ -191,15 +200,24 @@ def worst_group(answer):
     raise Wrong(said + "Now three are t. Does the smallest change the distance? It does change the norm.")
 
 
-def _venom(x, v, m, weight, by_size=True):
-    """A V:2:M mask with another weight of the columns, or a second step that compares values."""
+def _by_size(block):
+    return block.abs().sum(0)
+
+
+def _by_row(block):
+    """Sums along the rows, which number as many as the rows."""
+    return block.abs().sum(1)
+
+
+def _venom(x, v, m, weight, key=torch.abs, inside=False, in_order=True):
+    """A V:2:M mask with one mistake: another weight of the columns, another key in a row, or wrong places."""
     mask = torch.zeros(x.shape, dtype=torch.bool)
     for i in range(0, x.shape[0], v):
         for j in range(0, x.shape[1], m):
             block = x[i : i + v, j : j + m]
-            columns = weight(block).argsort(descending=True, stable=True)[:4].sort().values
-            four = block[:, columns].abs() if by_size else block[:, columns]
-            two = four.argsort(dim=1, descending=True, stable=True)[:, :2]
+            columns = weight(block).argsort(descending=True, stable=True)[:4]
+            columns = columns.sort().values if in_order else columns
+            two = key(block[:, columns]).argsort(dim=1, descending=True, stable=True)[:, :2]
             for row in range(v):
-                mask[i + row, j + columns[two[row]]] = True
+                mask[i + row, j + (two[row] if inside else columns[two[row]])] = True
     return mask

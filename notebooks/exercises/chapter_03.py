@@ -100,7 +100,7 @@ def crowded(answer):
         (4 * q**3 * p + q**4, "You took 0.8 as the chance to fire. It is the chance to be silent."),
         (5 / 16, "That is the new model, where half of the neurons fire."),
     ]
-    compare.number(answer, right, hints, tolerance=5e-3)
+    compare.number(answer, right, hints, tolerance=1e-2)
     return "From 31 % to under 3 %, and what is lost is the smallest that fires."
 
 

@@ -87,9 +87,11 @@ def backward(answer):
         ({"active": lambda y: y.abs()}, "The gradient passes where y1 is negative. relu(y1) is zero there."),
     ]
     variants = [(_by_hand(x, w1, w2, mask, dy3, **how), hint) for how, hint in hints]
-    for place, name in ((2, "dw2"), (1, "dw1"), (0, "dx")):
+    names = ((2, "dw2"), (1, "dw1"), (0, "dx"))
+    for place, name in names:
         with compare.given(f"normal numbers, {name}"):
             others = [(wrong[place], hint) for wrong, hint in variants]
+            others += [(right[i], f"This is {said}. Return dx, dw1, dw2.") for i, said in names if i != place]
             if right[place].shape[0] != right[place].shape[-1]:
                 others.append((right[place].T, "It is transposed: a gradient has the shape of its weight."))
             compare.tensor(found[place], right[place], others)
@@ -114,8 +116,8 @@ def own_mask(answer):
             3,
         ): "You compare magnitudes of something else. Compute dy1 = 2 dy2 relu(y1) for each of the four.",
     }
-    if tuple(kept) in hints:
-        raise Wrong(hints[tuple(kept)])
+    if kept != [1, 2]:
+        raise Wrong(hints.get(tuple(kept), "Name two different neurons."))
     return "Neuron 2 gets a gradient for something it did not do, and neuron 0 gets none for what it did."
 
 

@@ -66,7 +66,10 @@ def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3
         raise Wrong(f"{value:g} is in percent; give the share, {value / 100:g}.")
     if right and _near(value, -right, tolerance):
         raise Wrong("The size is right, the sign is not.")
-    raise Wrong(f"{value:g} is too {'large' if value > right else 'small'}.")
+    side = "too large" if value > right else "too small"
+    if _near(value, right, 0.02):
+        raise Wrong(f"{value:g} is close, but {side}. Is it rounded, or is a small part missing?")
+    raise Wrong(f"{value:g} is {side}.")
 
 
 def tensor(

@@ -67,13 +67,25 @@ def one_threshold(groups):
     return groups.sign() * (groups.abs() - t).clamp_min(0)
 
 
+def places(x, v, m, ordered=True):
+    """Marks the two of the four columns as if they were the first four of the block."""
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    for i in range(0, x.shape[0], v):
+        for j in range(0, x.shape[1], m):
+            block = x[i : i + v, j : j + m].abs()
+            columns = block.sum(0).topk(4).indices
+            two = block[:, columns.sort().values if ordered else columns].topk(2).indices
+            mask[i : i + v, j : j + m].scatter_(1, two, True)
+    return mask
+
+
 WRONG = [
     ("01.1", by_threshold, "more than two stay"),
     ("01.1", strictly_above, "tied ones are all lost"),
     ("01.1", lambda w, dim: top_two(w, dim, key=lambda x: x), "Compare magnitudes"),
     ("01.1", lambda w, dim: top_two(w, dim, largest=False), "two smallest magnitudes"),
     ("01.1", lambda w, dim: top_two(w, dim) != 0, "That is the mask"),
-    ("01.1", lambda w, dim: top_two(w, dim, stable=False), "Keep the first two"),
+    ("01.1", lambda w, dim: top_two(w, dim, stable=False), "argsort with stable=True"),
     ("01.1", lambda w, dim: top_two(w, dim).abs(), "lost the sign"),
     ("01.1", of_the_row, "two of the whole row"),
     ("01.1", lambda w, dim: top_two(w, 1), "You pruned along the rows"),
@@ -89,6 +101,8 @@ WRONG = [
     ("01.3", lambda x, v, m: venom(x, v, m, own=lambda row: row), "a large negative number stays"),
     ("01.3", lambda x, v, m: venom(x, v, m) * x, "Give the mask"),
     ("01.3", lambda x, v, m: venom(x, len(x), m), "anew for every v rows"),
+    ("01.3", places, "You marked places among the 4"),
+    ("01.3", lambda x, v, m: places(x, v, m, ordered=False), "You marked places among the 4"),
     ("01.3", tied_venom, "no threshold"),
     ("01.3", lambda x, v, m: venom(x.flip(1), v, m).flip(1), "the last of equal ones"),
     ("01.4", lambda groups: top_two(groups, 1), "that is hard pruning"),

@@ -12,6 +12,11 @@ def venom_speed(step, r, two_four=2 / 1.5, checked=True):
     return 4 / left if left > 0 or not checked else math.inf
 
 
+def none_is_enough(step, r):
+    found = venom_speed(step, r)
+    return found if found < math.inf else None
+
+
 WRONG = [
     ("02.1", block(factor=3), "two FLOPs"),
     ("02.1", block(factor=2), "That is the forward pass"),
@@ -30,6 +35,7 @@ WRONG = [
     ("02.4", 1.1, "half of 2.2"),
     ("02.4", 0.727, "Turn it over"),
     ("02.5", lambda step, r: venom_speed(step, r, checked=False), "is no speed-up"),
+    ("02.5", none_is_enough, "instead of None"),
     ("02.5", lambda step, r: r / (1 / step - 1 + r), "speed-up of the whole FFN"),
     ("02.5", lambda step, r: venom_speed(step, r, two_four=2), "1/1.5 each, not their full time"),
     ("02.5", lambda step, r: venom_speed(step, r, two_four=3), "1/1.5 of the time"),

@@ -43,6 +43,8 @@ WRONG = [
     ("04.4", [3, 2], "You compare dy2"),
     ("04.4", [2, 3, 1], "Give two of the numbers"),
     ("04.4", [1, 3], "neuron 3 has no gradient"),
+    ("04.4", [1, 1], "two different"),
+    ("04.3", lambda *given: backward(*given)[::-1], "Return dx, dw1, dw2"),
     ("04.5", 3, "among the two largest"),
     ("04.5", 1, "not kept anyway"),
     ("04.5", 0, "A small newcomer"),

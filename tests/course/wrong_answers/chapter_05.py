@@ -57,6 +57,10 @@ def forgets_to_copy(layer, x):
     return not torch.allclose(layer(changed)[:-1], layer(x)[:-1])
 
 
+def leaves_out(layer, x):
+    return any(not torch.allclose(layer(x[:t]), layer(x)[:t], atol=1e-5) for t in range(1, len(x)))
+
+
 def second_half(layer, x):
     changed = x.clone()
     half = len(x) // 2
@@ -102,6 +106,7 @@ WRONG = [
     ("05.5", tester(change=lambda token: 100 * token), "another direction"),
     ("05.5", tester(change=lambda token: token + 100), "another direction"),
     ("05.5", forgets_to_copy, "Change a copy"),
+    ("05.5", leaves_out, "You leave tokens out"),
     ("05.5", second_half, "Change one at a time"),
     ("05.5", lambda layer, x: layer(x), "Return True or False"),
 ]
