@@ -19,8 +19,10 @@ ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("REPLICATE_VENV") or ROOT / ".venv").absolute()
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 EXTRAS = ("notebooks", "test")
+MORE = ("course", "site", "browser")  # what only teaching and publishing need
 INPUTS = ("pyproject.toml", "requirements.txt", "constraints.txt")
 STAMP = "replicate-install.json"  # in a VENV made here; holds inputs_hash() once it is complete
+MORE_STAMP = "replicate-more.json"  # in the same VENV; holds the hash of requirements-more.txt
 GPU_SIGNS = ("/dev/nvidia0", "/proc/driver/nvidia")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -51,9 +53,25 @@ def ready(extras):
         python = Path(sys.executable)
     else:
         make_venv()
-    pip_install(python, index)
+    pip_install(python, base_steps(index))
     if stamp.exists():
         stamp.write_text(inputs_hash(), encoding="utf-8")
+    return python
+
+
+def ready_for_more():
+    """Path of the Python to run with, which has the packages of MORE too: our VENV gets them by hash."""
+    python = ready(EXTRAS)
+    if not python.is_relative_to(VENV) or not (VENV / STAMP).exists():
+        if not has_packages(EXTRAS + MORE):
+            extras = ",".join(EXTRAS + MORE)
+            raise Stop(f'This environment lacks packages; install them by: pip install -e ".[{extras}]"')
+        return python
+    stamp, wanted = VENV / MORE_STAMP, hash_of((ROOT / "requirements-more.txt").read_text(encoding="utf-8"))
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+        print(f"Installing packages of {', '.join(MORE)} into {VENV}.", flush=True)
+        pip_install(python, [["--require-hashes", "--no-deps", "-r", "requirements-more.txt"]])
+        stamp.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -80,7 +98,12 @@ def inputs_hash():
     """Hash of what decides the installation: the requirement files, this Python and this folder."""
     parts = [(ROOT / name).read_text(encoding="utf-8") for name in INPUTS]
     parts += [f"{sys.version_info[0]}.{sys.version_info[1]}", str(ROOT)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hash_of("\0".join(parts))
+
+
+def hash_of(text):
+    """SHA-256 of a text, as hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def torch_index():
@@ -117,12 +140,17 @@ def make_venv():
         raise Stop(f"The virtual environment {VENV} could not be made; the reason stands above.")
 
 
-def pip_install(python, index):
-    """Install the locked packages by hash, then torch with pip's options `index`, and the checkout."""
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+def base_steps(index):
+    """Options of pip, call by call: locked packages by hash, then torch with `index`, and the checkout."""
     locked = ["--require-hashes", "--no-deps", "-r", "requirements.txt"]
     rest = ["--no-build-isolation", "-c", "constraints.txt", "-e", f".[{','.join(EXTRAS)}]", *index]
-    for step in (locked, rest):
+    return [locked, rest]
+
+
+def pip_install(python, steps):
+    """Call pip once for each step, with its options."""
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    for step in steps:
         if subprocess.call(pip + step, cwd=str(ROOT)):
             needs = "a network, proxy or mirror and about 3 GB of free disk, 9 GB with torch for CUDA"
             raise Stop(f"pip could not install the packages, for the reason above; it needs {needs}.")

@@ -9,13 +9,15 @@
     python3 reproduce.py --fresh             run notebooks again that are done already
     python3 reproduce.py --list              what there is to run
     python3 reproduce.py test                lint, unit tests, notebooks
-    python3 reproduce.py test --everywhere   and the notebooks as on another processor and with another seed
+    python3 reproduce.py test --everywhere   and labs, site, browser, another processor, another seed
     python3 reproduce.py test ARGUMENTS      pytest with these arguments
-    python3 reproduce.py install             only what each of these does first
+    python3 reproduce.py site                the pages as a website, site/_build/html
+    python3 reproduce.py install             only what run and test do first
 
 The first run makes .venv and installs exact versions, checked by hash (requirements.txt); an environment
 that has the package already (conda, an active venv) is used as it is. Run again after an interruption:
-what is done stays done. In the environment: REPLICATE_TORCH=cpu or cuda chooses torch's build on Linux
+what is done stays done. The site, and the tests of labs and browser, install packages of their own
+(requirements-more.txt). In the environment: REPLICATE_TORCH=cpu or cuda chooses torch's build on Linux
 (else by whether there is an NVIDIA GPU), REPLICATE_VENV, REPLICATE_RUNS and REPLICATE_FIGURES name other
 folders for .venv, runs/ and figures/.
 """
@@ -26,9 +28,14 @@ import sys
 import time
 
 import installation
-from installation import EXTRAS, ROOT, Stop, ready
+from installation import EXTRAS, ROOT, Stop, ready, ready_for_more
 
-COMMANDS = ("run", "test", "install")
+COMMANDS = ("run", "test", "install", "site")
+MORE_TESTS = (
+    "tests/course/test_labs.py",
+    "tests/site",
+    "tests/browser",
+)  # of packages that `test` does not install
 LONG_ENOUGH = 45 * 60  # seconds after which `test --everywhere` begins no further pass
 
 
@@ -45,13 +52,15 @@ def run_tests(everywhere):
     begun = time.monotonic()
     python = str(ready(EXTRAS))
     pytest, notebooks = [python, "-m", "pytest"], "tests/test_notebooks.py"
+    ignored = [f"--ignore={place}" for place in (notebooks, *MORE_TESTS)]
     stages = {
         "Lint": [python, "-m", "ruff", "check", "."],
         "Format": [python, "-m", "ruff", "format", "--check", "."],
-        "Unit tests": [*pytest, "tests", f"--ignore={notebooks}", "-n", str(min(os.cpu_count() or 1, 8))],
+        "Unit tests": [*pytest, "tests", *ignored, "-n", str(min(os.cpu_count() or 1, 8))],
         "Notebooks": [*pytest, notebooks],
     }
     if everywhere:
+        stages["Labs, site and browser"] = [str(ready_for_more()), "-m", "pytest", *MORE_TESTS]
         stages["Notebooks, as on a processor without AVX"] = [*pytest, notebooks, "--processor=plain"]
         stages["Notebooks, another seed"] = [*pytest, notebooks, "--notebook-seed=drawn"]
     failed = []
@@ -90,7 +99,11 @@ def main(arguments):
             return run_notebooks(rest)
         if rest in ([], ["--everywhere"]):
             return run_tests(everywhere=bool(rest))
-        return call([str(ready(EXTRAS)), "-m", "pytest", *rest])
+        if command == "site":
+            return call([str(ready_for_more()), "site/build.py", *rest])
+        more = any(word.startswith(MORE_TESTS) for word in rest)
+        python = ready_for_more() if more else ready(EXTRAS)
+        return call([str(python), "-m", "pytest", *rest])
     except (Stop, OSError) as problem:
         print(f"reproduce.py: {problem}", file=sys.stderr)
         return 1

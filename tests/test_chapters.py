@@ -89,11 +89,12 @@ def test_cells_that_only_draw_are_folded(book):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium to lay out a page")
 @each_chapter
 def test_a_chapter_is_not_too_long(book, tmp_path):
-    """Its height with all code open, exported to HTML, at 1440 pixels of width."""
+    """Its height above the exercises with all code open, exported to HTML, at 1440 pixels of width."""
     from nbconvert import HTMLExporter
 
     html, _ = HTMLExporter(template_name="lab").from_filename(str(book.path))
-    measure = "document.documentElement.setAttribute('data-height', document.body.scrollHeight)"
+    end = "document.getElementById('Exercises').getBoundingClientRect().top + scrollY"
+    measure = f"document.documentElement.setAttribute('data-height', Math.round({end}))"
     page = tmp_path / "page.html"
     page.write_text(
         html.replace("</body>", f"<script>onload = () => {measure}</script></body>"), encoding="utf-8"

@@ -26,7 +26,7 @@ OPTIONAL = PROJECT["optional-dependencies"]
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout in a temporary folder; pip and venv are fakes that note their calls."""
-    for name in installation.INPUTS:
+    for name in [*installation.INPUTS, "requirements-more.txt"]:
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     fake = SimpleNamespace(root=tmp_path, venv=tmp_path / ".venv", pip=[], made=0, fails="")
 
@@ -37,7 +37,9 @@ def checkout(tmp_path, monkeypatch):
             python.parent.mkdir()
             python.touch()
             return int(fake.fails == "venv")
-        assert (fake.venv / installation.STAMP).read_text() == "", "a stamp now would outlive a crash"
+        stamp = installation.MORE_STAMP if "requirements-more.txt" in command else installation.STAMP
+        stamp = fake.venv / stamp
+        assert not stamp.exists() or not stamp.read_text(), "a stamp now would outlive a crash"
         if fake.fails == "interrupt":
             raise KeyboardInterrupt
         fake.pip.append(" ".join(command))
@@ -106,6 +108,30 @@ def test_what_is_changed_or_broken_is_made_anew(checkout, name):
     assert len(checkout.pip) == 4 and not (checkout.venv / "leftover").exists()
 
 
+def test_more_packages_come_on_top_once(checkout, capsys):
+    python = installation.ready_for_more()
+    assert "--require-hashes --no-deps -r requirements-more.txt" in checkout.pip[-1]
+    assert "Installing packages of course, site, browser" in capsys.readouterr().out
+    assert installation.ready_for_more() == installation.ready(["notebooks"]) == python
+    assert len(checkout.pip) == 3
+    (checkout.venv / installation.STAMP).write_text("older")
+    installation.ready(["notebooks"])
+    assert not (checkout.venv / installation.MORE_STAMP).exists(), "it went with the folder"
+    checkout.fails = "pip"
+    with pytest.raises(Stop):
+        installation.ready_for_more()
+    assert not (checkout.venv / installation.MORE_STAMP).exists()
+
+
+def test_more_packages_are_never_put_into_a_users_environment(checkout, monkeypatch):
+    monkeypatch.setattr(installation, "has_packages", lambda extras: "course" not in extras)
+    with pytest.raises(Stop, match=r'pip install -e "\.\[notebooks,test,course,site,browser\]"'):
+        installation.ready_for_more()
+    monkeypatch.setattr(installation, "has_packages", lambda extras: True)
+    assert installation.ready_for_more() == Path(sys.executable)
+    assert not checkout.pip
+
+
 @pytest.mark.parametrize("fails", ["interrupt", "pip", "venv"])
 def test_installation_that_ended_early_is_made_anew(checkout, fails):
     checkout.fails = fails
@@ -125,7 +151,7 @@ def test_active_environment_of_the_user_gets_the_packages_and_stays_the_users(ch
     checkout.venv.mkdir()
     called = []
     monkeypatch.setattr(sys, "prefix", str(checkout.venv))
-    monkeypatch.setattr(installation, "pip_install", lambda python, index: called.append(python))
+    monkeypatch.setattr(installation, "pip_install", lambda python, steps: called.append(python))
     assert installation.ready(["notebooks"]) == Path(sys.executable)
     assert called == [Path(sys.executable)] and not checkout.made and not list(checkout.venv.iterdir())
 
@@ -200,9 +226,10 @@ def test_has_packages_wants_this_checkout_and_every_package(tmp_path, monkeypatc
     assert not installation.has_packages([])
 
 
-def test_pins_cover_every_requirement_and_have_hashes():
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-more.txt"])
+def test_pins_cover_every_requirement_and_have_hashes(file):
     """All but torch's builds: see constraints.txt."""
-    locked = (ROOT / "requirements.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    locked = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", "")
     free = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     versions = {}
     for line in (locked + free).splitlines():
@@ -210,14 +237,18 @@ def test_pins_cover_every_requirement_and_have_hashes():
             text, *hashes = line.split("--hash=")
             pin = Requirement(text)
             (specifier,) = pin.specifier
-            assert specifier.operator == "==" and pin.url is None and pin.name not in versions, pin
+            assert specifier.operator == "==" and pin.url is None, pin
             assert not pin.name.startswith(("nvidia-", "cuda-")), f"{pin.name}: add to no-emit-package"
             assert bool(hashes) == (pin.name not in ("torch", "triton")), pin
             assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text.strip()) for text in hashes), pin
-            versions[pin.name] = specifier.version
-    for line in PROJECT["dependencies"] + OPTIONAL["notebooks"] + OPTIONAL["test"] + ["setuptools>=77"]:
+            pinned = versions.setdefault(pin.name, {})
+            assert str(pin.marker) not in pinned, pin  # one version for each kind of machine
+            pinned[str(pin.marker)] = specifier.version
+    extras = installation.EXTRAS + (installation.MORE if "more" in file else ())
+    for line in PROJECT["dependencies"] + [x for name in extras for x in OPTIONAL[name]] + ["setuptools>=77"]:
         wanted = Requirement(line)
-        assert versions[wanted.name] in wanted.specifier, f"{wanted} is pinned to {versions[wanted.name]}"
+        pinned = versions[wanted.name].values()
+        assert all(version in wanted.specifier for version in pinned), f"{wanted} is pinned to {pinned}"
 
 
 WITHOUT_IMPORT = {
@@ -254,6 +285,7 @@ def calls(monkeypatch):
     """The commands that would run; all succeed but ruff's."""
     calls = []
     monkeypatch.setattr(reproduce, "ready", lambda extras: Path("python"))
+    monkeypatch.setattr(reproduce, "ready_for_more", lambda: Path("python+"))
     monkeypatch.setattr(reproduce, "call", lambda command: calls.append(command) or int("ruff" in command))
     return calls
 
@@ -266,11 +298,14 @@ def calls(monkeypatch):
         ("--profile laptop --seed 7", "-m replicate notebooks run --profile laptop --seed 7"),
         ("--list", "-m replicate notebooks list"),
         ("test -k mask24", "-m pytest -k mask24"),
+        ("test tests/browser -x", "+ -m pytest tests/browser -x"),
+        ("site --out folder", "+ site/build.py --out folder"),
     ],
 )
 def test_arguments_go_to_the_runner_or_to_pytest(calls, arguments, expected):
+    """With the environment that has more packages (python+) where labs, site or browser are meant."""
     assert reproduce.main(arguments.split()) == 0
-    assert calls == [["python", *expected.split()]]
+    assert " ".join(calls[0]) == f"python{'' if expected[0] == '+' else ' '}{expected}" and len(calls) == 1
 
 
 def test_options_of_the_docstring_are_those_of_the_runner(capsys):
@@ -285,7 +320,8 @@ def test_options_of_the_docstring_are_those_of_the_runner(capsys):
 def test_tests_run_to_the_end_with_notebooks_last(calls, capsys):
     assert reproduce.main(["test"]) == 1
     assert len(calls) == 4 and calls[-1][-1] == "tests/test_notebooks.py"
-    assert "--ignore=tests/test_notebooks.py" in calls[-2]
+    left = {f"--ignore={place}" for place in ("tests/test_notebooks.py", *reproduce.MORE_TESTS)}
+    assert left <= set(calls[-2])
     assert "FAILED: Lint, Format." in capsys.readouterr().out
 
 
@@ -295,7 +331,7 @@ def test_everywhere_adds_a_processor_and_a_seed_while_there_is_time(
 ):
     monkeypatch.setattr(reproduce, "LONG_ENOUGH", allowed)
     reproduce.main(["test", "--everywhere"])
-    assert len(calls) == 6 - left_out and capsys.readouterr().out.count("left out") == left_out
+    assert len(calls) == 7 - left_out and capsys.readouterr().out.count("left out") == left_out
     assert {"--processor=plain", "--notebook-seed=drawn"} <= {call[-1] for call in calls} or left_out
 
 

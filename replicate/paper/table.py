@@ -205,9 +205,10 @@ def ours_text(claim: Claim, ours: Any, verdict: Verdict, source: str, n: int) ->
         digits = max(0, 1 - math.floor(math.log10(half)))  # two of the half-width
         number = f"{ours:{'+' if signed else ''}.{digits}f} ± {half:.{digits}f}"
         return f"{_with_unit(number, claim.unit)} ({n})"
-    if source == "arithmetic" or (claim.rule == "equals" and claim.tolerance < 1e-6):
-        return _with_unit(text(ours, signed), claim.unit)
-    return ("≈" if source == "here" else "") + _with_unit(text(float(f"{ours:.3g}"), signed), claim.unit)
+    exact = claim.rule == "equals" and claim.tolerance < 1e-6
+    digits = 5 if exact else 4 if source == "arithmetic" else 3
+    about = "≈" if source == "here" and not exact else ""
+    return about + _with_unit(text(float(f"{ours:.{digits}g}"), signed), claim.unit)
 
 
 def _row(claim: Claim, record: records.Record | None) -> dict[str, str]:

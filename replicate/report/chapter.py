@@ -36,15 +36,20 @@ def begin(profile: Any, seed: Any) -> None:
     figures.theme()
 
 
-def touch(draw: Callable[..., None], **controls: Any) -> None:
+def touch(draw: Callable[..., None], *, button: str = "", **controls: Any) -> None:
     """Sliders below a picture, in a notebook that someone has open: draw(**values) runs anew at each move.
 
     Args:
+        button: what stands on a button that starts `draw`, for what takes longer than a move.
         controls: by argument of `draw`: (low, high) or (low, high, step), or a list of values.
     """
-    if not os.environ.get("REPLICATE_STATIC"):
-        import ipywidgets
+    if os.environ.get("REPLICATE_STATIC"):
+        return
+    import ipywidgets
 
+    if button:
+        ipywidgets.interact_manual.options(manual_name=button)(draw, **controls)
+    else:
         ipywidgets.interact(draw, **controls)
 
 

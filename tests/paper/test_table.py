@@ -4,7 +4,7 @@ import pytest
 
 from replicate.paper import printed
 from replicate.paper import table as claims
-from replicate.paper.verdicts import DIRECTION, FAILS, HOLDS, UNTESTABLE, VERDICTS
+from replicate.paper.verdicts import DIRECTION, FAILS, HOLDS, UNTESTABLE, VERDICTS, judge
 from replicate.settings.presets import MODEL_PRESETS, SPARSITY_PRESETS
 from replicate.study import records
 from replicate.system import paths
@@ -89,6 +89,16 @@ def test_a_finding_that_no_longer_stands_raises(store):
     assert row.verdict.text == FAILS
     with pytest.raises(claims.ClaimBroken, match="audit-1"):
         claims.check("audit-1", 0.467, profile="paper", source="arithmetic", store=store)
+
+
+def test_digits_follow_what_a_number_rests_on():
+    def shown(claim, ours, source):
+        verdict = judge(claims.claims()[claim], ours)
+        return claims.ours_text(claims.claims()[claim], ours, verdict, source, 1)
+
+    assert shown("audit-4", 0.42448, "arithmetic") == "0.4245"
+    assert shown("audit-4", 0.42448, "recorded") == "0.424"
+    assert shown("table5-64", 96.875, "here") == "96.875 %"
 
 
 def test_a_claim_we_do_not_stand_by_may_fail(store):

@@ -75,6 +75,8 @@ def test_sliders_draw_at_once_where_somebody_reads(monkeypatch):
     monkeypatch.delenv("REPLICATE_STATIC")
     chapter.touch(lambda N: moved.append(N), N=(1, 5))
     assert moved == [3]
+    chapter.touch(lambda N: moved.append(N), button="Measure", N=(1, 5))
+    assert moved == [3], "what takes long waits for its button"
 
 
 def test_what_sliders_draw(monkeypatch):

@@ -1,0 +1,140 @@
+"""The notebooks in JupyterLab, as people use them: Run All, an exercise, a slider, an interrupt."""
+
+import re
+
+import pytest
+
+from replicate.report import notebooks
+
+MINUTE = 60_000  # milliseconds, playwright's unit
+SOON = 20_000
+
+# Of the notebook that is in front: its cells as the page holds them, whether or not they are in view.
+CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(cell => ({
+    type: cell.cell_type, source: cell.source, count: cell.execution_count, state: cell.executionState,
+    outputs: cell.outputs ?? []}))"""
+IDLE = "() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+SHOW = """place => { const book = jupyterapp.shell.currentWidget.content;
+    book.activeCellIndex = place; book.deselectAll(); return book.scrollToItem(place, 'center'); }"""
+
+
+class Lab:
+    """One notebook, open in JupyterLab."""
+
+    def __init__(self, page, address, name):
+        self.page = page
+        page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
+        page.wait_for_selector(".jp-Notebook", timeout=MINUTE)
+        page.wait_for_function(IDLE, timeout=MINUTE)
+
+    def menu(self, name, entry):
+        """Choose an entry of a menu, as a hand does."""
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{name}$")).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{entry}$")).click()
+
+    def clear(self):
+        """Restart the kernel and remove what is stored."""
+        self.menu("Kernel", "Restart Kernel and Clear Outputs of All Cells…")
+        self.page.get_by_role("button", name="Confirm Kernel Restart").click()
+        self.page.wait_for_function(f"() => ({CELLS})().every(cell => !cell.outputs?.length)")
+
+    def cells(self):
+        """Source, count, state and outputs of the code cells."""
+        return [cell for cell in self.page.evaluate(CELLS) if cell["type"] == "code"]
+
+    def wait_until_run(self, minutes=2):
+        """Until no cell runs or waits for its turn."""
+        self.page.wait_for_timeout(500)
+        settled = f"() => ({CELLS})().every(cell => cell.state !== 'running')"
+        self.page.wait_for_function(settled, timeout=minutes * MINUTE)
+
+    def outputs(self, text):
+        """Outputs of the cell that holds `text`, as text."""
+        (found,) = (cell["outputs"] for cell in self.cells() if text in cell["source"])
+        return ["".join(o.get("text", "")) or "\n".join(o.get("traceback", ())) for o in found]
+
+    def place(self, text):
+        """Position among all cells of the one that holds `text`."""
+        sources = [cell["source"] for cell in self.page.evaluate(CELLS)]
+        return next(place for place, source in enumerate(sources) if text in source)
+
+    def show(self, text):
+        """The cell that holds `text`, brought into view and made the active one."""
+        self.page.evaluate(SHOW, self.place(text))
+        cell = self.page.locator(".jp-Notebook-cell.jp-mod-active")
+        cell.wait_for(timeout=SOON)
+        return cell
+
+    def run(self, text, source=None):
+        """Run the cell that holds `text` by Shift+Enter, after writing `source` into it."""
+        self.show(text).locator(".cm-content").click()
+        if source is not None:
+            self.page.keyboard.press("Control+a")
+            self.page.keyboard.insert_text(source)
+        self.page.keyboard.press("Shift+Enter")
+
+
+@pytest.fixture
+def page(chromium):
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(SOON)
+    yield page
+    page.close()
+
+
+def images(cells):
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+
+
+@pytest.mark.parametrize("book", notebooks.select(notebooks.discover(), ["00", "01"]), ids=lambda b: b.number)
+def test_run_all_ends_without_an_error(page, lab, screenshot, book):
+    stored = [cell for cell in book.content["cells"] if cell["cell_type"] == "code"]
+    opened = Lab(page, lab, book.name)
+    opened.clear()
+    opened.menu("Run", "Run All Cells")
+    opened.wait_until_run()
+    cells = opened.cells()
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    said = "".join(output.get("text", "") for output in outputs if output.get("name") == "stderr")
+    assert not re.search("Warning|Traceback", said), said  # progress is written there too
+    assert images(cells) == images(stored) > 0
+    screenshot(page, f"lab_{book.number}")
+
+
+def test_a_slider_draws_anew(page, lab, screenshot):
+    opened = Lab(page, lab, "01_two_of_four_and_venom")
+    opened.menu("Run", "Run All Cells")
+    opened.wait_until_run()
+    cell = opened.show("chapter.touch(")
+    before = cell.locator(".widget-output img").get_attribute("src")
+    value = cell.locator(".widget-readout").first.inner_text()
+    cell.locator(".noUi-handle").first.focus()
+    page.keyboard.press("ArrowRight")
+    pictures = "[...document.querySelectorAll('.jp-mod-active .widget-output img')]"
+    page.wait_for_function(f"before => !{pictures}.some(picture => picture.src === before)", arg=before)
+    assert cell.locator(".widget-readout").first.inner_text() != value
+    screenshot(page, "lab_slider")
+
+
+def test_an_interrupt_is_one_line_and_the_cell_runs_again(page, lab, screenshot):
+    training = 'arms = ["dense", "venom16"'
+    opened = Lab(page, lab, "05_the_neuron_level_router")
+    opened.clear()
+    for text in ('profile = "smoke"', "chapter.begin(", training):
+        opened.run(text)
+    page.wait_for_function(
+        f"text => ({CELLS})().find(cell => cell.source.includes(text)).outputs.length > 0",
+        arg=training,
+        timeout=MINUTE,
+    )
+    page.wait_for_timeout(3000)
+    opened.menu("Kernel", "Interrupt Kernel")
+    opened.wait_until_run()
+    interrupted = opened.outputs(training)[-1]
+    assert "nterrupt" in interrupted and interrupted.count("\n") < 3
+    screenshot(page, "lab_interrupt")
+    opened.run(training)
+    opened.wait_until_run(minutes=5)
+    assert "share of zeros" in "".join(opened.outputs(training))
