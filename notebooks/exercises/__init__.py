@@ -42,7 +42,7 @@ def check(name: str, answer: Any = ...) -> None:
 
     Args:
         name: of the exercise, like "05.2".
-        answer: what the exercise asks for, a value or a function; `...` or None counts as no answer.
+        answer: what the exercise asks for, a value, several or a function; `...` or None counts as no answer.
 
     Raises ValueError for an exercise that does not exist. A mistake in the answer raises nothing, so that
     the cells below run.
@@ -55,7 +55,8 @@ def check(name: str, answer: Any = ...) -> None:
 
 
 def _verdict(name: str, answer: Any) -> str:
-    if answer is None or answer is ...:
+    parts = answer if isinstance(answer, (tuple, list)) else [answer]
+    if any(part is None or part is ... for part in parts):
         return "not answered yet."
     try:
         comment = _CHECKS[name](answer)

@@ -1,8 +1,10 @@
 """Comparing an answer with the right one, and with the wrong ones that are often given."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,23 @@ def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     return result
 
 
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal float64 numbers, the same on every processor (those of torch.randn are not)."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+@contextmanager
+def given(example: str) -> Iterator[None]:
+    """Put the example that a hint is about before the hint: "For w = [3, 1]: ...".
+
+    The example is what to try by hand, so it is small, or says how it was made.
+    """
+    try:
+        yield
+    except Wrong as wrong:
+        raise Wrong(f"For {example}: {wrong}") from None
+
+
 def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3) -> None:
     """The answer is this number, to a relative `tolerance` (absolute if `right` is 0). Raises Wrong.
 
@@ -47,16 +66,25 @@ def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3
         raise Wrong(f"{value:g} is in percent; give the share, {value / 100:g}.")
     if right and _near(value, -right, tolerance):
         raise Wrong("The size is right, the sign is not.")
-    raise Wrong(f"{value:g} is too {'large' if value > right else 'small'}.")
+    side = "too large" if value > right else "too small"
+    if _near(value, right, 0.02):
+        raise Wrong(f"{value:g} is close, but {side}. Is it rounded, or is a small part missing?")
+    raise Wrong(f"{value:g} is {side}.")
 
 
-def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-5) -> None:
+def tensor(
+    answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-5, otherwise: str = ""
+) -> None:
     """The answer is this tensor: shape, then values. Raises Wrong.
 
     Args:
         hints: (wrong tensor, what to say about it), tried in order.
+        otherwise: what to say about other wrong values; if empty, the first wrong one is shown beside the
+            right one, which gives away a short answer.
     """
     value = _as_tensor(answer)
+    if value.shape == right.shape and _close(value, right, tolerance):
+        return
     for wrong, hint in hints:
         if value.shape == wrong.shape and _close(value, wrong, tolerance):
             raise Wrong(hint)
@@ -64,10 +92,11 @@ def tensor(answer: Any, right: Tensor, hints: Hints = (), tolerance: float = 1e-
         raise Wrong(f"Its shape is {tuple(value.shape)}; it should be {tuple(right.shape)}.")
     if value.is_floating_point() and not value.isfinite().all():
         raise Wrong("It holds values that are not finite (inf or nan).")
-    if not _close(value, right, tolerance):
-        place = tuple((~_equal(value, right, tolerance)).nonzero()[0].tolist())
-        got, wanted = value[place].item(), right[place].item()
-        raise Wrong(f"At index {list(place)} it is {got:.6g}; it should be {wanted:.6g}.")
+    if otherwise:
+        raise Wrong(otherwise)
+    place = tuple((~_equal(value, right, tolerance)).nonzero()[0].tolist())
+    got, wanted = value[place].item(), right[place].item()
+    raise Wrong(f"At index {list(place)} it is {got:.6g}; it should be {wanted:.6g}.")
 
 
 def one_of(answer: Any, choices: Sequence[str], right: str, hints: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from replicate.report import notebooks
+from replicate.system import paths
 
 MINUTE = 60_000  # milliseconds, playwright's unit
 SOON = 20_000
@@ -116,6 +117,23 @@ def test_a_slider_draws_anew(page, lab, screenshot):
     page.wait_for_function(f"before => !{pictures}.some(picture => picture.src === before)", arg=before)
     assert cell.locator(".widget-readout").first.inner_text() != value
     screenshot(page, "lab_slider")
+
+
+def test_an_exercise_names_the_mistake_and_then_says_right(page, lab, screenshot):
+    name, check = "01.1", 'exercises.check("01.1"'
+    (solutions,) = notebooks.select(notebooks.discover(paths.NOTEBOOKS / "solutions"), ["01"])
+    sources = [notebooks.source(cell) for cell in solutions.content["cells"]]
+    right = next(source for source in sources if check in source)
+    wrong = f"def two_of_four(w, dim):\n    return w\n\n\n{check}, two_of_four)"
+    opened = Lab(page, lab, "01_two_of_four_and_venom")
+    opened.clear()
+    for source in (None, wrong, right):
+        opened.run(check, source if source is None else f"import exercises\nimport torch\n\n{source}")
+        opened.wait_until_run()
+        said = "".join(opened.outputs(check))
+        verdict = {None: "not answered yet", wrong: "not yet. ", right: "right"}[source]
+        assert said.startswith(f"{name}: {verdict}"), said
+        screenshot(page, f"lab_exercise_{verdict.split()[0]}_{len(said)}")
 
 
 def test_an_interrupt_is_one_line_and_the_cell_runs_again(page, lab, screenshot):

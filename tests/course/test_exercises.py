@@ -47,7 +47,7 @@ def test_every_exercise_is_stated_checked_and_solved(book):
 @each_chapter
 def test_run_all_says_that_nothing_is_answered_yet(book):
     said = "".join(
-        output.get("text", "")
+        "".join(output.get("text", ""))
         for cell in book.content["cells"]
         if cell["cell_type"] == "code" and "exercises.check" in notebooks.source(cell)
         for output in cell["outputs"]
