@@ -36,7 +36,7 @@ MORE_TESTS = (
     "tests/site",
     "tests/browser",
 )  # of packages that `test` does not install
-LONG_ENOUGH = 45 * 60  # seconds after which `test --everywhere` begins no further pass
+LONG_ENOUGH = 55 * 60  # seconds after which `test --everywhere` begins no further pass
 
 
 def run_notebooks(arguments):
