@@ -12,6 +12,8 @@ c.CourseDirectory.course_id = "replicate"
 c.CourseDirectory.root = str(Path(__file__).resolve().parent)
 # An endless loop is stopped after so many seconds, and the rest of the notebook still runs.
 c.Execute.timeout = 60
+# A kernel that is asked to end may print an error of its own while it does.
+c.Execute.shutdown_kernel = "immediate"
 c.ClearSolutions.code_stub = {
     "python": "# Write your answer here, in place of the next line.\nraise NotImplementedError()"
 }

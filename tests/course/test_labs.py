@@ -77,12 +77,12 @@ def mistakes(lab):
 
 
 def submissions(lab):
-    """Student -> {task: code}. Mistakes share a notebook, at most half of the tasks wrong in each."""
+    """Student -> {task: code}, mistake -> student. They share a notebook, one task of it stays right."""
     imported, wrong = mistakes(lab)
     shared = []
     for name, (task, _, _) in wrong.items():
         free = (names for names in shared if task not in [wrong[other][0] for other in names])
-        room = next((names for names in free if len(names) < len(tasks(lab)) // 2), None)
+        room = next((names for names in free if len(names) < len(tasks(lab)) - 1), None)
         if room is None:
             shared.append(room := [])
         room.append(name)
@@ -261,9 +261,9 @@ def test_what_is_handed_out_has_no_solution(lab, graded):
     assert not any(cell.get("outputs") for cell in handed_out)
     lines = {line.strip() for line in out.splitlines()}
     for task in tasks(lab):
-        secret = "".join(SOLUTION.findall(task.answer)) + task.hidden
-        for line in map(str.strip, secret.splitlines()):
+        for line in map(str.strip, "".join(SOLUTION.findall(task.answer)).splitlines()):
             assert len(line) < 25 or line not in lines, f"{task.name}: {line}"
+        assert task.hidden not in out, task.name
 
 
 @each_lab
