@@ -51,15 +51,16 @@ def draw_moves(paper, z_score):
     """Sparse minus dense on every benchmark of both models, with 95 % intervals of independent models."""
     from matplotlib import pyplot as plt
 
-    rows = {row["model"]: row for row in paper["table2"]}
-    fig, ax = plt.subplots(figsize=(8, 3.6), layout="tight")
-    for shift, size in ((-0.12, "1B"), (0.12, "7B")):
-        for place, name in enumerate(BENCHMARKS):
+    rows, points = {row["model"]: row for row in paper["table2"]}, {}
+    for size in ("1B", "7B"):
+        for name in BENCHMARKS:
             a, b = rows[f"{size} sparse"][name], rows[f"{size} dense"][name]
-            error = (a - b) / z_score(a, b, paper["test_items"][name])
-            colour = {"1B": "C0", "7B": "C1"}[size]
-            ax.errorbar(place + shift, a - b, 1.96 * error, fmt="o", color=colour, capsize=3)
-        ax.plot([], [], "o", color=colour, label=size)
+            points[size, name] = a - b, abs(1.96 * (a - b) / z_score(a, b, paper["test_items"][name]))
+    fig, ax = plt.subplots(figsize=(8, 3.6), layout="tight")
+    for size, shift, colour in (("1B", -0.12, "C0"), ("7B", 0.12, "C1")):
+        moves, reach = zip(*(points[size, name] for name in BENCHMARKS), strict=True)
+        places = np.arange(len(BENCHMARKS)) + shift
+        ax.errorbar(places, moves, reach, fmt="o", color=colour, capsize=3, label=size)
     ax.axhline(0, color="0.6", lw=1)
     ax.set(xticks=range(len(BENCHMARKS)), ylabel="accuracy, sparse - dense", title="Table 2, with intervals")
     ax.set_xticklabels(BENCHMARKS)
