@@ -34,7 +34,7 @@ def run(answer, *arguments, by_hand=False, **options):
     """
     name = getattr(answer, "__name__", None)
     if not callable(answer):
-        raise NotYet(f"The answer should be a function. This is a {type(answer).__name__}.")
+        raise NotYet(f"The answer should be a function. Its type is {type(answer).__name__}.")
     if _of_package(getattr(answer, "__module__", "")):
         raise NotYet(_imported(name))
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
@@ -75,7 +75,7 @@ def run(answer, *arguments, by_hand=False, **options):
 def shaped(name, got, shape):
     """Raises NotYet unless `got` is a tensor of this shape."""
     if not isinstance(got, Tensor):
-        raise NotYet(f"{name} should be a tensor. This is a {type(got).__name__}.")
+        raise NotYet(f"{name} should be a tensor. Its type is {type(got).__name__}.")
     if tuple(got.shape) != tuple(shape):
         raise NotYet(f"{name} has shape {list(got.shape)}. It should be {list(shape)}.")
 
@@ -150,6 +150,8 @@ def _stopped(name, error):
             line = linecache.getline(step.tb_frame.f_code.co_filename, step.tb_lineno).strip()
             place = f"\nIt happened in this line of yours: {line}" if line else ""
         step = step.tb_next
+    if isinstance(error, TypeError) and str(error).startswith("argsort()"):
+        place += "\nWith `stable`, argsort needs the names of its options: argsort(dim=-1, stable=True)."
     return f"{name} stopped with {type(error).__name__}: {error}{place}"
 
 
