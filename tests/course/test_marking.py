@@ -28,6 +28,9 @@ def student(code, name="answer"):
     return scope[name]
 
 
+CACHED = "from replicate.study.statistics import t_quantile as f\nf(2)\n"  # no call of it is seen any more
+
+
 def said(marking, code, *arguments, **options):
     """The message about an answer."""
     with pytest.raises(marking.NotYet) as caught:
@@ -76,6 +79,12 @@ def test_the_line_that_stopped_is_shown(marking, monkeypatch):
         "def answer(x):\n    from replicate import sparsity\n    return sparsity.mask24(x)",
         "import replicate.sparsity as s\nkept = {1: s.mask24}\ndef answer(x):\n    return kept[1](x)",
         "import functools, replicate.sparsity as s\nanswer = functools.lru_cache(s.mask24)",
+        CACHED + "def answer(x):\n    return f(2)",
+        CACHED + "def answer(x):\n    return [f(df) for df in (2,)]",
+        CACHED + "def helper(df):\n    return f(df)\ndef answer(x):\n    return helper(2)",
+        CACHED + "def answer(x, f=f):\n    return f(2)",
+        CACHED
+        + "def outer(f):\n    def answer(x):\n        return f(2)\n    return answer\nanswer = outer(f)",
         "import functools, replicate.sparsity as s\nanswer = functools.partial(s.mask24, dim=0)",
         "from replicate.sparsity import mask24 as f\ndef answer(x, f=f):\n    try:\n        return f(x)\n"
         "    except Exception:\n        return x",

@@ -1,6 +1,7 @@
 """Runs an answer under watch, and says what is wrong with it. The same file in each lab that uses it."""
 
 import contextlib
+import inspect
 import linecache
 import sys
 import textwrap
@@ -35,7 +36,7 @@ def run(answer, *arguments, by_hand=False, **options):
     name = getattr(answer, "__name__", None)
     if not callable(answer):
         raise NotYet(f"The answer should be a function. Its type is {type(answer).__name__}.")
-    if _of_package(getattr(answer, "__module__", "")):
+    if _uses_package(answer, set()):
         raise NotYet(_imported(name))
     copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
     with _watch(by_hand) as found, _quiet():
@@ -131,6 +132,24 @@ def _wrapped(text):
 
 def _of_package(module):
     return str(module).split(".")[0] == PACKAGE
+
+
+def _uses_package(value, seen):
+    """True if this is of the package, or a function whose text names something of it: also what it cached."""
+    if _of_package(value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")):
+        return True
+    if not inspect.isfunction(value) or value in seen or value.__module__ in TESTS:
+        return False
+    seen.add(value)
+    around = inspect.getclosurevars(value).nonlocals.values()
+    named = [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
+    return any(_uses_package(one, seen) for one in (*around, *(value.__defaults__ or ()), *named))
+
+
+def _names(code):
+    """Names that a function and the functions inside it refer to."""
+    inner = [_names(const) for const in code.co_consts if inspect.iscode(const)]
+    return set(code.co_names).union(*inner)
 
 
 def _imported(name):
