@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import pandas as pd
 import pytest
 
 from replicate.system.paths import ROOT
@@ -24,3 +25,11 @@ def test_the_files_hold_what_the_script_makes(made):
 def test_no_data_file_is_without_its_script(made):
     there = {path for ending in ("csv", "json") for path in (ROOT / "course" / "source").rglob(f"*.{ending}")}
     assert there == set(made)
+
+
+def test_the_scatter_that_lab_5_names_is_that_of_its_data():
+    losses = pd.read_csv(ROOT / "course" / "source" / "L5" / "losses.csv")
+    by_seed = losses.pivot(index="seed", columns="arm", values="loss")
+    scatter = by_seed.drop(columns="dense").sub(by_seed["dense"], axis=0).var(ddof=1).mean() ** 0.5
+    text = (ROOT / "course" / "source" / "L5" / "L5_evidence.ipynb").read_text("utf-8")
+    assert f"pooled scatter of about {scatter:.4f}." in text and f"draw_power(power, {scatter:.4f})" in text
