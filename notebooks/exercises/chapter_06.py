@@ -71,6 +71,8 @@ def pack(answer: Any) -> str:
     if any(part is None or part is ... for part in given):
         raise NotAnswered
     values, nibbles = (torch.as_tensor(part) for part in given)
+    if values.numel() < EXAMPLE.numel() // 2:
+        raise Wrong("Each group keeps two values, a group of zeros too. Go by the mask, not by x != 0.")
     right_values, right = packed(EXAMPLE)
     by_size = right_values.view(-1, 2)
     by_size = by_size.gather(-1, by_size.abs().argsort(dim=-1, descending=True, stable=True))

@@ -90,8 +90,15 @@ def interval_of_pairs(answer: Any) -> str:
         raise Wrong("The sign is wrong: a cost is ours - base.")
     if math.isclose(middle, right, rel_tol=1e-3) or math.isclose(low, mean, rel_tol=1e-3):
         raise Wrong("You return mean and half width. Return the two ends, mean - half and mean + half.")
-    number(middle, mean, [])
-    number(half, right, [(w, h) for w, h in halves])
+    if low > high:
+        raise Wrong("The low end comes first.")
+    if not math.isclose(middle, mean, rel_tol=1e-3):
+        raise Wrong(f"Its middle is {middle:.4f}. It should be the mean of ours - base.")
+    for wrong, hint in halves:
+        if math.isclose(half, wrong, rel_tol=1e-3):
+            raise Wrong(hint)
+    if not math.isclose(half, right, rel_tol=1e-3):
+        raise Wrong(f"The middle is right. It reaches {half:.4f} to either side, not t s / sqrt(n).")
     return "The pairs share their batches, so the noise that they share cancels."
 
 

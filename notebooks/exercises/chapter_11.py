@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from exercises import exercise
-from exercises.compare import number
+from exercises.compare import Wrong, number
 from replicate import paper
 from replicate.paper import audit
 from replicate.training import flops
@@ -21,12 +21,13 @@ def least_sparse_steps(answer: Any) -> str:
     run, steps = _printed_run(), sum(paper.number("mix_7b"))
     least = math.ceil(steps * (1 - 1 / run))
     said = paper.number("step_speedup_text")
+    if isinstance(answer, float) and abs(answer - least / steps) < 0.005:
+        raise Wrong(f"{answer:.3f} is the share of the steps. How many of {steps:,} is that?")
     number(
         answer,
         least,
         hints=[
             (least - 1, "You rounded down, and so many are just too few."),
-            (least / steps, f"{least / steps:.3f} is the share of the steps. How many of {steps:,} is that?"),
             (steps / run, "So many steps may be dense: they take all the time. The others are sparse."),
             (1 / run, f"That share of the steps may be dense. The others, of {steps:,}, are sparse."),
             (

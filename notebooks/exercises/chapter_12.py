@@ -7,6 +7,7 @@ from torch import Tensor
 
 from exercises import exercise
 from exercises.compare import Wrong, call, number, tensor
+from replicate.training import flops
 
 # Eight neurons in four clusters of neighbours, of which two are kept. Tokens 0 and 1 have one strong neuron,
 # so that the largest neuron and the sum of squares choose otherwise; token 3 is much larger than the others.
@@ -117,7 +118,7 @@ def v_where_level(answer: Any) -> str:
     """v at which a layer by activations is as fast as by algorithms 1, 2: 1 + 5 / v = 2 / 1.5 + 4 / v."""
     number(
         answer,
-        3,
+        1 / (2 / flops.TWO_FOUR - 1),
         hints=[
             (0.75, "By activations product 1 is dense and counts as 1: 1 + 5 / v."),
             (1.5, "That is the speed-up of a 2:4 product."),
