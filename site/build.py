@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""Build the site: README, chapters, labs, docs and the package's reference as HTML that reads offline.
+
+    python site/build.py                  into site/_build/html
+    python site/build.py --out FOLDER
+
+Notebooks are shown with their stored outputs; nothing is executed. The pages are copies of the project's own
+files, laid out as the project is. Only links change, and what notebook_pages.py and flowchart.py say. Sphinx
+reads the copies; a warning is an error. An earlier site stays until the new one is complete.
+"""
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path, PurePosixPath
+
+import flowchart
+import notebook_pages
+
+SITE = Path(__file__).resolve().parent
+ROOT = SITE.parent
+FRONT, REST = "index.md", "findings.md"  # README up to this heading, and from it on
+SPLIT = "## What holds"
+REST_TITLE = "# What holds, what it gains, and how to use it"
+DOCS_FIRST = ("replication", "kernels", "glossary", "commands", "architecture", "teaching")
+METHOD = ("config", "sparsity", "router", "ffn", "gpt", "data", "schedule", "train", "evaluate", "ablations")
+MODULES = (
+    *METHOD,
+    *("settings.presets", "kernels.layer", "kernels.backend", "training.flops", "text.corpora"),
+    *("study.plans", "study.runs", "study.records", "study.results", "study.statistics"),
+    *("paper.table", "paper.verdicts", "paper.audit", "figures"),
+)
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+FENCE = re.compile(r"^ *(?P<ticks>```+)(?P<kind>\w*)\n(?P<body>.*?)^ *(?P=ticks) *$", re.S | re.M)
+ARXIV = re.compile(r"https://arxiv.org/abs/(\d{4}\.\d{5})")
+
+
+def slug(heading):
+    """The anchor that a heading gets on GitHub and on the site."""
+    text = re.sub(r"[`*]|\]\([^)]*\)", "", heading.strip().lower())
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+class Stage:
+    """The folder Sphinx reads, and what the pages in it need to know of each other."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.chapters = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+        self.solutions = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+        self.labs = sorted((ROOT / "course" / "source").glob("*/L*.ipynb"))
+        self.docs = sorted((ROOT / "docs").glob("*.md"), key=in_order)
+        notebooks = [*self.chapters, *self.solutions, *self.labs]
+        self.pages = {path.relative_to(ROOT).as_posix() for path in [*notebooks, *self.docs]} | {"figures/claims.md"}
+        self.modules = [f"replicate.{name}" for name in MODULES]
+        self.cited = set(re.findall(r"@\w+\{([^,]+),", (SITE / "references.bib").read_text(encoding="utf-8")))
+        self.repository = project().get("urls", {}).get("Repository")
+        self.solved = {number for path in self.solutions for number in notebook_pages.numbers(path)}
+        self.asked = {number for path in self.chapters for number in notebook_pages.numbers(path)}
+        self.front, self.rest = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n{SPLIT}\n")
+        self.rest = f"{REST_TITLE}\n\n{SPLIT}\n{self.rest}"
+        on_front = {slug(line.lstrip("#")) for line in self.front.splitlines() if line.startswith("#")}
+        self.readme = lambda anchor: FRONT if anchor in on_front or not anchor else REST
+
+    def build(self):
+        """Write every page."""
+        self.write(FRONT, front_page(self.markdown(self.front, FRONT)) + self.contents())
+        self.write(REST, self.markdown(self.rest, REST))
+        for path in [*self.docs, ROOT / "figures" / "claims.md"]:
+            name = path.relative_to(ROOT).as_posix()
+            text = self.markdown(path.read_text(encoding="utf-8"), name)
+            self.write(name, text if text.startswith("# ") else f"# All claims\n\n{text}")
+        kinds = {"exercise": self.chapters, "solution": self.solutions, "lab": self.labs}
+        for kind, paths in kinds.items():
+            for path in paths:
+                name = path.relative_to(ROOT).as_posix()
+                seen = set()
+                notebook_pages.stage(
+                    path,
+                    self.folder / name,
+                    lambda text, name=name, seen=seen: self.markdown(text, name, seen),
+                    kind,
+                    self.solved,
+                )
+        for module in self.modules:
+            self.write(f"api/{module}.md", f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n")
+        self.write("api/index.md", reference(self.modules))
+        self.write("references.md", "# References\n\n```{bibliography}\n:all:\n```\n")
+        shutil.copy(SITE / "references.bib", self.folder)
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def markdown(self, text, page, seen=None):
+        """A page's text (or a notebook cell's) for the site: links, citations and flowcharts; no hidden marks.
+
+        Args:
+            page: path of the page within the project, from which its links start.
+            seen: papers cited on this page before; each is cited once.
+        """
+        seen = set() if seen is None else seen
+        text = re.sub(r"<!--.*?-->\n?", lambda match: "\n" if match[0].endswith("\n") else "", text, flags=re.S)
+        pieces, end = [], 0
+        for fence in FENCE.finditer(text):
+            pieces.append(self.links(text[end : fence.start()], page, seen))
+            is_chart = fence["kind"] == "mermaid"
+            pieces.append(flowchart.svg(fence["body"]) if is_chart else fence[0])
+            end = fence.end()
+        return "".join([*pieces, self.links(text[end:], page, seen)])
+
+    def links(self, text, page, seen):
+        def link(match):
+            image, label, target = match.groups()
+            paper = ARXIV.match(target)
+            if paper and paper[1] in self.cited - seen:
+                seen.add(paper[1])
+                return f"{match[0]} {{cite:p}}`{paper[1]}`"
+            if "://" in target or target.startswith("mailto:"):
+                return match[0]
+            return self.link(image, label, target, page)
+
+        return LINK.sub(link, text)
+
+    def link(self, image, label, target, page):
+        """A link within the project as one within the site."""
+        path, _, anchor = target.partition("#")
+        folder = PurePosixPath(page).parent
+        name = os.path.normpath(folder / path).replace(os.sep, "/") if path else page
+        up = "../" * len(folder.parts)
+        if page in (FRONT, REST) and not path or name == "README.md":
+            return f"[{label}]({up}{self.readme(anchor)}{'#' + anchor if anchor else ''})"
+        exercise = re.match(r"(\d\d\.\d+)-", anchor)
+        if exercise and exercise[1] in self.asked and name.endswith(".ipynb"):
+            kind = "solution" if "solutions/" in name else "exercise"
+            return f"[{label}](#{notebook_pages.label(kind, exercise[1])})"
+        if name in self.pages or (image and (ROOT / name).is_file()):
+            self.bring(name)
+            return f"{image}[{label}]({path}{'#' + slug(anchor) if anchor else ''})"
+        module = name.removesuffix(".py").replace("/", ".")
+        if name.startswith("replicate/") and name.endswith(".py") and (ROOT / name).is_file():
+            if module not in self.modules:
+                self.modules.append(module)
+            return f'<a href="{up}_modules/{module.replace(".", "/")}.html">{label}</a>'
+        if (ROOT / name).is_file():
+            self.bring(name)
+            return f"[{label}]({path})"
+        if not (ROOT / name).exists():
+            raise SystemExit(f"site/build.py: {page} links to {target}, which does not exist.")
+        return f"[{label}]({self.repository}/tree/HEAD/{name})" if self.repository else label
+
+    def bring(self, name):
+        """Copy a picture or a file to download to where its page is."""
+        if name not in self.pages:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+
+    def contents(self):
+        """The site's table of contents, which stands at the side of every page."""
+        names = {
+            "Read": [REST, *self.chapters],
+            "Exercises": self.solutions,
+            "Labs": self.labs,
+            "Look up": [*self.docs, "figures/claims.md", "api/index.md", "references.md"],
+        }
+        text = ""
+        for caption, entries in names.items():
+            entries = [each.relative_to(ROOT).as_posix() if isinstance(each, Path) else each for each in entries]
+            if entries:
+                text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```"
+        return text
+
+
+def in_order(path):
+    """Where a page of docs/ stands among the others."""
+    return (DOCS_FIRST.index(path.stem) if path.stem in DOCS_FIRST else len(DOCS_FIRST), path.stem)
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def front_page(text):
+    """README's beginning with the question as its title, the results as cards and the paths as a wide table."""
+    text = re.sub(r"\A# .*\n+\*(.+?\?)\*\s", r"# \1\n\n", text)
+    text = re.sub(r"(^1\. .*?)(?=^\n?[^\d\n])", r"::::{container} results\n\n\1\n::::\n\n", text, count=1, flags=re.S | re.M)
+    return text
+
+
+def reference(modules):
+    """The reference's first page: the names that `import replicate` gives, then the modules."""
+    tree = ast.parse((ROOT / "replicate" / "__init__.py").read_text(encoding="utf-8"))
+    origins = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    lines = ["# Reference", "", "## What `import replicate` gives", ""]
+    for node in origins:
+        lines += [f"- {{py:obj}}`{alias.name} <{node.module}.{alias.name}>`" for alias in node.names]
+    lines += ["", "## Modules", "", "```{toctree}", *modules, "```", ""]
+    return "\n".join(lines)
+
+
+def main():
+    """Build the site; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=SITE / "_build" / "html", help="folder of the site")
+    out = parser.parse_args().out.resolve()
+    if out.exists() and any(out.iterdir()) and not (out / ".buildinfo").exists():
+        raise SystemExit(f"site/build.py: {out} holds other things than a site; name another folder.")
+    with tempfile.TemporaryDirectory() as work:
+        pages, html = Path(work, "pages"), Path(work, "html")
+        Stage(pages).build()
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", str(SITE)]
+        status = subprocess.call([*command, "-d", str(Path(work, "doctrees")), str(pages), str(html)])
+        if status:
+            return status
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(html, out)
+    print(f"The site: {out / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
