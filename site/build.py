@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import flowchart
@@ -56,8 +57,8 @@ class Stage:
         self.solutions = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
         self.labs = sorted((ROOT / "course" / "source").glob("*/L*.ipynb"))
         self.docs = sorted((ROOT / "docs").glob("*.md"), key=in_order)
-        notebooks = [*self.chapters, *self.solutions, *self.labs]
-        self.pages = {path.relative_to(ROOT).as_posix() for path in [*notebooks, *self.docs]} | {"figures/claims.md"}
+        self.texts = [*self.docs, ROOT / "figures" / "claims.md"]
+        self.pages = {named(path) for path in [*self.chapters, *self.solutions, *self.labs, *self.texts]}
         self.modules = [f"replicate.{name}" for name in MODULES]
         self.cited = set(re.findall(r"@\w+\{([^,]+),", (SITE / "references.bib").read_text(encoding="utf-8")))
         self.repository = project().get("urls", {}).get("Repository")
@@ -72,24 +73,16 @@ class Stage:
         """Write every page."""
         self.write(FRONT, front_page(self.markdown(self.front, FRONT)) + self.contents())
         self.write(REST, self.markdown(self.rest, REST))
-        for path in [*self.docs, ROOT / "figures" / "claims.md"]:
-            name = path.relative_to(ROOT).as_posix()
-            text = self.markdown(path.read_text(encoding="utf-8"), name)
-            self.write(name, text if text.startswith("# ") else f"# All claims\n\n{text}")
-        kinds = {"exercise": self.chapters, "solution": self.solutions, "lab": self.labs}
-        for kind, paths in kinds.items():
+        for path in self.texts:
+            text = self.markdown(path.read_text(encoding="utf-8"), named(path))
+            self.write(named(path), text if text.startswith("# ") else f"# All claims\n\n{text}")
+        for kind, paths in {"exercise": self.chapters, "solution": self.solutions, "lab": self.labs}.items():
             for path in paths:
-                name = path.relative_to(ROOT).as_posix()
-                seen = set()
-                notebook_pages.stage(
-                    path,
-                    self.folder / name,
-                    lambda text, name=name, seen=seen: self.markdown(text, name, seen),
-                    kind,
-                    self.solved,
-                )
+                text = partial(self.markdown, page=named(path), seen=set())
+                notebook_pages.stage(path, self.folder / named(path), text, kind, self.solved)
         for module in self.modules:
-            self.write(f"api/{module}.md", f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n")
+            directive = f".. automodule:: {module}\n   :members:"
+            self.write(f"api/{module}.md", f"# {module}\n\n```{{eval-rst}}\n{directive}\n```\n")
         self.write("api/index.md", reference(self.modules))
         self.write("references.md", "# References\n\n```{bibliography}\n:all:\n```\n")
         shutil.copy(SITE / "references.bib", self.folder)
@@ -100,34 +93,32 @@ class Stage:
         path.write_text(text, encoding="utf-8")
 
     def markdown(self, text, page, seen=None):
-        """A page's text (or a notebook cell's) for the site: links, citations and flowcharts; no hidden marks.
+        """A page's text, or a notebook cell's: with the site's links, citations and flowcharts.
 
         Args:
             page: path of the page within the project, from which its links start.
             seen: papers cited on this page before; each is cited once.
         """
         seen = set() if seen is None else seen
-        text = re.sub(r"<!--.*?-->\n?", lambda match: "\n" if match[0].endswith("\n") else "", text, flags=re.S)
         pieces, end = [], 0
         for fence in FENCE.finditer(text):
-            pieces.append(self.links(text[end : fence.start()], page, seen))
-            is_chart = fence["kind"] == "mermaid"
-            pieces.append(flowchart.svg(fence["body"]) if is_chart else fence[0])
+            shown = flowchart.svg(fence["body"]) if fence["kind"] == "mermaid" else fence[0]
+            pieces += [self.links(text[end : fence.start()], page, seen), shown]
             end = fence.end()
         return "".join([*pieces, self.links(text[end:], page, seen)])
 
     def links(self, text, page, seen):
+        """Text without code blocks: marks for generated values go, links are those of the site."""
+
         def link(match):
             image, label, target = match.groups()
             paper = ARXIV.match(target)
             if paper and paper[1] in self.cited - seen:
                 seen.add(paper[1])
                 return f"{match[0]} {{cite:p}}`{paper[1]}`"
-            if "://" in target or target.startswith("mailto:"):
-                return match[0]
-            return self.link(image, label, target, page)
+            return match[0] if "://" in target else self.link(image, label, target, page)
 
-        return LINK.sub(link, text)
+        return LINK.sub(link, re.sub(r"<!--.*?-->", "", text, flags=re.S))
 
     def link(self, image, label, target, page):
         """A link within the project as one within the site."""
@@ -135,7 +126,7 @@ class Stage:
         folder = PurePosixPath(page).parent
         name = os.path.normpath(folder / path).replace(os.sep, "/") if path else page
         up = "../" * len(folder.parts)
-        if page in (FRONT, REST) and not path or name == "README.md":
+        if name == "README.md" or (page in (FRONT, REST) and not path):
             return f"[{label}]({up}{self.readme(anchor)}{'#' + anchor if anchor else ''})"
         exercise = re.match(r"(\d\d\.\d+)-", anchor)
         if exercise and exercise[1] in self.asked and name.endswith(".ipynb"):
@@ -168,14 +159,19 @@ class Stage:
             "Read": [REST, *self.chapters],
             "Exercises": self.solutions,
             "Labs": self.labs,
-            "Look up": [*self.docs, "figures/claims.md", "api/index.md", "references.md"],
+            "Look up": [*self.texts, "api/index.md", "references.md"],
         }
         text = ""
         for caption, entries in names.items():
-            entries = [each.relative_to(ROOT).as_posix() if isinstance(each, Path) else each for each in entries]
-            if entries:
-                text += f"\n\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```"
+            lines = [named(entry) if isinstance(entry, Path) else entry for entry in entries]
+            if lines:
+                text += "\n".join(["\n\n```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```"])
         return text
+
+
+def named(path):
+    """A file's path within the project, with slashes."""
+    return path.relative_to(ROOT).as_posix()
 
 
 def in_order(path):
@@ -188,10 +184,9 @@ def project():
 
 
 def front_page(text):
-    """README's beginning with the question as its title, the results as cards and the paths as a wide table."""
+    """README's beginning with the question as its title and the results as cards."""
     text = re.sub(r"\A# .*\n+\*(.+?\?)\*\s", r"# \1\n\n", text)
-    text = re.sub(r"(^1\. .*?)(?=^\n?[^\d\n])", r"::::{container} results\n\n\1\n::::\n\n", text, count=1, flags=re.S | re.M)
-    return text
+    return re.sub(r"((?:^\d\. .*\n)+)", r"::::{container} results\n\n\1\n::::\n", text, count=1, flags=re.M)
 
 
 def reference(modules):

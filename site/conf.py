@@ -1,4 +1,4 @@
-"""Sphinx's settings for the site. build.py lays out the pages, and starts Sphinx with this folder's settings."""
+"""Sphinx's settings for the site. build.py lays out the pages and starts Sphinx with them."""
 
 import importlib.util
 import re
@@ -9,7 +9,8 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 
-HEADING = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$|[-*\d]")  # of a section, or of a list's item
+# A docstring's line of text: not indented, no item of a list and no heading of a section.
+TEXT = re.compile(r"(?!(Args|Attributes|Raises|Returns|Yields):$)[^\s*\d-]")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -45,6 +46,7 @@ default_role = "literal"
 python_use_unqualified_type_names = True
 add_module_names = False
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False
 
 # Look
 html_theme = "sphinx_book_theme"
@@ -87,7 +89,7 @@ def plain_text(app, what, name, obj, options, lines):
     for line in lines:
         above = result[-1] if result else ""
         indented = line.startswith(" ")
-        if indented and not literal and above.strip() and not above.startswith(" ") and not HEADING.match(above):
+        if indented and not literal and TEXT.match(above):
             result += ["", "::", ""]
             literal = True
         elif literal and line.strip() and not indented:

@@ -10,7 +10,7 @@ ARROW = re.compile(rf"{NODE}\s*(-->|-\.->|-\.\s*(.+?)\s*\.->)\s*{NODE}")
 
 
 def read(text):
-    """Labels by node, and edges (from, to, dashed, label), of Mermaid's text. Raises ValueError on another line."""
+    """Labels by node, and edges (from, to, dashed, label). Raises ValueError on what it cannot read."""
     labels, edges = {}, []
     for line in text.strip().splitlines()[1:]:
         match = ARROW.fullmatch(line.strip())
@@ -32,8 +32,8 @@ def longest(node, edges, forward):
 def place(labels, edges):
     """Row and column of each node, and of the points (start, end, row) where a long edge passes a row.
 
-    A node stands one row below the lowest of its predecessors, one without any just above its first successor.
-    Of each row the node with the longest way to go comes first, so that the main way is a straight line.
+    A node stands one row below the lowest of its predecessors; one without any just above its first
+    successor. Of each row the node with the longest way to go comes first, so that the main way is straight.
     """
     rows = {node: longest(node, edges, forward=False) for node in labels}
     for node in labels:
@@ -43,7 +43,7 @@ def place(labels, edges):
     for start, end, *_ in edges:
         for row in range(rows[start] + 1, rows[end]):
             rows[start, end, row] = row
-            order[start, end, row] = order[start]
+            order[start, end, row] = (1, order[start])
     places = {}
     for row in set(rows.values()):
         inside = sorted((node for node in rows if rows[node] == row), key=order.get)
@@ -52,7 +52,7 @@ def place(labels, edges):
 
 
 def svg(text):
-    """Mermaid's flowchart (its lines, the first of which is "flowchart ...") as one <svg> without blank lines."""
+    """Mermaid's lines, the first of which is "flowchart ...", as one <svg> without blank lines."""
     labels, edges = read(text)
     places = place(labels, edges)
     width = COLUMN * (1 + max(column for _, column in places.values()))
@@ -77,7 +77,8 @@ def svg(text):
             parts.append(f'<text x="{(x0 + x1) / 2 + 46}" y="{(y0 + y1) / 2 - 2}">{escape(note)}</text>')
     for node, label in labels.items():
         x, y = at(node, 0)
-        parts.append(f'<rect x="{x - BOX[0] / 2}" y="{y - BOX[1] / 2}" width="{BOX[0]}" height="{BOX[1]}" rx="6"/>')
+        corner, size = f'x="{x - BOX[0] / 2}" y="{y - BOX[1] / 2}"', 'width="{}" height="{}"'.format(*BOX)
+        parts.append(f'<rect {corner} {size} rx="6"/>')
         lines = label.split("<br>")
         for number, line in enumerate(lines):
             style = ' class="name"' if number == 0 else ""
@@ -88,5 +89,6 @@ def svg(text):
         'orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>'
     )
     names = ", ".join(label.replace("<br>", " ") for label in labels.values())
-    head = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Flowchart: {escape(names)}">'
+    about = f'role="img" aria-label="Flowchart: {escape(names)}"'
+    head = f'<svg viewBox="0 0 {width} {height}" width="{width}" {about}>'
     return "\n".join([f'<div class="flowchart">{head}', marker, *parts, "</svg></div>"])

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 
-TITLE = re.compile(r"### (\d\d\.\d+)\b[ ·:.]*(.*)")
+TITLE = re.compile(r"### (\d\d\.\d+)\b[ ·:.]*([^\n]*)")
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?### END SOLUTION\n?", re.S | re.M)
 HIDDEN = re.compile(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS\n?", re.S | re.M)
 TO_WRITE = "# Write your answer here, in place of the next line.\nraise NotImplementedError()\n"
@@ -67,12 +67,13 @@ def boxed(text, kind, solved):
 
     def box(match):
         number, title, body = match.groups()
+        exercise, solution = label("exercise", number), label("solution", number)
         if kind == "solution":
-            lines = [f"`````{{solution}} {label('exercise', number)}", f":label: {label('solution', number)}"]
+            lines = [f"`````{{solution}} {exercise}", f":label: {solution}"]
         else:
-            lines = [f"`````{{exercise}} {number} · {title}", f":label: {label('exercise', number)}", ":nonumber:"]
+            lines = [f"`````{{exercise}} {number} · {title}", f":label: {exercise}", ":nonumber:"]
             if number in solved:
-                body += f"\n\n[Solution](#{label('solution', number)})"
+                body = f"{body.rstrip()}\n\n[Solution](#{solution})"
         return "\n".join([*lines, "", body.strip(), "`````", "", ""])
 
     return re.sub(TITLE.pattern + r"\n(.*?)(?=^#{1,3} |\Z)", box, text + "\n", flags=re.S | re.M).rstrip()
