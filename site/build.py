@@ -20,6 +20,7 @@ import tempfile
 import tomllib
 from functools import partial
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import flowchart
 import notebook_pages
@@ -57,9 +58,11 @@ class Stage:
         self.solutions = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
         self.labs = sorted((ROOT / "course" / "source").glob("*/L*.ipynb"))
         self.docs = sorted((ROOT / "docs").glob("*.md"), key=in_order)
-        self.texts = [*self.docs, ROOT / "figures" / "claims.md"]
+        self.course = [path for path in [ROOT / "course" / "README.md"] if path.exists()]
+        self.texts = [*self.docs, *self.course, ROOT / "figures" / "claims.md"]
         self.pages = {named(path) for path in [*self.chapters, *self.solutions, *self.labs, *self.texts]}
         self.modules = [f"replicate.{name}" for name in MODULES]
+        self.broken = []  # links that lead nowhere
         self.cited = set(re.findall(r"@\w+\{([^,]+),", (SITE / "references.bib").read_text(encoding="utf-8")))
         self.repository = project().get("urls", {}).get("Repository")
         self.solved = {number for path in self.solutions for number in notebook_pages.numbers(path)}
@@ -79,13 +82,15 @@ class Stage:
         for kind, paths in {"exercise": self.chapters, "solution": self.solutions, "lab": self.labs}.items():
             for path in paths:
                 text = partial(self.markdown, page=named(path), seen=set())
-                notebook_pages.stage(path, self.folder / named(path), text, kind, self.solved)
+                notebook_pages.stage(path, self.folder / named(path), text, kind, self.solved & self.asked)
         for module in self.modules:
             directive = f".. automodule:: {module}\n   :members:"
             self.write(f"api/{module}.md", f"# {module}\n\n```{{eval-rst}}\n{directive}\n```\n")
         self.write("api/index.md", reference(self.modules))
         self.write("references.md", "# References\n\n```{bibliography}\n:all:\n```\n")
         shutil.copy(SITE / "references.bib", self.folder)
+        if self.broken:
+            raise SystemExit("\n".join(["site/build.py cannot go on:", *self.broken]))
 
     def write(self, name, text):
         path = self.folder / name
@@ -122,16 +127,16 @@ class Stage:
 
     def link(self, image, label, target, page):
         """A link within the project as one within the site."""
-        path, _, anchor = target.partition("#")
+        path, _, anchor = unquote(target).partition("#")
         folder = PurePosixPath(page).parent
         name = os.path.normpath(folder / path).replace(os.sep, "/") if path else page
         up = "../" * len(folder.parts)
         if name == "README.md" or (page in (FRONT, REST) and not path):
             return f"[{label}]({up}{self.readme(anchor)}{'#' + anchor if anchor else ''})"
-        exercise = re.match(r"(\d\d\.\d+)-", anchor)
-        if exercise and exercise[1] in self.asked and name.endswith(".ipynb"):
-            kind = "solution" if "solutions/" in name else "exercise"
-            return f"[{label}](#{notebook_pages.label(kind, exercise[1])})"
+        number = re.match(r"(\d\d\.\d+)-|", anchor)[1]
+        kind, boxes = ("solution", self.solved) if "solutions/" in name else ("exercise", self.asked)
+        if number in boxes & self.asked and name.endswith(".ipynb"):
+            return f"[{label}](#{notebook_pages.label(kind, number)})"
         if name in self.pages or (image and (ROOT / name).is_file()):
             self.bring(name)
             return f"{image}[{label}]({path}{'#' + slug(anchor) if anchor else ''})"
@@ -144,7 +149,7 @@ class Stage:
             self.bring(name)
             return f"[{label}]({path})"
         if not (ROOT / name).exists():
-            raise SystemExit(f"site/build.py: {page} links to {target}, which does not exist.")
+            self.broken.append(f"{page} links to {target}, which does not exist.")
         return f"[{label}]({self.repository}/tree/HEAD/{name})" if self.repository else label
 
     def bring(self, name):
@@ -158,8 +163,8 @@ class Stage:
         names = {
             "Read": [REST, *self.chapters],
             "Exercises": self.solutions,
-            "Labs": self.labs,
-            "Look up": [*self.texts, "api/index.md", "references.md"],
+            "Labs": [*self.course, *self.labs],
+            "Look up": [*self.docs, "figures/claims.md", "api/index.md", "references.md"],
         }
         text = ""
         for caption, entries in names.items():

@@ -4,13 +4,23 @@ import importlib.util
 import re
 import sys
 import tomllib
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 # A docstring's line of text: not indented, no item of a list and no heading of a section.
 TEXT = re.compile(r"(?!(Args|Attributes|Raises|Returns|Yields):$)[^\s*\d-]")
+# Commands of TeX that docutils does not know, and what it knows instead.
+SYNONYMS = (
+    *((r"[Bb]igg?(?=[(\[{|])", "Bigl"), (r"[Bb]igg?(?=[)\]}])", "Bigr")),
+    *(("dots", "ldots"), ("iff", "Leftrightarrow"), ("stackrel", "overset")),
+    *(("textbf", "mathbf"), ("textit", "mathit"), ("texttt", "mathtt")),
+)
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -64,22 +74,27 @@ html_theme_options = {
 }
 
 
-def mathml(formula, block):
-    """A formula in TeX as MathML, which browsers show without a script."""
-    formula = re.sub(r"\\[Bb]igg?(?=[(\[{|])", r"\\Bigl", formula)
-    formula = re.sub(r"\\[Bb]igg?(?=[)\]}])", r"\\Bigr", formula)
-    return latex2mathml.tex2mathml(formula, as_block=block)
+def mathml(node, block):
+    """A formula in TeX as MathML, which browsers show without a script; a warning if it cannot be read."""
+    formula = node.astext()
+    for ours, theirs in SYNONYMS:
+        formula = re.sub(rf"\\{ours}(?![a-zA-Z])", rf"\\{theirs}", formula)
+    try:
+        return latex2mathml.tex2mathml(formula, as_block=block)
+    except MathError as problem:
+        logger.warning("cannot show the formula %s: %s", formula, problem, location=node)
+        return f"<code>{escape(formula)}</code>"
 
 
 def inline_math(translator, node):
     """Write a formula within a line."""
-    translator.body.append(mathml(node.astext(), block=False))
+    translator.body.append(mathml(node, block=False))
     raise nodes.SkipNode
 
 
 def block_math(translator, node):
     """Write a formula that stands alone, in a box that scrolls if the formula is wider than the page."""
-    translator.body.append(f'<div class="formula">{mathml(node.astext(), block=True)}</div>\n')
+    translator.body.append(f'<div class="formula">{mathml(node, block=True)}</div>\n')
     raise nodes.SkipNode
 
 

@@ -25,13 +25,13 @@ def is_markdown(cell):
     return cell["cell_type"] == "markdown"
 
 
-def stage(source, target, markdown, kind="exercise", solved=()):
+def stage(source, target, markdown, kind="exercise", paired=()):
     """Write the notebook `source` to `target`, with its pictures beside it.
 
     Args:
         markdown: function of a cell's text, which gives that of the site.
         kind: "exercise", "solution" or "lab", of which students' version is shown.
-        solved: numbers of the exercises that have a solution somewhere on the site.
+        paired: numbers of the exercises that stand in a chapter and have a solution.
     """
     notebook = json.loads(source.read_text(encoding="utf-8"))
     cells = notebook["cells"]
@@ -40,7 +40,7 @@ def stage(source, target, markdown, kind="exercise", solved=()):
     for number, cell in enumerate(cells):
         cell["source"] = text = "".join(cell["source"])
         if is_markdown(cell):
-            cell["source"] = boxed(markdown(text), kind, solved) if kind != "lab" else markdown(text)
+            cell["source"] = boxed(markdown(text), kind, paired) if kind != "lab" else markdown(text)
         else:
             cell["outputs"] = [
                 shown(output, target, f"{number}-{index}") for index, output in enumerate(cell["outputs"])
@@ -62,17 +62,19 @@ def released(cell):
     return cell | {"source": HIDDEN.sub("", stripped).rstrip(), "outputs": []}
 
 
-def boxed(text, kind, solved):
+def boxed(text, kind, paired):
     """Text in which each exercise (or solution), from its title to the next heading, stands in a box."""
 
     def box(match):
         number, title, body = match.groups()
         exercise, solution = label("exercise", number), label("solution", number)
+        if kind == "solution" and number not in paired:
+            return match[0][1:]  # a section of its own
         if kind == "solution":
             lines = [f"`````{{solution}} {exercise}", f":label: {solution}"]
         else:
             lines = [f"`````{{exercise}} {number} · {title}", f":label: {exercise}", ":nonumber:"]
-            if number in solved:
+            if number in paired:
                 body = f"{body.rstrip()}\n\n[Solution](#{solution})"
         return "\n".join([*lines, "", body.strip(), "`````", "", ""])
 
