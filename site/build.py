@@ -162,9 +162,9 @@ class Stage:
         """The site's table of contents, which stands at the side of every page."""
         names = {
             "Read": [REST, *self.chapters],
-            "Exercises": self.solutions,
-            "Labs": [*self.course, *self.labs],
             "Look up": [*self.docs, "figures/claims.md", "api/index.md", "references.md"],
+            "Labs": [*self.course, *self.labs],
+            "Solutions": self.solutions,
         }
         text = ""
         for caption, entries in names.items():
@@ -200,8 +200,9 @@ def reference(modules):
     origins = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     lines = ["# Reference", "", "## What `import replicate` gives", ""]
     for node in origins:
-        lines += [f"- {{py:obj}}`{alias.name} <{node.module}.{alias.name}>`" for alias in node.names]
-    lines += ["", "## Modules", "", "```{toctree}", *modules, "```", ""]
+        page = f"[{node.module}]({node.module}.md)"
+        lines += [f"- {{py:obj}}`{one.name} <{node.module}.{one.name}>`, in {page}" for one in node.names]
+    lines += ["", "## Modules", "", "```{toctree}", ":maxdepth: 1", *modules, "```", ""]
     return "\n".join(lines)
 
 

@@ -45,6 +45,7 @@ nb_merge_streams = True
 nb_ipywidgets_js = {}  # the sliders need a kernel; without them no page loads a script from elsewhere
 myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
+highlight_language = "none"  # where a block does not name one
 bibtex_bibfiles = ["references.bib"]
 
 # Reference: the docstrings of the package
@@ -52,6 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures' own lines stay short; docstrings say what an argument is
 autodoc_mock_imports = [] if importlib.util.find_spec("triton") else ["triton"]
 napoleon_use_ivar = True
+napoleon_use_rtype = False
 default_role = "literal"
 python_use_unqualified_type_names = True
 add_module_names = False

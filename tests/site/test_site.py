@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -150,6 +151,24 @@ def test_the_search_finds_the_router(site):
     for kind, page in (("titleterms", "notebooks/05_the_neuron_level_router"), ("terms", "docs/glossary")):
         found = index[kind]["router"]  # a page's number, or a list of them
         assert index["docnames"].index(page) in (found if isinstance(found, list) else [found])
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_no_page_scrolls_sideways(pages, width):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or pytest.skip("no chromium")
+    scrolling = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        for path in pages:
+            tab.goto(path.as_uri())
+            wide = tab.evaluate(
+                "document.scrollingElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            scrolling += [f"{path.name}: {wide} pixels too wide"] if wide > 0 else []
+        browser.close()
+    assert not scrolling, "\n".join(scrolling)
 
 
 def test_a_lab_shows_no_answer(site):
