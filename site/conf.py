@@ -67,6 +67,7 @@ html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the search field of the sidebar is enough
     "use_download_button": False,
     "use_fullscreen_button": False,
     "repository_url": PROJECT.get("urls", {}).get("Repository", ""),
