@@ -153,22 +153,39 @@ def test_the_search_finds_the_router(site):
         assert index["docnames"].index(page) in (found if isinstance(found, list) else [found])
 
 
-@pytest.mark.parametrize("width", [1440, 390])
-def test_no_page_scrolls_sideways(pages, width):
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that is there already."""
     playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or pytest.skip("no chromium")
-    scrolling = []
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no Chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": width, "height": 900})
-        for path in pages:
-            tab.goto(path.as_uri())
-            wide = tab.evaluate(
-                "document.scrollingElement.scrollWidth - document.documentElement.clientWidth"
-            )
-            scrolling += [f"{path.name}: {wide} pixels too wide"] if wide > 0 else []
-        browser.close()
+        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_no_page_scrolls_sideways(pages, browser, width):
+    tab, scrolling = browser.new_page(viewport={"width": width, "height": 900}), []
+    for path in pages:
+        tab.goto(path.as_uri())
+        wide = tab.evaluate("document.scrollingElement.scrollWidth - document.documentElement.clientWidth")
+        scrolling += [f"{path.name}: {wide} pixels too wide"] if wide > 0 else []
     assert not scrolling, "\n".join(scrolling)
+
+
+def test_the_menu_opens_on_a_telephone(site, browser):
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.goto((site / "index.html").as_uri())
+    tab.click("button.primary-toggle")
+    tab.click("#pst-primary-sidebar-modal a:has-text('05 · The neuron-level router')")
+    tab.wait_for_url("**/05_the_neuron_level_router.html")
+
+
+def test_the_search_page_lists_the_router(site, browser):
+    tab = browser.new_page()
+    tab.goto((site / "search.html").as_uri() + "?q=router")
+    tab.wait_for_selector("#search-results a:has-text('05 · The neuron-level router')", timeout=20_000)
 
 
 def test_a_lab_shows_no_answer(site):
