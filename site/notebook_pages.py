@@ -36,7 +36,8 @@ def stage(source, target, markdown, kind="exercise", paired=()):
     notebook = json.loads(source.read_text(encoding="utf-8"))
     cells = notebook["cells"]
     if kind == "lab":
-        cells = notebook["cells"] = [released(cell) for cell in cells]
+        cells = [released(cell) for cell in cells]
+        cells = notebook["cells"] = [cell for cell in cells if cell["source"]]  # the others were hidden tests
     for number, cell in enumerate(cells):
         cell["source"] = text = "".join(cell["source"])
         if is_markdown(cell):

@@ -188,6 +188,19 @@ def test_the_search_page_lists_the_router(site, browser):
     tab.wait_for_selector("#search-results a:has-text('05 · The neuron-level router')", timeout=20_000)
 
 
+def test_every_exercise_is_a_box_with_a_link_to_its_solution(site, pages):
+    numbers, found = load("notebook_pages").numbers, ROOT / "notebooks" / "solutions"
+    solved = {number for path in found.glob("*.ipynb") for number in numbers(path)}
+    for source in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        page = pages[(site / source.relative_to(ROOT)).with_suffix(".html")]
+        for number in numbers(source):
+            name = number.replace(".", "-")
+            assert f"exercise-{name}" in page.anchors
+            assert number not in solved or any(url.endswith(f"#solution-{name}") for url in page.links), (
+                number
+            )
+
+
 def test_a_lab_shows_no_answer(site):
     for source in (ROOT / "course" / "source").glob("*/L*.ipynb"):
         page = (site / source.relative_to(ROOT)).with_suffix(".html").read_text(encoding="utf-8")
