@@ -255,6 +255,12 @@ WITHOUT_IMPORT = {
     "tabulate": ("replicate/figures.py", ".to_markdown("),  # pandas imports it
     "jupyterlab": ("README.md", "jupyter lab"),
     "ipykernel": ("notebooks/00_start_here.ipynb", "(ipykernel)"),
+    "nbgrader": ("course/README.md", "nbgrader autograde"),
+    "sphinx": ("site/build.py", '"sphinx"'),
+    "myst-nb": ("site/conf.py", '"myst_nb"'),
+    "sphinx-exercise": ("site/conf.py", '"sphinx_exercise"'),
+    "sphinx-book-theme": ("site/conf.py", '"sphinx_book_theme"'),
+    "sphinxcontrib-bibtex": ("site/conf.py", '"sphinxcontrib.bibtex"'),
     "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
     "pytest-xdist": ("reproduce.py", '"-n"'),
     "ruff": ("reproduce.py", '"ruff"'),
