@@ -1,6 +1,7 @@
 """Sphinx's settings for the site. build.py lays out the pages and starts Sphinx with them."""
 
 import importlib.util
+import inspect
 import re
 import sys
 import tomllib
@@ -117,9 +118,30 @@ def plain_text(app, what, name, obj, options, lines):
     lines[:] = result
 
 
+def one_argument_a_line(app, what, name, obj, options, lines):
+    """`x: [T, D]. k: 1 to n.` describes two arguments in a line; each gets its own."""
+    try:
+        names = "|".join(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        return
+    begins = re.compile(rf"(?<=[.;]) (?=(?:{names}): )") if names else None
+    result = []
+    for line in lines:
+        pieces = begins.split(line) if begins and line.startswith("    ") else [line]
+        result += [pieces[0], *("    " + piece for piece in pieces[1:])]
+    lines[:] = result
+
+
+def is_noise(app, what, name, obj, skip, options):
+    """True for what Python says of a named tuple's fields, which the class describes itself."""
+    return skip or str(obj.__doc__).startswith("Alias for field number") or None
+
+
 def setup(app):
-    """Register the formulas' renderer."""
-    app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon
+    """Register the formulas' renderer, and what is done to docstrings before napoleon reads them."""
+    app.connect("autodoc-skip-member", is_noise)
+    app.connect("autodoc-process-docstring", one_argument_a_line, priority=390)
+    app.connect("autodoc-process-docstring", plain_text, priority=400)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
 
 

@@ -256,3 +256,9 @@ def test_another_folder_is_not_overwritten(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0 and "holds other things" in done.stderr
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_the_reference_describes_each_argument_by_itself(site):
+    page = (site / "api" / "replicate.ffn.html").read_text(encoding="utf-8")
+    for name in ("d_model", "d_ff", "sparsity", "backend"):
+        assert f"<strong>{name}</strong>" in page, name
