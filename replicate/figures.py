@@ -148,11 +148,11 @@ def both(
     *,
     recorded: Mapping[str, Any],
     fresh: Mapping[str, Any],
-    alt: str = "",
+    alt: str,
 ) -> None:
     """Draw, `show` and save a figure twice: of the recorded scales, and of those that this run has trained.
 
-    `draw` makes the figure of a mapping scale -> runs; an empty mapping is left out.
+    `draw` makes the figure of a mapping scale -> runs; an empty mapping is left out. `alt` is for both.
     """
     for scales, ours in ((recorded, False), (fresh, True)):
         if scales:

@@ -69,7 +69,7 @@ def test_findings_are_text(book):
     )
 
 
-@each_chapter
+@each_book
 def test_pictures_are_told_in_words(book):
     for cell in cells(book, "code"):
         for output in cell["outputs"]:

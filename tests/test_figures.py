@@ -171,9 +171,11 @@ def test_what_a_run_trained_stands_beside_what_is_tracked(folder):
         drawn.append(list(studies))
         return draw()
 
-    figures.both(draw_studies, "08_curves", recorded={"gpu": 1, "laptop": 2}, fresh={"smoke": 3})
+    figures.both(
+        draw_studies, "08_curves", recorded={"gpu": 1, "laptop": 2}, fresh={"smoke": 3}, alt="a line"
+    )
     assert drawn == [["gpu", "laptop"], ["smoke"]]
-    figures.both(draw_studies, "08_more", recorded={"gpu": 1}, fresh={})
+    figures.both(draw_studies, "08_more", recorded={"gpu": 1}, fresh={}, alt="a line")
     figures.save_table(pd.DataFrame({"a": [1]}), "08_table", fresh=True)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.suffix != ".svg"}
     assert names == {"08_curves.png", "08_more.png"} | {
