@@ -1,9 +1,7 @@
 """Exercises: every chapter has some, each is solved, and each typical mistake gets its hint."""
 
 import importlib
-import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import exercises
 import nbclient
@@ -55,26 +53,16 @@ def test_run_all_says_that_nothing_is_answered_yet(book):
     assert said == "".join(f"{name}: not answered yet.\n" for name in exercises.named(book.number))
 
 
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory):
-    """What each notebook of solutions says when it is run."""
-    folder = tmp_path_factory.mktemp("solutions")
-    where = {"REPLICATE_RUNS": str(folder / "runs"), "REPLICATE_FIGURES": str(folder / "figures")}
-
-    def run(book):
-        content = nbformat.read(book.path, as_version=4)
-        nbclient.execute(content, cwd=str(book.path.parent), kernel_name="python3", timeout=600)
-        return [o.get("text", "") for c in content.cells if c.cell_type == "code" for o in c.outputs]
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, value in (notebooks.KERNEL_ENV | where).items():
-            patch.setenv(name, value)
-        yield dict(zip(SOLUTIONS, pool.map(run, SOLUTIONS.values())))
-
-
 @each_chapter
-def test_the_solutions_are_right(book, solved):
-    said = re.findall(r"(?m)^(\d\d\.\d): (\w+)", "".join(solved[book.number]))
+def test_the_solutions_are_right(book, monkeypatch, tmp_path):
+    where = {"REPLICATE_RUNS": str(tmp_path / "runs"), "REPLICATE_FIGURES": str(tmp_path / "figures")}
+    for name, value in (notebooks.KERNEL_ENV | where).items():
+        monkeypatch.setenv(name, value)
+    path = SOLUTIONS[book.number].path
+    content = nbformat.read(path, as_version=4)
+    nbclient.execute(content, cwd=str(path.parent), kernel_name="python3", timeout=600)
+    outputs = [output for cell in content.cells if cell.cell_type == "code" for output in cell.outputs]
+    said = re.findall(r"(?m)^(\d\d\.\d): (\w+)", "".join(output.get("text", "") for output in outputs))
     assert said == [(name, "right") for name in exercises.named(book.number)]
 
 
