@@ -105,8 +105,9 @@ def sparse_ffn(answer, x, w1, w2, s1, mask, dy3):
         y3 = answer.apply(*leaves, s1, mask)
         if y3 is None:
             return None
-        if isinstance(y3, tuple):
+        if isinstance(y3, tuple | list):
             raise NotYet(f"forward returns {len(y3)} tensors. It should return one tensor, y3.")
+        marking.shaped("y3", y3, dy3.shape)
         return y3.detach(), *torch.autograd.grad(y3, leaves, dy3, allow_unused=True)
 
     use.__name__ = name
