@@ -141,7 +141,7 @@ def venom_mask(answer, x, wanted, v, m, n=2):
     other = (right_one & ~got)[i, j, r].nonzero()[0].item()
     equal = size[i, j, r, c] == size[i, j, r, other]
     why = (
-        "They are equal, and the first counts."
+        "They are equal, and the first counts: are the 4 columns in the order of their places?"
         if equal
         else "Within a row the largest magnitudes of the 4 columns stay."
     )

@@ -248,7 +248,7 @@ def _small(x, texts):
             "You only scaled the token. A router may ignore its length: try another direction, too. " + sizes
         )
     if _few(step):
-        return f"You only added the same number to all entries, at most {step.abs().max():.4g}. {sizes}"
+        return f"Your largest change was {step.abs().max():.4g}, the same for all entries. {sizes}"
     return f"Your largest change was {step.abs().max():.4g}. {sizes}"
 
 

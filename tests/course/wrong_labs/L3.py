@@ -270,7 +270,11 @@ def leaks(choose, x):
 """,
         "You change only token 13. A leak may be anywhere",
     ),
-    "a small step": ("leaks", leaks(new="x[t] + 0.01"), "to all entries, at most 0.01"),
+    "a small step": (
+        "leaks",
+        leaks(new="x[t] + 0.01"),
+        "Your largest change was 0.01, the same for all entries",
+    ),
     "small random steps": (
         "leaks",
         leaks(new="x[t] + 0.001 * torch.randn(x.shape[1]).clamp(-1, 1)"),
