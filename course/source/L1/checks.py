@@ -5,6 +5,7 @@ import torch
 from marking import NotYet, right, show
 
 __all__ = ["is24", "mask24", "planted", "right", "soft_threshold24", "thresholded", "venom_mask"]
+MOVED = "has the right entries at wrong places: undo the changes of the axes, in reverse order."
 ORDINAL = ("smallest", "second-smallest", "second-largest", "largest")
 
 
@@ -25,10 +26,16 @@ def is24(answer, cases):
 def mask24(answer, x, dim=-1):
     """Task 2. The mask is fixed by what it must have, so x may be any tensor."""
     mask = marking.run(answer, x, dim)
+    size = _groups(x.abs(), dim)
+    right_one = _shaped_as(mask, x) and _two_largest(_groups(mask.bool(), dim), size).all()
+    if not right_one and any(
+        _two_largest(_groups(m.bool(), dim), size).all() for m in _put_back(mask, x, dim)
+    ):
+        raise NotYet(f"With dim={dim} the mask {MOVED}")
     _is_mask("mask24", mask, x)
-    kept, size = _groups(mask, dim), _groups(x.abs(), dim)
-    if _two_largest(kept, size).all():
+    if right_one:
         return
+    kept = _groups(mask, dim)
     signed = _groups(x, dim)
     for other in range(x.dim()):
         if other == dim % x.dim() or x.shape[other] % 4:
@@ -57,6 +64,9 @@ def mask24(answer, x, dim=-1):
 def soft_threshold24(answer, w, wanted, dim=-1):
     """Task 3, on w, whose result is known because w was made from it, see `thresholded`."""
     got = marking.run(answer, w, dim)
+    moved = any(marking.is_close(one, wanted) for one in _put_back(got, w, dim))
+    if moved and not marking.is_close(got, wanted):
+        raise NotYet(f"With dim={dim} the result {MOVED}")
     marking.shaped("The result", got, w.shape)
     if got.dtype == torch.bool:
         raise NotYet(
@@ -77,9 +87,17 @@ def soft_threshold24(answer, w, wanted, dim=-1):
         )
     _name_the_threshold(rows, result)
     at = tuple(bad.nonzero()[0].tolist())
+    group, made, t = rows[at], result[at] + 0.0, rows[at].abs().sort().values[1]
+    passed = (group * made < 0) & (group.abs() < t)
+    why = ""
+    if passed.any():
+        i = int(passed.nonzero()[0])
+        why = f" {group[i]:.4g} became {made[i]:.4g}: a weight stops at zero."
+    elif _subtracts_another(group, made, t):
+        why = f" What is the second-smallest magnitude there? It is {t:.4g}."
     raise NotYet(
-        f"soft_threshold24 makes {show(result[at])} of the group {show(rows[at])}. It should be "
-        f"{show(right_ones[at])}. What is the second-smallest magnitude there?"
+        f"soft_threshold24 makes {show(made)} of the group {show(group)}. It should be "
+        f"{show(right_ones[at] + 0.0)}.{why}"
     )
 
 
@@ -96,12 +114,21 @@ def thresholded(seed, rows, groups):
     return (size.gather(-1, place) * sign).flatten(1), (kept.gather(-1, place) * sign).flatten(1)
 
 
+def _subtracts_another(group, made, t):
+    """True if the magnitudes that are left became smaller by one number, and it is not t."""
+    left = made != 0
+    taken = (group.abs() - made.abs())[left]
+    return bool(left.any()) and bool((taken - taken[0]).abs().max() < 1e-5 < (taken[0] - t).abs())
+
+
 def venom_mask(answer, x, wanted, v, m, n=2):
     """Task 4, on x, whose mask is known because x was made for it, see `planted`."""
     mask = marking.run(answer, x, v, m, n)
     _is_mask("venom_mask", mask, x)
     if torch.equal(mask, wanted):
         return
+    if mask.reshape(len(x) // v, -1, v, m).transpose(1, 2).reshape(x.shape).equal(wanted):
+        raise NotYet(f"The mask of venom_mask {MOVED}")
     got, right_one, size = (_blocks(a, v, m) for a in (mask, wanted, x.abs()))
     _name_the_columns(got.any(2), right_one.any(2), _blocks(x, v, m), size, v, m)
     for i, j, r in (got.sum(-1) != n).nonzero().tolist():
@@ -114,7 +141,7 @@ def venom_mask(answer, x, wanted, v, m, n=2):
     other = (right_one & ~got)[i, j, r].nonzero()[0].item()
     equal = size[i, j, r, c] == size[i, j, r, other]
     why = (
-        "They are equal, and the first counts."
+        "They are equal, and the first counts: are the 4 columns in the order of their places?"
         if equal
         else "Within a row the largest magnitudes of the 4 columns stay."
     )
@@ -141,6 +168,18 @@ def planted(seed, rows, cols, v, m, n=2):
     sign = torch.where(columns, torch.randint(0, 2, shape, generator=draw) * 2.0 - 1, torch.ones(shape))
     x = torch.where(columns, size, small) * sign
     return x.movedim(1, 2).reshape(rows, cols), kept.movedim(1, 2).reshape(rows, cols)
+
+
+def _shaped_as(got, x):
+    return isinstance(got, torch.Tensor) and got.shape == x.shape
+
+
+def _put_back(got, x, dim):
+    """What `got` would be if `dim`, which was moved to the end, were moved back: tensors of x's shape."""
+    if not isinstance(got, torch.Tensor) or got.numel() != x.numel():
+        return []
+    moved = got.reshape(x.movedim(dim, -1).shape).movedim(-1, dim)
+    return [moved, got.reshape(x.transpose(dim, -1).shape).transpose(-1, dim)]
 
 
 def _is_mask(name, mask, x):
@@ -244,6 +283,8 @@ def _name_the_columns(used, columns, x, size, v, m):
                 hint = " Of columns with equal sums the first counts."
             elif _explains(used, top):
                 hint = f" One large entry, like the {top[at]:.4g} of column {j * m + c}, does not decide."
+            elif _explains(used, size.square().sum(2)):
+                hint = " It has the larger squares: sum the magnitudes, not their squares."
             elif _explains(used, plain):
                 hint = " Numbers of both signs cancel in a plain sum: take magnitudes first."
             raise NotYet(

@@ -35,7 +35,11 @@ def route(answer, x, means, top_k, metric):
     chosen, row = got[bad].tolist(), scores[metric][bad]
     where = f"{asked} gives token {bad}, {show(x[bad])}, the clusters {chosen}."
     what, values = ("squared distances", -row) if metric == "l2" else ("dot products", row)
-    where += f" The {what} to all means are {show(values)}."
+    if len(values) > 12:
+        values, which = values[chosen], "these"
+    else:
+        which = "all means"
+    where += f" The {what} to {which} are {show(values)}."
     if len(set(chosen)) < top_k:
         raise NotYet(f"{where} A cluster stands there twice.")
     if sorted(row[chosen].tolist()) == sorted(row.tolist())[-top_k:]:
@@ -70,8 +74,12 @@ def sort_neurons(answer, w1, w2, labels):
             "(`argsort(stable=True)` does so.)"
         )
     if inverse[order].tolist() != places:
-        again = " It is the same as order: that undoes a permutation only by luck." * inverse.equal(order)
-        raise NotYet(f"inverse[order] is {_short(inverse[order])}. It should be 0, 1, 2, and so on.{again}")
+        if inverse.equal(order):
+            raise NotYet(
+                "inverse is the same as order. That is the sort order; you need its inverse: `inverse[f]` is "
+                "the place to which neuron f has gone."
+            )
+        raise NotYet(f"inverse[order] is {_short(inverse[order])}. It should be 0, 1, 2, and so on.")
     back = "is sorted by inverse. It should be sorted by order."
     hints = [(w1, "The new w1 is the old one."), (w1[:, inverse], f"The new w1 {back}")]
     marking.equal("The new w1", new1, w1[:, order], hints)
@@ -102,6 +110,7 @@ def sort_tokens(answer, clusters, n):
         )
     marking.shaped("offsets", offsets, (n + 1,))
     marking.shaped("tokens", tokens, (count * k,))
+    _name_the_row(tokens, clusters)
     marking.shaped("inverse", inverse, (count, k))
     for name, value in zip(parts, (tokens, offsets, inverse)):
         _integers(name, value)
@@ -114,11 +123,11 @@ def sort_tokens(answer, clusters, n):
         raise NotYet(
             f"offsets is {_short(offsets)}. It should rise from 0 to {count * k}, the length of tokens."
         )
-    chose = clusters.tolist()
-    for e, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:])):
+    chose, order = clusters.tolist(), clusters.flatten().argsort(stable=True)
+    for c, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:])):
         members = tokens[begin:end].tolist()
-        where = f"The list of cluster {e}, tokens[{begin}:{end}], is {_short(members)}."
-        stranger = next((t for t in members if e not in chose[t]), None)
+        where = f"The list of cluster {c}, tokens[{begin}:{end}], is {_short(members)}."
+        stranger = next((t for t in members if c not in chose[t]), None)
         if stranger is not None:
             raise NotYet(f"{where} But token {stranger} chose {chose[stranger]}.")
         if members != sorted(members):
@@ -129,6 +138,11 @@ def sort_tokens(answer, clusters, n):
             raise NotYet(f"{where} A token stands there twice.")
     if inverse.min() < 0 or inverse.max() >= count * k:
         raise NotYet(f"inverse holds {int(inverse.max())}. Places in tokens are 0 to {count * k - 1}.")
+    if inverse.flatten().tolist() == order.tolist() != order.argsort().tolist():
+        raise NotYet(
+            "inverse is the sort order: place i of `tokens` came from place order[i] of the row. You need "
+            "its inverse: it says where in `tokens` each choice has gone."
+        )
     for t in range(count):
         for j, place in enumerate(inverse[t].tolist()):
             c = chose[t][j]
@@ -143,17 +157,120 @@ def sort_tokens(answer, clusters, n):
                 )
 
 
+def _name_the_row(tokens, clusters):
+    """Raises NotYet if the tokens fit a row of choices that was read in a wrong way."""
+    (count, k), row = clusters.shape, clusters.T.flatten()
+    order, other = clusters.flatten().argsort(stable=True), row.argsort(stable=True)
+    if k > 1 and count > 1 and tokens.tolist() != (order // k).tolist():
+        if tokens.tolist() == (order % k).tolist():
+            raise NotYet(
+                "tokens holds p % k, which choice of a token it is. Place p belongs to token p // k."
+            )
+        if tokens.tolist() in [(other // k).tolist(), (other % count).tolist()]:
+            raise NotYet(
+                "The choices stand in the row in another order: it looks like `clusters.T.flatten()`. In "
+                "`clusters.flatten()` place p belongs to token p // k."
+            )
+
+
 def leaks(answer, names, seed):
-    """Task 4: the test must accuse the routers that leak, and no other."""
+    """Task 4: the test must accuse the routers that leak, and no other. It is watched how it tries them."""
     draw = torch.Generator().manual_seed(seed)
-    x, means = torch.randn(14, 8, generator=draw), torch.randn(4, 8, generator=draw)
+    x, means = torch.randn(14, 8, generator=draw), torch.randn(8, 8, generator=draw)
+    wrong, innocent = [], sum(not ROUTERS[name][1] for name in names)
     for name in names:
-        make, guilty, reads, hint = ROUTERS[name]
-        got = marking.run(answer, make(means), x)
+        make, guilty, reads = ROUTERS[name]
+        choose, tried = make(means), []
+        got = marking.run(answer, recorded(choose, tried), x)
         if not isinstance(got, bool) and not (isinstance(got, torch.Tensor) and got.numel() == 1):
             raise NotYet(f"leaks returns a {type(got).__name__}. It should return True or False.")
         if bool(got) != guilty:
-            raise NotYet(f"leaks says {bool(got)} for a router that {reads}. It should say {guilty}. {hint}")
+            wrong.append((guilty, reads, choose, tried))
+    if sum(not guilty for guilty, *_ in wrong) == innocent and len(wrong) >= 0.8 * len(names):
+        raise NotYet("All answers of leaks are exchanged. True means that the router leaks.")
+    for guilty, reads, choose, tried in wrong:
+        hint = _missed(choose, x, tried) if guilty else _accused(x, tried)
+        raise NotYet(f"leaks says {not guilty} for a router that {reads}. It should say {guilty}. {hint}")
+
+
+def recorded(choose, tried):
+    """`choose`, which adds a copy of each text that it is asked about to the list `tried`."""
+
+    def router(x):
+        tried.append(x.clone())
+        return choose(x)
+
+    return router
+
+
+def _missed(choose, x, tried):
+    """Why these texts did not show that `choose` leaks, or that one did."""
+    texts = [text for text in tried if text.shape == x.shape and not text.equal(x)]
+    if not texts:
+        return _no_change(x, tried)
+    changed = [(text != x).any(1).nonzero().flatten().tolist() for text in texts]
+    before = choose(x)
+    for text, places in zip(texts, changed):
+        moved = (choose(text) != before).any(1).nonzero().flatten().tolist()
+        if moved and moved[0] < places[0]:
+            return (
+                f"When you changed token {places[0]}, the choice of token {moved[0]} moved, and leaks did "
+                "not see it. Compare all places before the changed one with the choice for x."
+            )
+    begins = {places[0] for places in changed}
+    never = [t for t in range(1, len(x)) if t not in begins]
+    if len(begins) == 1:
+        return f"{_one_begin(begins.pop(), changed, len(x))} A leak may be anywhere: change every token."
+    if never:
+        tokens = f"token {never[0]}" if len(never) == 1 else f"tokens {', '.join(map(str, never))}"
+        return f"You never change {tokens}. A leak may be anywhere: change every token."
+    return _small(x, texts)
+
+
+def _one_begin(begin, changed, count):
+    """What to say if the first changed token of all texts is the same one."""
+    if all(len(places) == 1 for places in changed):
+        return f"You change only token {begin}."
+    if all(places == list(range(begin, count)) for places in changed):
+        return f"You change all tokens from {begin} on together."
+    return f"Token {begin} differs in all your texts: changes pile up. Begin each with a new `x.clone()`."
+
+
+def _small(x, texts):
+    """What is wrong with the numbers of texts that change every token."""
+    rows = torch.cat([torch.stack([x[text != x], text[text != x]], 1) for text in texts])
+    sizes = "Replace the token by random numbers of size 1, then 10, 100 and 1000."
+    ratio, step = rows[:, 1] / rows[:, 0], rows[:, 1] - rows[:, 0]
+    if not rows[:, 1].any():
+        return f"You only set tokens to zero. {sizes}"
+    if _few(ratio):
+        return (
+            "You only scaled the token. A router may ignore its length: try another direction, too. " + sizes
+        )
+    if _few(step):
+        return f"Your largest change was {step.abs().max():.4g}, the same for all entries. {sizes}"
+    return f"Your largest change was {step.abs().max():.4g}. {sizes}"
+
+
+def _few(values):
+    """True if these are the same few numbers again and again, up to rounding."""
+    return len(values) >= 50 and len({f"{value:.3g}" for value in values.tolist()}) <= 6
+
+
+def _accused(x, tried):
+    """What to say if a router was accused that does not leak."""
+    if not any(text.shape == x.shape and not text.equal(x) for text in tried):
+        return _no_change(x, tried)
+    return "Earlier tokens may be read: only look at places before the one that you change."
+
+
+def _no_change(x, tried):
+    """What to say if no text of the right length was tried but x itself."""
+    if not tried:
+        return "leaks never calls `choose`."
+    if any(len(text) < len(x) for text in tried):
+        return "You only cut the text off. Keep its length, and change a token."
+    return "You asked the router about x alone. Change a token, and ask it again."
 
 
 def _affinity(x, means, metric):
@@ -229,6 +346,33 @@ def by_block(means):
     return choose
 
 
+def by_other(reader, read):
+    """Each token is read alone, but the choice of token `reader` is made from token `read`."""
+
+    def make(means):
+        def choose(x):
+            seen = x.clone()
+            if len(x) > max(reader, read):
+                seen[reader] = x[read]
+            return _two_nearest(seen @ means.T)
+
+        return choose
+
+    return make
+
+
+def by_loud(means):
+    """All tokens before one with an entry above 100 take the clusters after their own."""
+
+    def choose(x):
+        loud = (x.abs().amax(1) > 100).int()
+        later = loud.flip(0).cumsum(0).flip(0) - loud > 0
+        best = _two_nearest(x @ means.T)
+        return (best + later[:, None].long()) % len(means)
+
+    return choose
+
+
 def by_first_block(means):
     """The first four tokens vote together, each later one is alone."""
     return lambda x: _two_nearest(
@@ -247,51 +391,33 @@ def by_centred(means):
 
 
 def by_capacity(means):
-    """A cluster is first choice of half of the tokens at most: those with the largest scores."""
+    """A cluster is first choice of a quarter of the tokens at most: those with the largest scores."""
 
     def choose(x):
         scores = x @ means.T
         rank = scores.argsort(0, descending=True).argsort(0)
-        return _two_nearest(scores - 1000.0 * (rank >= len(x) // 2))
+        return _two_nearest(scores - 1000.0 * (rank >= len(x) // 4))
 
     return choose
 
 
-ALLOWED = "Earlier tokens may be read: only look at places before the one that you change."
-ROUTERS = {  # name -> (router, does it leak, what it does, what to try)
-    "token": (by_token, False, "looks at each token alone", ALLOWED),
-    "past": (by_past, False, "takes the mean of all tokens up to this one", ALLOWED),
-    "place": (by_place, False, "looks only at where a token stands", "Nothing moves when tokens change."),
-    "block": (
-        by_block,
-        True,
-        "lets each block of four tokens vote",
-        "The last token of a block moves the first one. Compare all places before the one that you change.",
-    ),
-    "first block": (
-        by_first_block,
-        True,
-        "lets the first four tokens vote together",
-        "Later changes show nothing here: change the token at every place, one after the other.",
-    ),
-    "next": (
-        by_next,
-        True,
-        "looks at the next token",
-        "Only the place just before the changed token moves. Compare all places before it.",
-    ),
-    "centred": (
-        by_centred,
-        True,
-        "subtracts the mean of the whole text",
-        "Each token moves the mean a little. Change a token by much, and look at all places before it.",
-    ),
+ROUTERS = {  # name -> (router, does it leak, what it does)
+    "token": (by_token, False, "looks at each token alone"),
+    "past": (by_past, False, "takes the mean of all tokens up to this one"),
+    "place": (by_place, False, "looks only at where a token stands"),
+    "block": (by_block, True, "lets each block of four tokens vote"),
+    "next": (by_next, True, "looks at the next token"),
+    "middle": (by_other(5, 8), True, "looks at token 8 for token 5"),
+    "last": (by_other(0, 13), True, "looks at token 13 for token 0"),
+    "second": (by_other(0, 1), True, "looks at token 1 for token 0"),
+    "loud": (by_loud, True, "looks for a later token that has an entry above 100"),
+    "first block": (by_first_block, True, "lets the first four tokens vote together"),
+    "centred": (by_centred, True, "subtracts the mean of the whole text"),
     "capacity": (
         by_capacity,
         True,
         "lets a full cluster turn away the tokens with the smallest scores",
-        "A later token with a larger score takes the place of an earlier one. Try large changes everywhere.",
     ),
 }
-SHOWN = ("token", "past", "block", "next")
-HIDDEN = ("place", "first block", "centred", "capacity")
+SHOWN = ("token", "past", "block", "next", "middle", "last", "loud")
+HIDDEN = ("place", "first block", "second", "centred", "capacity")

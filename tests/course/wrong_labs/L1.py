@@ -26,6 +26,18 @@ def venom_mask(x, v, m, n=2):
 """,
 }
 
+VENOM = """
+def venom_mask(x, v, m, n=2):
+    mask = torch.zeros_like(x, dtype=torch.bool)
+    for i in range(0, x.shape[0], v):
+        for j in range(0, x.shape[1], m):
+            block = x[i : i + v, j : j + m].abs()
+            columns = {columns}
+            places = block[:, columns].argsort(dim=1, descending=True, stable=True)[:, :{n}]
+            mask[i : i + v, j : j + m].scatter_(1, columns[places], True)
+    return mask
+"""
+
 WRONG = {
     "overlapping groups": (
         "is24",
@@ -42,6 +54,46 @@ def is24(x, dim=-1):
     return bool(((x > 0).movedim(dim, -1).unflatten(-1, (-1, 4)).sum(-1) <= 2).all())
 """,
         "a negative number is not zero",
+    ),
+    "four parts of a column": (
+        "is24",
+        """
+def is24(x, dim=-1):
+    groups = x.reshape(4, -1).T if dim == 0 else x.movedim(dim, -1).unflatten(-1, (-1, 4))
+    return bool(((groups != 0).sum(-1) <= 2).all())
+""",
+        "rows 0 to 3 hold two, and rows 4 to 7 hold two",
+    ),
+    "the axes are not undone": (
+        "mask24",
+        """
+def mask24(x, dim=-1):
+    groups = x.abs().movedim(dim, -1).unflatten(-1, (-1, 4))
+    places = groups.argsort(dim=-1, descending=True, stable=True)[..., :2]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter(-1, places, True).reshape(x.shape)
+""",
+        "With dim=0 the mask has the right entries at wrong places",
+    ),
+    "another shape": (
+        "mask24",
+        """
+def mask24(x, dim=-1):
+    groups = x.abs().movedim(dim, -1).unflatten(-1, (-1, 4))
+    places = groups.argsort(dim=-1, descending=True, stable=True)[..., :2]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter(-1, places, True).flatten(-2)
+""",
+        "undo the changes of the axes, in reverse order",
+    ),
+    "zeros are never kept": (
+        "mask24",
+        """
+def mask24(x, dim=-1):
+    groups = x.abs().movedim(dim, -1).unflatten(-1, (-1, 4))
+    places = groups.argsort(dim=-1, descending=True, stable=True)[..., :2]
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, places, True)
+    return (mask & (groups.sum(-1, keepdim=True) > 0)).flatten(-2).movedim(-1, dim)
+""",
+        "mask24 keeps none of a group with equal magnitudes, [0, 0, 0, 0]",
     ),
     "dim is ignored": (
         "mask24",
@@ -111,6 +163,36 @@ def soft_threshold24(w, dim=-1):
 """,
         "subtracts the second-largest magnitude",
     ),
+    "it goes past zero": (
+        "soft",
+        """
+def soft_threshold24(w, dim=-1):
+    groups = w.movedim(dim, -1).unflatten(-1, (-1, 4))
+    t = groups.abs().sort(-1).values[..., 1:2]
+    return (groups.sign() * (groups.abs() - t)).flatten(-2).movedim(-1, dim)
+""",
+        "-1 became 1: a weight stops at zero",
+    ),
+    "the mean for t": (
+        "soft",
+        """
+def soft_threshold24(w, dim=-1):
+    groups = w.movedim(dim, -1).unflatten(-1, (-1, 4))
+    t = groups.abs().mean(-1, keepdim=True)
+    return (groups.sign() * (groups.abs() - t).clamp_min(0)).flatten(-2).movedim(-1, dim)
+""",
+        "It should be [1, 0, 0, -2]. What is the second-smallest magnitude there? It is 2.",
+    ),
+    "soft, the axes are not undone": (
+        "soft",
+        """
+def soft_threshold24(w, dim=-1):
+    groups = w.movedim(dim, -1).unflatten(-1, (-1, 4))
+    t = groups.abs().sort(-1).values[..., 1:2]
+    return (groups.sign() * (groups.abs() - t).clamp_min(0)).reshape(w.shape)
+""",
+        "With dim=0 the result has the right entries at wrong places",
+    ),
     "the sign is lost": (
         "soft",
         """
@@ -172,5 +254,57 @@ def venom_mask(x, v, m, n=2):
     return mask
 """,
         "The second step is missing",
+    ),
+    "two for every n": (
+        "venom",
+        VENOM.format(
+            columns="block.sum(0).argsort(descending=True, stable=True)[:4].sort().values",
+            n="2",
+        ),
+        "It should keep n = 3",
+    ),
+    "columns in the order of their sums": (
+        "venom",
+        VENOM.format(
+            columns="block.sum(0).argsort(descending=True, stable=True)[:4]",
+            n="n",
+        ),
+        "They are equal, and the first counts",
+    ),
+    "squares": (
+        "venom",
+        VENOM.format(
+            columns="(block**2).sum(0).argsort(descending=True, stable=True)[:4].sort().values",
+            n="n",
+        ),
+        "sum the magnitudes, not their squares",
+    ),
+    "any of equal columns": (
+        "venom",
+        VENOM.format(
+            columns="block.sum(0).argsort(descending=True)[:4].sort().values",
+            n="n",
+        ),
+        "Of columns with equal sums the first counts",
+    ),
+    "the last of equal ones in a row": (
+        "venom",
+        VENOM.format(
+            columns="block.sum(0).argsort(descending=True, stable=True)[:4].sort().values", n="n"
+        ).replace("descending=True, stable=True)[:, :n]", "stable=True).flip(1)[:, :n]"),
+        "They are equal, and the first counts",
+    ),
+    "blocks are not undone": (
+        "venom",
+        """
+def venom_mask(x, v, m, n=2):
+    blocks = x.abs().reshape(x.shape[0] // v, v, x.shape[1] // m, m).transpose(1, 2)
+    columns = blocks.sum(2).argsort(dim=-1, descending=True, stable=True)[..., :4].sort(-1).values
+    columns = columns.unsqueeze(2).expand(-1, -1, v, -1)
+    places = blocks.gather(-1, columns).argsort(dim=-1, descending=True, stable=True)[..., :n]
+    mask = torch.zeros_like(blocks, dtype=torch.bool).scatter(-1, columns.gather(-1, places), True)
+    return mask.reshape(x.shape)
+""",
+        "The mask of venom_mask has the right entries at wrong places",
     ),
 }

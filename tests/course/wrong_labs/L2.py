@@ -16,6 +16,22 @@ class SparseFFN(torch.autograd.Function):
         return {result}
 """
 
+ANEW = """
+class SparseFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w1, w2, s1, mask):
+        {save}
+        y1 = x @ s1
+        return {result}
+
+    @staticmethod
+    def backward(ctx, dy3):
+        {load}
+        relu_y1 = (x @ {read}).relu()
+        dy1 = 2 * (dy3 @ w2.T) * relu_y1 * mask
+        return dy1 @ s1.T, x.T @ dy1, (relu_y1.square() * mask).T @ dy3, None, None
+"""  # its backward pass computes y1 once more
+
 IMPORTED = {
     "forward": """
 from replicate.ffn import relu2
@@ -147,7 +163,40 @@ def backward(x, w1, w2, dy3):
     dy1 = 2 * (dy3 @ w2.T) * relu_y1
     return dy1, dy1 @ w1.T, dy1.T @ x, relu_y1.square().T @ dy3
 """,
-        "dw1 has shape [3, 2]",
+        "is a transpose missing, or one too many? Or are dw1 and dw2 exchanged?",
+    ),
+    "dw1 and dw2 exchanged": (
+        "backward",
+        """
+def backward(x, w1, w2, dy3):
+    relu_y1 = (x @ w1).relu()
+    dy2 = dy3 @ w2.T
+    dy1 = 2 * dy2 * relu_y1
+    return dy1, dy1 @ w1.T, relu_y1.square().T @ dy3, x.T @ dy1
+""",
+        "dw1 and dw2 are exchanged",
+    ),
+    "dw1 from dy2": (
+        "backward",
+        """
+def backward(x, w1, w2, dy3):
+    relu_y1 = (x @ w1).relu()
+    dy2 = dy3 @ w2.T
+    dy1 = 2 * dy2 * relu_y1
+    return dy1, dy1 @ w1.T, x.T @ dy2, relu_y1.square().T @ dy3
+""",
+        "dw1 is made of dy2",
+    ),
+    "dx from dy2": (
+        "backward",
+        """
+def backward(x, w1, w2, dy3):
+    relu_y1 = (x @ w1).relu()
+    dy2 = dy3 @ w2.T
+    dy1 = 2 * dy2 * relu_y1
+    return dy1, dy2 @ w1.T, x.T @ dy1, relu_y1.square().T @ dy3
+""",
+        "dx is made of dy2",
     ),
     "dw2 from relu(y1)": (
         "backward",
@@ -180,6 +229,40 @@ def masked_backward(x, w1, w2, mask, dy3):
     return dy1, dy1 @ w1.T, x.T @ dy1, (relu_y1.square() * mask).T @ dy3
 """,
         "with other neurons than the forward pass kept",
+    ),
+    "a mask of one's own": (
+        "masked",
+        """
+def masked_backward(x, w1, w2, mask, dy3):
+    relu_y1 = (x @ w1).relu()
+    groups = relu_y1.square().unflatten(1, (-1, 4))
+    own = torch.zeros_like(groups).scatter(-1, groups.topk(2, dim=-1).indices, 1.0).flatten(1)
+    dy1 = 2 * (dy3 @ w2.T) * relu_y1 * own
+    return dy1, dy1 @ w1.T, x.T @ dy1, (relu_y1.square() * own).T @ dy3
+""",
+        "you chose your own mask. Use the one that is given",
+    ),
+    "dx without the mask": (
+        "masked",
+        """
+def masked_backward(x, w1, w2, mask, dy3):
+    relu_y1 = (x @ w1).relu()
+    whole = 2 * (dy3 @ w2.T) * relu_y1
+    dy1 = whole * mask
+    return dy1, whole @ w1.T, x.T @ dy1, (relu_y1.square() * mask).T @ dy3
+""",
+        "dx is made of the dy1 without the mask",
+    ),
+    "dw1 without the mask": (
+        "masked",
+        """
+def masked_backward(x, w1, w2, mask, dy3):
+    relu_y1 = (x @ w1).relu()
+    whole = 2 * (dy3 @ w2.T) * relu_y1
+    dy1 = whole * mask
+    return dy1, dy1 @ w1.T, x.T @ whole, (relu_y1.square() * mask).T @ dy3
+""",
+        "dw1 is made of the dy1 without the mask",
     ),
     "dw2 from the whole y2": (
         "masked",
@@ -224,5 +307,35 @@ def masked_backward(x, w1, w2, mask, dy3):
         "layer",
         LAYER.format(read="s1", masked=" * mask", result="dy1 @ s1.T, x.T @ dy1, kept.T @ dy3"),
         "incorrect number of gradients (expected 5, got 3)",
+    ),
+    "the backward pass reads w1": (
+        "layer",
+        ANEW.format(
+            save="ctx.save_for_backward(x, w1, w2, s1, mask)",
+            load="x, w1, w2, s1, mask = ctx.saved_tensors",
+            result="(y1.relu() ** 2 * mask) @ w2",
+            read="w1",
+        ),
+        "The backward pass computes y1 with w1",
+    ),
+    "names of the notebook": (
+        "layer",
+        ANEW.format(
+            save="ctx.save_for_backward(s1)",
+            load="(s1,) = ctx.saved_tensors",
+            result="(y1.relu() ** 2 * mask) @ w2",
+            read="s1",
+        ),
+        "backward reads x of the notebook",
+    ),
+    "a tuple from forward": (
+        "layer",
+        ANEW.format(
+            save="ctx.save_for_backward(x, w1, w2, s1, mask)",
+            load="x, w1, w2, s1, mask = ctx.saved_tensors",
+            result="y1, y1.relu() ** 2, (y1.relu() ** 2 * mask) @ w2",
+            read="s1",
+        ),
+        "forward returns 3 tensors. It should return one tensor, y3",
     ),
 }

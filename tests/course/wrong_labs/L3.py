@@ -34,6 +34,23 @@ def leaks(choose, x):
 """,
 }
 
+LEAKS = """
+def leaks(choose, x):
+    before = choose(x)
+    for t in range({begin}, {end}):
+        changed = x.clone()
+        changed[t] = {new}
+        if not choose(changed)[{look}].equal(before[{look}]):
+            return {found}
+    return {not_found}
+"""
+
+
+def leaks(begin=1, end="len(x)", new="100 * torch.randn(x.shape[1])", look=":t", found=True):
+    """A test of each token with one change."""
+    return LEAKS.format(begin=begin, end=end, new=new, look=look, found=found, not_found=not found)
+
+
 WRONG = {
     "dot for both": (
         "route",
@@ -70,6 +87,15 @@ def route(x, means, top_k, metric):
 """,
         "Of equal ones the lower cluster number counts first",
     ),
+    "any of equal ones": (
+        "route",
+        """
+def route(x, means, top_k, metric):
+    scores = x @ means.T if metric == "dot" else -(x[:, None] - means).square().sum(2)
+    return scores.argsort(dim=1, descending=True)[:, :top_k]
+""",
+        "Of equal ones the lower cluster number counts first",
+    ),
     "scores, no numbers": (
         "route",
         """
@@ -95,7 +121,16 @@ def sort_neurons(w1, w2, labels):
     order = labels.argsort(stable=True)
     return w1[:, order], w2[order], order, order
 """,
-        "It is the same as order",
+        "That is the sort order; you need its inverse",
+    ),
+    "neurons of a cluster in any order": (
+        "neurons",
+        """
+def sort_neurons(w1, w2, labels):
+    order = labels.argsort()
+    return w1[:, order], w2[order], order, order.argsort()
+""",
+        "Inside a cluster the neurons should keep their order",
     ),
     "order and inverse exchanged": (
         "neurons",
@@ -115,6 +150,37 @@ def sort_tokens(clusters, n):
     return order, torch.cat([ends[:1] * 0, ends]), order.argsort().view_as(clusters)
 """,
         "tokens holds 5, but there are only 3 tokens",
+    ),
+    "the number of the choice": (
+        "tokens",
+        """
+def sort_tokens(clusters, n):
+    order = clusters.flatten().argsort(stable=True)
+    ends = torch.bincount(clusters.flatten(), minlength=n).cumsum(0)
+    return order % clusters.shape[1], torch.cat([ends[:1] * 0, ends]), order.argsort().view_as(clusters)
+""",
+        "tokens holds p % k, which choice of a token it is",
+    ),
+    "the choices in columns": (
+        "tokens",
+        """
+def sort_tokens(clusters, n):
+    row = clusters.T.flatten()
+    order = row.argsort(stable=True)
+    ends = torch.bincount(row, minlength=n).cumsum(0)
+    return order % len(clusters), torch.cat([ends[:1] * 0, ends]), order.argsort().view_as(clusters)
+""",
+        "it looks like `clusters.T.flatten()`",
+    ),
+    "tokens in any order": (
+        "tokens",
+        """
+def sort_tokens(clusters, n):
+    order = clusters.flatten().argsort()
+    ends = torch.bincount(clusters.flatten(), minlength=n).cumsum(0)
+    return order // clusters.shape[1], torch.cat([ends[:1] * 0, ends]), order.argsort().view_as(clusters)
+""",
+        "Inside a list tokens should keep their order",
     ),
     "no zero at the beginning": (
         "tokens",
@@ -144,7 +210,7 @@ def sort_tokens(clusters, n):
     ends = torch.bincount(clusters.flatten(), minlength=n).cumsum(0)
     return order // clusters.shape[1], torch.cat([ends[:1] * 0, ends]), order.view_as(clusters)
 """,
-        "says where in `tokens` each choice has gone",
+        "inverse is the sort order",
     ),
     "the order is lost": (
         "tokens",
@@ -192,7 +258,7 @@ def leaks(choose, x):
     changed[-1] = 100 * torch.randn(x.shape[1])
     return not choose(changed)[0].equal(choose(x)[0])
 """,
-        "lets each block of four tokens vote. It should say True",
+        "You change only token 13",
     ),
     "only the last token": (
         "leaks",
@@ -202,7 +268,62 @@ def leaks(choose, x):
     changed[-1] = 100 * torch.randn(x.shape[1])
     return not choose(changed)[:-1].equal(choose(x)[:-1])
 """,
-        "Later changes show nothing here",
+        "You change only token 13. A leak may be anywhere",
+    ),
+    "a small step": (
+        "leaks",
+        leaks(new="x[t] + 0.01"),
+        "Your largest change was 0.01, the same for all entries",
+    ),
+    "small random steps": (
+        "leaks",
+        leaks(new="x[t] + 0.001 * torch.randn(x.shape[1]).clamp(-1, 1)"),
+        "Your largest change was 0.001",
+    ),
+    "scaling keeps the choice": (
+        "leaks",
+        leaks(new="1000 * x[t]"),
+        "You only scaled the token. A router may ignore its length: try another direction",
+    ),
+    "zeros": ("leaks", leaks(new="0"), "You only set tokens to zero"),
+    "one step of the last token": ("leaks", leaks(begin="len(x) - 1", new="x[t] + 1"), "only token 13"),
+    "random numbers of size 1": (
+        "leaks",
+        leaks(new="torch.randn(x.shape[1])"),
+        "It should say True. Your largest change was",
+    ),
+    "the last token is never changed": ("leaks", leaks(end="len(x) - 1"), "You never change token 13"),
+    "the second token is never changed": ("leaks", leaks(begin=2), "You never change token 1"),
+    "only the place before": (
+        "leaks",
+        leaks(look="t - 1 : t"),
+        "When you changed token 8, the choice of token 5 moved, and leaks did not see it",
+    ),
+    "exchanged": (
+        "leaks",
+        leaks(new="1000 * torch.randn(x.shape[1])", found=False),
+        "All answers of leaks are exchanged",
+    ),
+    "only cut off": (
+        "leaks",
+        """
+def leaks(choose, x):
+    return any(not choose(x[:t]).equal(choose(x)[:t]) for t in range(1, len(x)))
+""",
+        "You only cut the text off",
+    ),
+    "changes pile up": (
+        "leaks",
+        """
+def leaks(choose, x):
+    changed, before = x.clone(), choose(x)
+    for t in range(1, len(x)):
+        changed[t] = 1000 * torch.randn(x.shape[1])
+        if not choose(changed)[:1].equal(before[:1]):
+            return True
+    return False
+""",
+        "changes pile up",
     ),
     "the text itself is changed": (
         "leaks",
