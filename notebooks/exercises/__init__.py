@@ -6,6 +6,7 @@ hint, or returns what there is to add to a right answer. The modules hold the an
 
 import importlib.util
 import inspect
+import linecache
 import re
 from collections.abc import Callable
 from typing import Any
@@ -66,5 +67,18 @@ def _verdict(name: str, answer: Any) -> str:
         return f"not yet. {wrong}"
     except Exception as error:
         what = "Your function" if inspect.isroutine(answer) else "The check of your answer"
-        return f"not yet. {what} raised {type(error).__name__}: {error}"
+        return f"not yet. {what} raised {type(error).__name__}: {error}{_place(error)}"
     return f"right. {comment or ''}".rstrip()
+
+
+def _place(error: Exception) -> str:
+    """The student's line that an error comes from, if it is known, and what helps with a known error."""
+    text, step = "", error.__traceback__
+    while step:
+        if step.tb_frame.f_globals.get("__name__") == "__main__":
+            line = linecache.getline(step.tb_frame.f_code.co_filename, step.tb_lineno).strip()
+            text = f"\nIt happened in this line of yours: {line}" if line else ""
+        step = step.tb_next
+    if isinstance(error, TypeError) and str(error).startswith("argsort()"):
+        text += "\ntorch wants dim by name: argsort(dim=1, descending=True, stable=True)."
+    return text

@@ -98,13 +98,19 @@ def venom(answer):
     among = "You marked places among the 4. Which columns of the block are they?"
     by_maximum = _venom(x, v, m, lambda block: block.abs().amax(0))
     signed = _venom(x, v, m, lambda block: block.sum(0))
+    always_signed = _venom(x, v, m, lambda block: block.sum(0), key=torch.Tensor.clone)
+    squares = _venom(x, v, m, lambda block: block.square().sum(0))
+    swapped = "v counts rows, m columns. Your blocks have m rows and v columns."
     hints = [
         (x * right, "These are the values. Give the mask, true where they stay."),
         (columns, "The 4 columns are right. Now keep 2 of these 4 in each row."),
         (venom_mask(x, 1, m), "Each row has its own columns. All v rows of a block share the same 4."),
         (by_maximum, "You compare the columns' largest entries. Compare sums of magnitudes."),
-        (signed, "You add the columns with their signs, so that they cancel. Add magnitudes."),
-        (venom_mask(x, 8, 4), "Your blocks have m rows and v columns. They have v rows and m columns."),
+        (signed, "Sum magnitudes, not signed values: these cancel."),
+        (always_signed, "Sum magnitudes, not signed values. Compare magnitudes in the rows as well."),
+        (squares, "Sum magnitudes, not squares."),
+        (venom_mask(x, 8, 4), swapped),
+        (mask24(x) & (torch.arange(16) % m < v), swapped),
         (venom_mask(x, 8, m), "You choose columns for all rows at once. Choose them anew for every v rows."),
         (_venom(x, v, m, _by_row), "You added along the rows. Add down each column of the block."),
         (_venom(x, v, m, _by_size, inside=True), among),
@@ -132,6 +138,12 @@ def venom(answer):
     ]
     with compare.given("ones of shape [2, 8], v = 2 and m = 8"):
         compare.tensor(compare.call(answer, x, v, m), right, hints, otherwise=tied)
+    x = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0], [1.0, 2, 3, 4, 0, 0, 0, 0]])
+    leftmost = "Row 0 has four equal entries in the kept columns: keep the leftmost two of them. "
+    by_sum = _venom(x, 2, 8, _by_size, in_order=False)
+    hints = [(by_sum, leftmost + "Your columns are in the order of their sums: sort them by place first.")]
+    with compare.given(f"x = {x.tolist()}, v = 2 and m = 8"):
+        compare.tensor(compare.call(answer, x, 2, 8), venom_mask(x, 2, 8), hints, otherwise=leftmost)
     x = compare.normal(6, 24, seed=1)
     with compare.given("normal numbers of shape [6, 24], v = 3 and m = 12"):
         compare.tensor(compare.call(answer, x, 3, 12), venom_mask(x, 3, 12))

@@ -98,6 +98,10 @@ def crowded(answer):
         (6 * p**2 * q**2, "That is exactly two, and both survive. Count three and four."),
         (1 - right, "That is the share that loses nothing."),
         (4 * q**3 * p + q**4, "You took 0.8 as the chance to fire. It is the chance to be silent."),
+        *(
+            (5 / 16 * part, "The share does not shrink in proportion. Count patterns with chance 0.2.")
+            for part in (0.2, 0.4)
+        ),
         (5 / 16, "That is the new model, where half of the neurons fire."),
     ]
     compare.number(answer, right, hints, tolerance=1e-2)
@@ -138,7 +142,9 @@ def energy(answer):
     with compare.given("normal numbers - 1 of shape [5000, 4]"):
         right = (y2.topk(2, 1).values.sum() / y2.sum()).item()
         compare.number(compare.call(answer, compare.normal(5000, 4) - 1), right)
-    return f"With a bias of -1 it is {right:.3f}, without one 0.96: 2 of 4 needs no help."
+    y2 = (compare.normal(200_000, 4) - 1).relu().square()  # enough for three digits
+    shifted = (y2.topk(2, 1).values.sum() / y2.sum()).item()
+    return f"With a bias of -1 it is {shifted:.3f}, without one 0.96: 2 of 4 needs no help."
 
 
 def _pair(found, what):

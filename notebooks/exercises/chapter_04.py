@@ -36,6 +36,7 @@ def scores(answer):
 @exercise("04.2")
 def returning(answer):
     hints = [
+        (math.log(2) / 0.32, "The target is the second, and it falls."),
         (math.log(1.5) / 0.32, "You let the third score rise, but the second falls meanwhile."),
         (
             math.log(2) / 0.48,
@@ -73,6 +74,8 @@ def backward(answer):
     hints = [
         ({"in_dy1": False}, "dy1 has no mask. Neurons that the forward pass dropped get a gradient."),
         ({"in_y2": False}, "dW2 reads y2 without the mask. It must be the y2 that made y3."),
+        ({"power": 1}, "dW2 reads y2: square relu(y1)."),
+        ({"power": 1, "in_y2": False}, "dW2 reads y2: square relu(y1), and mask it."),
         ({"factor": 1}, half),
         (
             {"active": lambda y: (y > 0).double()},
@@ -133,10 +136,10 @@ def late_token(answer):
     return "Then the third token's activation is zero, because of a token that comes after it."
 
 
-def _by_hand(x, w1, w2, mask, dy3, *, factor=2, in_y2=True, in_dy1=True, active=torch.relu):
+def _by_hand(x, w1, w2, mask, dy3, *, factor=2, power=2, in_y2=True, in_dy1=True, active=torch.relu):
     """(dx, dw1, dw2) with one mistake."""
     y1 = x @ w1
-    y2 = y1.relu().square() * (mask if in_y2 else 1)
+    y2 = y1.relu() ** power * (mask if in_y2 else 1)
     dy1 = factor * (dy3 @ w2.T) * active(y1) * (mask if in_dy1 else 1)
     return dy1 @ w1.T, x.T @ dy1, y2.T @ dy3
 

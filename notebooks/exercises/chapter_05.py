@@ -13,8 +13,11 @@ def routing(answer):
     scores, k = x @ means.T, 3
     right = router.route(x, means, k)
     chosen = torch.zeros_like(scores).scatter(1, right, 1.0)
+    no_abs = "A negative score is a bad one: no abs."
     hints = [
         (scores.argsort(dim=1)[:, :k], "You took the smallest scores. Sort in descending order."),
+        (scores.abs().argsort(dim=1, descending=True, stable=True)[:, :k], no_abs),
+        (scores.abs().topk(k, 1).indices, no_abs),
         (right.flip(1), "The clusters are right, but the best comes last."),
         (right.sort(1).values, "The clusters are right, but sorted by number. The best comes first."),
         (router.route(x, means, k, metric="l2"), "You took the nearest means. The score is a dot product."),
@@ -110,6 +113,7 @@ def sorting(answer):
     with compare.given(f"clusters = {clusters.tolist()} and n = {n}"):
         hints = [
             (torch.tensor([1, 4, 0, 3, 2, 5]), "These number the choices, k for each token. Whose are they?"),
+            (torch.tensor([1, 1, 0, 0, 2, 2]), "A pair's token is its number // k."),
             (
                 torch.tensor([1, 0, 0, 1, 0, 1]),
                 "That is the choice inside the token. Whole numbers of k count tokens.",
@@ -139,9 +143,10 @@ def saved(answer):
         (1 / 2, "Product 2 is not free: it reads 4 of 32 clusters."),
         (2 / 32, "You counted the 2 of 4 inside, and product 1 must be computed in full."),
         ((1 + 2 / 32) / 2, "You counted the 2 of 4 inside the clusters. Leave it out."),
+        ((4 / 32) ** 2, "Work adds up over the two products; shares do not multiply."),
         (1 - (1 + 4 / 32) / 2, "That is the share that is saved. Give the share that is left."),
     ]
-    compare.number(answer, (1 + 4 / 32) / 2, hints)
+    compare.number(answer, (1 + 4 / 32) / 2, hints, tolerance=5e-3)  # two decimals will do
     return "With fewer clusters it falls to a half, never below. Chapter 12 weighs this against the loss."
 
 
@@ -198,18 +203,39 @@ def _lists(answer, clusters, n):
 
 def _judge(answer, layer, x, leaks, what, hint=None):
     """Raise Wrong if the student's test misjudges a layer, with what it tried as the hint."""
-    tried = []
+    tried, by_gradient = [], []
+    own = x.clone()  # the student's, to see whether the test changes it
 
     def watched(inputs):
-        tried.append(torch.as_tensor(inputs).clone())
+        tried.append(torch.as_tensor(inputs).detach().clone())
+        by_gradient.append(inputs.requires_grad)
         return layer(inputs.clone())
 
-    found = compare.call(answer, watched, x)
+    def test(layer):
+        return answer(layer, own)
+
+    found = compare.call(test if callable(answer) else answer, watched)
     with compare.given(f"a layer where {what}"):
         if not isinstance(found, (bool, torch.Tensor)) or torch.as_tensor(found).numel() != 1:
             raise Wrong(f"Return True or False; this is a {type(found).__name__}.")
         if bool(found) != leaks:
+            if not tried or (found and _always_true(answer, x)):
+                raise Wrong(f"You always answer {bool(found)}.")
+            if any(by_gradient):
+                raise Wrong(
+                    "A gradient cannot see a choice: compare outputs before and after a change, "
+                    "and allow for rounding."
+                )
+            if not own.detach().equal(x) and not all(one.equal(tried[0]) for one in tried):
+                raise Wrong(
+                    "You changed x itself, so the next round starts from another x: `changed = x.clone()`."
+                )
             raise Wrong(hint or "There is a leak, and you say there is none. " + _why_missed(tried, x))
+
+
+def _always_true(answer, x):
+    """Whether a test finds a leak where nothing depends on x, and where all outputs do."""
+    return all(compare.call(answer, layer, x) for layer in (_nothing, _everything))
 
 
 def _why_missed(tried, x):
@@ -244,6 +270,14 @@ def _energy(x):
 def _keep(x, cluster):
     """x [T, 8] with only the neurons of each token's cluster [T]."""
     return x * (torch.arange(8) // 2 == cluster.unsqueeze(1))
+
+
+def _nothing(x):
+    return 0 * x
+
+
+def _everything(x):
+    return x + x.sum(0) + x.abs().sum(0)
 
 
 def _by_token(x):

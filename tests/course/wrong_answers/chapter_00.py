@@ -14,4 +14,6 @@ WRONG = [
     ("00.3", "all", "C's mean is even below zero"),
     ("00.3", "none", "Is zero in it"),
     ("00.3", "B", "Answer with one of"),
+    ("00.2", 0.46875, "Multiply the shares that are left"),
+    ("00.2", 0.94, "only the missing clusters"),
 ]

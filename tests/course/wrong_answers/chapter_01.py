@@ -1,5 +1,7 @@
 """Typical wrong answers to the exercises of chapter 01, and what their hints must say."""
 
+import linecache
+
 import torch
 
 
@@ -79,6 +81,45 @@ def places(x, v, m, ordered=True):
     return mask
 
 
+BY_POSITION = """
+def two_of_four(w, dim):
+    order = w.abs().argsort(1, descending=True, stable=True)
+    return order
+"""
+
+
+def in_a_cell(name, source):
+    """The function as a notebook's cell defines it: in __main__, with its lines at hand."""
+    linecache.cache["a cell"] = (len(source), None, source.splitlines(keepends=True), "a cell")
+    cell = {"__name__": "__main__"}
+    exec(compile(source, "a cell", "exec"), cell)
+    return cell[name]
+
+
+def turned_blocks(x, v, m):
+    """Cuts m rows and v columns at the places of blocks with v rows and m columns."""
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    for i in range(0, x.shape[0], v):
+        for j in range(0, x.shape[1], m):
+            block = x[i : i + m, j : j + v].abs()
+            columns = block.sum(0).argsort(descending=True, stable=True)[:4].sort().values
+            for r, row in enumerate(block[:, columns]):
+                mask[i + r, j + columns[row.argsort(descending=True, stable=True)[:2]]] = True
+    return mask
+
+
+def by_sum(x, v, m):
+    """A Venom mask whose columns stay in the order of their sums."""
+    mask = torch.zeros(x.shape, dtype=torch.bool)
+    for i in range(0, x.shape[0], v):
+        for j in range(0, x.shape[1], m):
+            block = x[i : i + v, j : j + m].abs()
+            columns = block.sum(0).argsort(descending=True, stable=True)[:4]
+            for r, row in enumerate(block[:, columns]):
+                mask[i + r, j + columns[row.argsort(descending=True, stable=True)[:2]]] = True
+    return mask
+
+
 WRONG = [
     ("01.1", by_threshold, "more than two stay"),
     ("01.1", strictly_above, "tied ones are all lost"),
@@ -96,7 +137,7 @@ WRONG = [
     ("01.2", 68.75, "in percent"),
     ("01.3", lambda x, v, m: venom(x, v, m, keep=4), "The 4 columns are right"),
     ("01.3", lambda x, v, m: venom(x, v, m, shared=False), "Each row has its own columns"),
-    ("01.3", lambda x, v, m: venom(x, v, m, size=lambda b: b), "they cancel"),
+    ("01.3", lambda x, v, m: venom(x, v, m, size=lambda b: b), "these cancel"),
     ("01.3", lambda x, v, m: venom(x, v, m, reduce=torch.amax), "Compare sums of magnitudes"),
     ("01.3", lambda x, v, m: venom(x, v, m, own=lambda row: row), "a large negative number stays"),
     ("01.3", lambda x, v, m: venom(x, v, m) * x, "Give the mask"),
@@ -116,4 +157,11 @@ WRONG = [
     ("01.5", [4.0, 3.0, 2.0, 1.0], "Need these be larger than t"),
     ("01.5", [1.0, 1.0, 0.0, 0.0], "takes nothing away"),
     ("01.5", [1.0, 2.0, 3.0], "A group has four numbers"),
+    ("01.1", in_a_cell("two_of_four", BY_POSITION), "dim by name"),
+    ("01.1", in_a_cell("two_of_four", BY_POSITION), "this line of yours: order = w.abs().argsort(1,"),
+    ("01.3", lambda x, v, m: venom(x, v, m, size=lambda b: b, own=lambda row: row), "not signed values"),
+    ("01.3", lambda x, v, m: venom(x, v, m, size=torch.square), "magnitudes, not squares"),
+    ("01.3", lambda x, v, m: venom(x, m, v), "v counts rows, m columns"),
+    ("01.3", turned_blocks, "v counts rows, m columns"),
+    ("01.3", by_sum, "the leftmost two"),
 ]

@@ -41,4 +41,11 @@ WRONG = [
     ("02.5", lambda step, r: venom_speed(step, r, two_four=3), "1/1.5 of the time"),
     ("02.5", lambda step, r: 4 / (6 / step - 2 / 1.5), "Only the FFN becomes faster"),
     ("02.5", lambda step, r: 1 / venom_speed(step, r), "Its speed is the inverse"),
+    ("02.1", lambda d, f, t: block(causal=0)(d, f, t) + 2 * t * d, "twice the forward's"),
+    ("02.3", 0.668, "Only the projections of keys and values shrink"),
+    ("02.3", 0.183, "one layer against the whole head"),
+    ("02.5", lambda step, r: (6 * step - 3) / 4, "You averaged speeds"),
+    ("02.5", lambda step, r: (6 * r / (1 / step - 1 + r) - 3) / 4, "You averaged speeds"),
+    ("02.5", lambda step, r: 4 / (6 / (step * r) - 2 / 1.5), "Take off the rest"),
+    ("02.5", lambda step, r: 2 / (6 * (1 / step - 1 + r) / r - 4 / 1.5), "four are Venom"),
 ]

@@ -47,4 +47,6 @@ WRONG = [
     ("03.5", kept_by_group_then_mean, "0/0"),
     ("03.5", lambda y1: kept(y1, energy=lambda y: y.relu() ** 4), "once more"),
     ("03.5", lambda y1: 1 - kept(y1), "the share that is lost"),
+    ("03.4", 0.0625, "does not shrink in proportion"),
+    ("03.4", 0.125, "does not shrink in proportion"),
 ]

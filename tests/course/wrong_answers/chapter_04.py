@@ -3,9 +3,9 @@
 import math
 
 
-def backward(x, w1, w2, mask, dy3, y2_mask=True, dy1_mask=True, slope=lambda y1: 2 * y1.relu()):
+def backward(x, w1, w2, mask, dy3, y2_mask=True, dy1_mask=True, power=2, slope=lambda y1: 2 * y1.relu()):
     y1 = x @ w1
-    y2 = y1.relu() ** 2
+    y2 = y1.relu() ** power
     if y2_mask:
         y2 = y2 * mask
     dy1 = (dy3 @ w2.T) * slope(y1)
@@ -48,4 +48,7 @@ WRONG = [
     ("04.5", 3, "among the two largest"),
     ("04.5", 1, "not kept anyway"),
     ("04.5", 0, "A small newcomer"),
+    ("04.2", 2.17, "the second, and it falls"),
+    ("04.3", lambda *given: backward(*given, power=1), "square relu(y1)"),
+    ("04.3", lambda *given: backward(*given, power=1, y2_mask=False), "and mask it"),
 ]

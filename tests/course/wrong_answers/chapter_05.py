@@ -68,6 +68,30 @@ def second_half(layer, x):
     return not torch.allclose(layer(changed)[:half], layer(x)[:half], atol=1e-5)
 
 
+def in_place(layer, x):
+    before = layer(x)
+    for t in range(1, len(x)):
+        x[t:] += 100 * x[t:].roll(1, 1)
+        if not torch.allclose(layer(x)[:t], before[:t], atol=1e-5):
+            return True
+    return False
+
+
+def says_true_after_all(layer, x):
+    return layer(x).shape == x.shape
+
+
+def by_gradient(layer, x):
+    with torch.enable_grad():
+        x = x.clone().requires_grad_()
+        y = layer(x)
+    for t in range(len(x)):
+        slope = torch.autograd.grad(y[t].sum(), x, retain_graph=True)[0]
+        if slope[t + 1 :].abs().sum() > 1e-2:
+            return True
+    return False
+
+
 WRONG = [
     ("05.1", lambda x, means, k: (x @ means.T).argsort(dim=1)[:, :k], "smallest scores"),
     ("05.1", lambda x, means, k: torch.cdist(x, means).argsort(dim=1)[:, :k], "nearest means"),
@@ -109,4 +133,21 @@ WRONG = [
     ("05.5", leaves_out, "You leave tokens out"),
     ("05.5", second_half, "Change one at a time"),
     ("05.5", lambda layer, x: layer(x), "Return True or False"),
+    ("05.1", lambda x, means, k: (x @ means.T).abs().topk(k, 1).indices, "no abs"),
+    (
+        "05.1",
+        lambda x, means, k: (x @ means.T).abs().argsort(dim=1, descending=True, stable=True)[:, :k],
+        "no abs",
+    ),
+    (
+        "05.3",
+        lambda clusters, n: sort_tokens(clusters, n, whose=lambda order, _: order % len(clusters)),
+        "number // k",
+    ),
+    ("05.4", 1 / 64, "shares do not multiply"),
+    ("05.5", lambda layer, x: True, "You always answer True"),
+    ("05.5", says_true_after_all, "You always answer True"),
+    ("05.5", lambda layer, x: False, "You always answer False"),
+    ("05.5", in_place, "You changed x itself"),
+    ("05.5", by_gradient, "A gradient cannot see a choice"),
 ]
