@@ -8,7 +8,7 @@ from replicate.report import notebooks
 from replicate.system import paths
 
 MINUTE = 60_000  # milliseconds, playwright's unit
-SOON = 20_000
+SOON = MINUTE
 
 # Of the notebook that is in front: its cells as the page holds them, whether or not they are in view.
 CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(cell => ({
@@ -25,7 +25,7 @@ class Lab:
     def __init__(self, page, address, name):
         self.page = page
         page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
-        page.wait_for_selector(".jp-Notebook", timeout=MINUTE)
+        page.wait_for_selector(".jp-Notebook", timeout=2 * MINUTE)
         page.wait_for_function(IDLE, timeout=MINUTE)
 
     def menu(self, name, entry):
@@ -43,7 +43,7 @@ class Lab:
         """Source, count, state and outputs of the code cells."""
         return [cell for cell in self.page.evaluate(CELLS) if cell["type"] == "code"]
 
-    def wait_until_run(self, minutes=2):
+    def wait_until_run(self, minutes=5):
         """Until no cell runs or waits for its turn."""
         self.page.wait_for_timeout(500)
         settled = f"() => ({CELLS})().every(cell => cell.state !== 'running')"
@@ -109,13 +109,15 @@ def test_a_slider_draws_anew(page, lab, screenshot):
     opened.menu("Run", "Run All Cells")
     opened.wait_until_run()
     cell = opened.show("chapter.touch(")
-    before = cell.locator(".widget-output img").get_attribute("src")
-    value = cell.locator(".widget-readout").first.inner_text()
-    cell.locator(".noUi-handle").first.focus()
-    page.keyboard.press("ArrowRight")
-    pictures = "[...document.querySelectorAll('.jp-mod-active .widget-output img')]"
-    page.wait_for_function(f"before => !{pictures}.some(picture => picture.src === before)", arg=before)
-    assert cell.locator(".widget-readout").first.inner_text() != value
+    picture, value = cell.locator(".widget-output img"), cell.locator(".widget-readout").first
+    before = picture.get_attribute("src"), value.inner_text()
+    for _ in range(20):  # JupyterLab may still lay out the page, and a slider that is drawn anew loses a key
+        cell.locator(".noUi-handle").first.press("ArrowRight")
+        page.wait_for_timeout(1000)
+        now = picture.get_attribute("src"), value.inner_text()
+        if now[0] != before[0]:
+            break
+    assert now[0] != before[0] and now[1] != before[1]
     screenshot(page, "lab_slider")
 
 
@@ -150,9 +152,9 @@ def test_an_interrupt_is_one_line_and_the_cell_runs_again(page, lab, screenshot)
     page.wait_for_timeout(3000)
     opened.menu("Kernel", "Interrupt Kernel")
     opened.wait_until_run()
-    interrupted = opened.outputs(training)[-1]
-    assert "nterrupt" in interrupted and interrupted.count("\n") < 3
+    said = "".join(opened.outputs(training))
+    assert "Interrupted. Run the cell again" in said and "Traceback" not in said
     screenshot(page, "lab_interrupt")
     opened.run(training)
-    opened.wait_until_run(minutes=5)
+    opened.wait_until_run()
     assert "share of zeros" in "".join(opened.outputs(training))
