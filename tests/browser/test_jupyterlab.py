@@ -1,5 +1,6 @@
 """The notebooks in JupyterLab, as people use them: Run All, an exercise, a slider, an interrupt."""
 
+import json
 import re
 
 import pytest
@@ -26,32 +27,34 @@ class Lab:
         self.page = page
         page.goto(f"{address}/lab/tree/notebooks/{name}.ipynb?reset")
         page.wait_for_selector(".jp-Notebook", timeout=2 * MINUTE)
-        page.wait_for_function(IDLE, timeout=MINUTE)
+        page.wait_for_function(IDLE, timeout=2 * MINUTE)
+        self.menu("Edit", "Clear Outputs of All Cells")
+        self.wait("cells.every(cell => cell.count == null)")
 
     def menu(self, name, entry):
         """Choose an entry of a menu, as a hand does."""
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{name}$")).click()
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{entry}$")).click()
 
-    def clear(self):
-        """Restart the kernel and remove what is stored."""
-        self.menu("Kernel", "Restart Kernel and Clear Outputs of All Cells…")
-        self.page.get_by_role("button", name="Confirm Kernel Restart").click()
-        self.page.wait_for_function(f"() => ({CELLS})().every(cell => !cell.outputs?.length)")
+    def wait(self, condition, minutes=5):
+        """Until this holds of the code cells, `cells`."""
+        settled = (
+            f"() => {{ const cells = ({CELLS})().filter(cell => cell.type === 'code'); return {condition}; }}"
+        )
+        self.page.wait_for_function(settled, timeout=minutes * MINUTE)
+
+    def run_all(self):
+        """Run All Cells, by the menu, and wait for the last."""
+        self.menu("Run", "Run All Cells")
+        self.wait("cells.every(cell => cell.count != null && cell.state !== 'running')")
 
     def cells(self):
         """Source, count, state and outputs of the code cells."""
         return [cell for cell in self.page.evaluate(CELLS) if cell["type"] == "code"]
 
-    def wait_until_run(self, minutes=5):
-        """Until no cell runs or waits for its turn."""
-        self.page.wait_for_timeout(500)
-        settled = f"() => ({CELLS})().every(cell => cell.state !== 'running')"
-        self.page.wait_for_function(settled, timeout=minutes * MINUTE)
-
     def outputs(self, text):
         """Outputs of the cell that holds `text`, as text."""
-        (found,) = (cell["outputs"] for cell in self.cells() if text in cell["source"])
+        found = self.cell(text)["outputs"]
         return ["".join(o.get("text", "")) or "\n".join(o.get("traceback", ())) for o in found]
 
     def place(self, text):
@@ -66,13 +69,29 @@ class Lab:
         cell.wait_for(timeout=SOON)
         return cell
 
-    def run(self, text, source=None):
+    def start(self, text, source=None):
         """Run the cell that holds `text` by Shift+Enter, after writing `source` into it."""
         self.show(text).locator(".cm-content").click()
         if source is not None:
             self.page.keyboard.press("Control+a")
             self.page.keyboard.insert_text(source)
         self.page.keyboard.press("Shift+Enter")
+
+    def run(self, text, source=None):
+        """`start`, and wait for the end."""
+        before = self.cell(text)["count"]
+        self.start(text, source)
+        self.wait_for(text, f"cell.count != null && cell.count !== {before or 0} && cell.state !== 'running'")
+
+    def cell(self, text):
+        (found,) = (cell for cell in self.cells() if text in cell["source"])
+        return found
+
+    def wait_for(self, text, condition):
+        """Until this holds of the cell that holds `text`, `cell`."""
+        self.wait(
+            f"cells.filter(cell => cell.source.includes({json.dumps(text)})).every(cell => {condition})"
+        )
 
 
 @pytest.fixture
@@ -91,9 +110,7 @@ def images(cells):
 def test_run_all_ends_without_an_error(page, lab, screenshot, book):
     stored = [cell for cell in book.content["cells"] if cell["cell_type"] == "code"]
     opened = Lab(page, lab, book.name)
-    opened.clear()
-    opened.menu("Run", "Run All Cells")
-    opened.wait_until_run()
+    opened.run_all()
     cells = opened.cells()
     assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
@@ -105,9 +122,8 @@ def test_run_all_ends_without_an_error(page, lab, screenshot, book):
 
 
 def test_a_slider_draws_anew(page, lab, screenshot):
-    opened = Lab(page, lab, "01_two_of_four_and_venom")
-    opened.menu("Run", "Run All Cells")
-    opened.wait_until_run()
+    opened = Lab(page, lab, "01_slider")
+    opened.run_all()
     cell = opened.show("chapter.touch(")
     picture, value = cell.locator(".widget-output img"), cell.locator(".widget-readout").first
     before = picture.get_attribute("src"), value.inner_text()
@@ -127,11 +143,9 @@ def test_an_exercise_names_the_mistake_and_then_says_right(page, lab, screenshot
     sources = [notebooks.source(cell) for cell in solutions.content["cells"]]
     right = next(source for source in sources if check in source)
     wrong = f"def two_of_four(w, dim):\n    return w\n\n\n{check}, two_of_four)"
-    opened = Lab(page, lab, "01_two_of_four_and_venom")
-    opened.clear()
+    opened = Lab(page, lab, "01_exercise")
     for source in (None, wrong, right):
         opened.run(check, source if source is None else f"import exercises\nimport torch\n\n{source}")
-        opened.wait_until_run()
         said = "".join(opened.outputs(check))
         verdict = {None: "not answered yet", wrong: "not yet. ", right: "right"}[source]
         assert said.startswith(f"{name}: {verdict}"), said
@@ -141,20 +155,15 @@ def test_an_exercise_names_the_mistake_and_then_says_right(page, lab, screenshot
 def test_an_interrupt_is_one_line_and_the_cell_runs_again(page, lab, screenshot):
     training = 'arms = ["dense", "venom16"'
     opened = Lab(page, lab, "05_the_neuron_level_router")
-    opened.clear()
-    for text in ('profile = "smoke"', "chapter.begin(", training):
+    for text in ('profile = "smoke"', "chapter.begin("):
         opened.run(text)
-    page.wait_for_function(
-        f"text => ({CELLS})().find(cell => cell.source.includes(text)).outputs.length > 0",
-        arg=training,
-        timeout=MINUTE,
-    )
+    opened.start(training)
+    opened.wait_for(training, "cell.outputs.length > 0")
     page.wait_for_timeout(3000)
     opened.menu("Kernel", "Interrupt Kernel")
-    opened.wait_until_run()
+    opened.wait_for(training, "cell.state !== 'running'")
     said = "".join(opened.outputs(training))
     assert "Interrupted. Run the cell again" in said and "Traceback" not in said
     screenshot(page, "lab_interrupt")
     opened.run(training)
-    opened.wait_until_run()
     assert "share of zeros" in "".join(opened.outputs(training))
