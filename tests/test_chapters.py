@@ -2,10 +2,10 @@
 
 import ast
 import re
-import shutil
 import subprocess
 
 import pytest
+from browsers import CHROMIUM
 
 from replicate.report import notebooks
 
@@ -21,7 +21,6 @@ LATER = {
 }  # chapters in an older form: their longest
 CHAPTERS = [book for book in BOOKS if book.number not in LATER]
 SCREEN, SCREENS = 900, {"00": 5}  # pixels; screens of 1440 x 900 at most, 12 where nothing is said
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
 each_chapter = pytest.mark.parametrize("book", CHAPTERS, ids=lambda book: book.name)
 
@@ -86,7 +85,7 @@ def test_cells_that_only_draw_are_folded(book):
         assert folded == (notebooks.FOLDED in notebooks.tags(cell))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium to lay out a page")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to lay out a page")
 @each_chapter
 def test_a_chapter_is_not_too_long(book, tmp_path):
     """Its height above the exercises with all code open, exported to HTML, at 1440 pixels of width."""
@@ -106,7 +105,7 @@ def test_a_chapter_is_not_too_long(book, tmp_path):
         "--hide-scrollbars",
         f"--window-size=1440,{SCREEN}",
     ]
-    command = [BROWSER, *options, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
+    command = [CHROMIUM, *options, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True, timeout=120)
     height = int(re.search(r'data-height="(\d+)"', done.stdout).group(1))
     assert SCREEN < height <= SCREENS.get(book.number, 12) * SCREEN

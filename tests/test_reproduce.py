@@ -261,7 +261,7 @@ WITHOUT_IMPORT = {
     "sphinx-exercise": ("site/conf.py", '"sphinx_exercise"'),
     "sphinx-book-theme": ("site/conf.py", '"sphinx_book_theme"'),
     "sphinxcontrib-bibtex": ("site/conf.py", '"sphinxcontrib.bibtex"'),
-    "playwright": ("tests/browser/conftest.py", '"playwright.sync_api"'),
+    "playwright": ("tests/browsers.py", '"playwright.sync_api"'),
     "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
     "pytest-xdist": ("reproduce.py", '"-n"'),
     "ruff": ("reproduce.py", '"ruff"'),

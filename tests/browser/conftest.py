@@ -13,24 +13,19 @@ import time
 import urllib.request
 from pathlib import Path
 
+import browsers
 import pytest
 
 from replicate.system import paths
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 STARTS_IN = 60  # seconds that a server may take
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """The running browser."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
-    if BROWSER is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with browsers.running() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -62,13 +57,8 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--ServerApp.token=",
-        "--expose-app-in-browser",
-    ]
+    options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.token="]
+    options += ["--expose-app-in-browser"]  # so that a test can ask which cells run
     command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={root}"]
     environment = {name: value for name, value in os.environ.items() if name != "REPLICATE_STATIC"}
     environment |= {name: str(value) for name, value in own.items()}

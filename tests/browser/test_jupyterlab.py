@@ -9,7 +9,6 @@ from replicate.report import notebooks
 from replicate.system import paths
 
 MINUTE = 60_000  # milliseconds, playwright's unit
-SOON = MINUTE
 
 # Of the notebook that is in front: its cells as the page holds them, whether or not they are in view.
 CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(cell => ({
@@ -66,7 +65,7 @@ class Lab:
         """The cell that holds `text`, brought into view and made the active one."""
         self.page.evaluate(SHOW, self.place(text))
         cell = self.page.locator(".jp-Notebook-cell.jp-mod-active")
-        cell.wait_for(timeout=SOON)
+        cell.wait_for(timeout=MINUTE)
         return cell
 
     def start(self, text, source=None):
@@ -84,6 +83,7 @@ class Lab:
         self.wait_for(text, f"cell.count != null && cell.count !== {before or 0} && cell.state !== 'running'")
 
     def cell(self, text):
+        """The code cell that holds `text`."""
         (found,) = (cell for cell in self.cells() if text in cell["source"])
         return found
 
@@ -97,7 +97,7 @@ class Lab:
 @pytest.fixture
 def page(chromium):
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
-    page.set_default_timeout(SOON)
+    page.set_default_timeout(MINUTE)
     yield page
     page.close()
 

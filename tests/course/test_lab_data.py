@@ -1,10 +1,14 @@
 """The labs' data files are what their script cuts out of the records."""
 
 import importlib.util
+import json
+import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from replicate.study import statistics
 from replicate.system.paths import ROOT
 
 SCRIPT = ROOT / "course" / "make_lab_data.py"
@@ -33,3 +37,14 @@ def test_the_scatter_that_lab_5_names_is_that_of_its_data():
     scatter = by_seed.drop(columns="dense").sub(by_seed["dense"], axis=0).var(ddof=1).mean() ** 0.5
     text = (ROOT / "course" / "source" / "L5" / "L5_evidence.ipynb").read_text("utf-8")
     assert f"pooled scatter of about {scatter:.4f}." in text and f"draw_power(power, {scatter:.4f})" in text
+
+
+def test_what_three_and_six_seeds_see_is_what_lab_5_says():
+    """By the lab's own solutions of tasks 5 and 6, and the scatter of its data."""
+    text = (ROOT / "course" / "source" / "L5" / "L5_evidence.ipynb").read_text("utf-8")
+    sources = {cell["id"]: "".join(cell["source"]) for cell in json.loads(text)["cells"]}
+    lab = {"np": np, "math": math, "T95": {df: statistics.t_quantile(df) for df in range(1, 10)}}
+    for task in ("power", "visible_difference"):
+        exec(sources[task], lab)
+    three, six = (lab["visible_difference"](lab["power"], 0.0033, n) for n in (3, 6))
+    assert f"Three seeds see about {three:.3f} nats, six about {six:.3f}." in text

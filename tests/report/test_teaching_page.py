@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from replicate import paper
 from replicate.report import notebooks, pages, readme_page, study_tables
 from replicate.sparsity import mask24, prune24, soft_threshold24
 from replicate.study import statistics
@@ -110,6 +111,9 @@ def test_the_answers_are_right():
         f"= {flops.run_speedup(0.5, step):.2f} times",
     ):
         assert part in text
+    assert f"about {6 * 2 * 1024 * 4096 / 1e6:.0f} million" in text
+    shares = {size: flops.honest_share(paper.model(size)) for size in ("1B", "7B")}
+    assert ", ".join(f"{r:.0%}" for r in shares.values()) == "42%, 53%" and "42 % (1B) and 53 % (7B)" in text
     gaps = statistics.summary([0.02, 0.03, 0.07])
     assert f"{gaps.std:.4f}" in text and f"t = {statistics.t_quantile(2):.3f}" in text
     assert f"{gaps.low:.3f} to {gaps.high:.3f}" in text

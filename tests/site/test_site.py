@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import browsers
 import pytest
 
 from replicate.system.paths import ROOT
@@ -155,13 +155,9 @@ def test_the_search_finds_the_router(site):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A Chromium that is there already."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no Chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    """The running browser."""
+    with browsers.running() as found:
         yield found
-        found.close()
 
 
 @pytest.mark.parametrize("width", [1440, 390])
