@@ -155,9 +155,8 @@ def causality(answer):
     x = compare.normal(8, 8)
     alike = x.clamp(-2, 2)
     alike[:, :2] = 3.0  # all want the first cluster
-    spread = x.clamp(-1, 1) + 3 * torch.eye(4).repeat_interleave(2, dim=1).repeat(
-        2, 1
-    )  # two want each cluster
+    two_each = torch.eye(4).repeat_interleave(2, dim=1).repeat(2, 1)  # two tokens want each cluster
+    spread = x.clamp(-1, 1) + 3 * two_each
     false = "Nothing leaks, and you say it does. "
     for layer, what, hint in [
         (
@@ -230,6 +229,8 @@ def _judge(answer, layer, x, leaks, what, hint=None):
                 raise Wrong(
                     "You changed x itself, so the next round starts from another x: `changed = x.clone()`."
                 )
+            if found and not compare.call(answer, _reads_next, x):
+                raise Wrong("It is the other way round: True means that a later token leaks.")
             raise Wrong(hint or "There is a leak, and you say there is none. " + _why_missed(tried, x))
 
 

@@ -150,4 +150,5 @@ WRONG = [
     ("05.5", lambda layer, x: False, "You always answer False"),
     ("05.5", in_place, "You changed x itself"),
     ("05.5", by_gradient, "A gradient cannot see a choice"),
+    ("05.5", lambda layer, x: not tester()(layer, x), "the other way round"),
 ]
