@@ -135,7 +135,7 @@ class SparseFFN(LayerState):
 
     def cluster_means(self) -> Tensor:
         """ExpertMeans [n, D] of the clusters' present columns of W1, so that the router follows W1."""
-        return self.w1.detach().unflatten(1, (self.config.n_clusters, -1)).mean(2).T
+        return router.ordered_cluster_means(self.w1, self.config.n_clusters)
 
     @torch.no_grad()
     def make_clusters(self, seed: int, sample: Tensor | None = None) -> Tensor:

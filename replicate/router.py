@@ -176,6 +176,11 @@ def cluster_mask(clusters: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
     return _chosen(clusters, n_clusters)[:, labels]
 
 
+def ordered_cluster_means(w1: Tensor, n_clusters: int) -> Tensor:
+    """ExpertMeans [n, D] of W1 [D, F] with neurons in cluster order: each cluster's mean column."""
+    return w1.detach().unflatten(1, (n_clusters, -1)).mean(2).T
+
+
 def ordered_cluster_mask(clusters: Tensor, d_ff: int, n_clusters: int) -> Tensor:
     """`cluster_mask` [T, F] of neurons in cluster order, as `SparseFFN.make_clusters` leaves them."""
     return _chosen(clusters, n_clusters).repeat_interleave(d_ff // n_clusters, 1)

@@ -7,6 +7,7 @@ divided, were averaged with the same weights.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +39,7 @@ class LayerState(nn.Module):
         self._phase = "dense"
         self._seen = self._stamp()
         self._hold = False
-        self.operands: Any = None  # the weights as the kernels read them, while they are held
+        self.operands: tuple[Any, list[Tensor]] | None = None  # held weights as kernels read them
         self.collect = False
         self.seen: dict[str, Tensor | None] = {}  # by the last forward pass with `collect` on
 
@@ -47,6 +48,16 @@ class LayerState(nn.Module):
         flags = {name: torch.zeros((), dtype=torch.float32) for name in ("sparse", "clustered", "scaled")}
         clusters = torch.arange(self.config.top_k, dtype=torch.float32)
         return flags | {"static_clusters": clusters, "scale": torch.zeros(4)}  # beta of w1, w2, w2_t, w1_t
+
+    @property
+    def config(self) -> SparsityConfig:
+        """The layer's formats."""
+        return self._config
+
+    @config.setter
+    def config(self, config: SparsityConfig) -> None:
+        self._config = config
+        self.formats = json.dumps(vars(config), sort_keys=True)  # as operators and compiled code know them
 
     @property
     def phase(self) -> str:
@@ -141,6 +152,7 @@ class LayerState(nn.Module):
         """Move the buffers without rounding or losing them; off the meta device, where they have no values,
         they are those of a new layer."""
         self._follow()
+        self.operands = None
         fresh = self._fresh()
         before = {name: self._buffers[name] for name in fresh}
         super()._apply(fn, recurse)

@@ -55,6 +55,12 @@ class BlockLists(NamedTuple):
             yield e, rows, self.tokens[rows].long()
 
 
+def block_rows(n_choices: int, n_clusters: int) -> int:
+    """Rows of a block: 128, or fewer where the clusters' lists are shorter than that."""
+    mean = n_choices // n_clusters
+    return 128 if mean >= 128 else 64 if mean >= 64 else 32 if mean >= 32 else 16
+
+
 def max_rows(n_choices: int, n_clusters: int, block: int) -> int:
     """Upper bound of the rows `n_choices` = T k choices can fill: every cluster may waste block - 1."""
     return (n_choices + min(n_clusters, n_choices) * (block - 1)) // block * block

@@ -1,0 +1,292 @@
+"""The sparse FFN as operators of PyTorch: forward, backward, and the weights as products read them.
+
+    replicate::sparse_ffn            y3 and what the backward pass needs
+    replicate::sparse_ffn_backward   dx, dW1, dW2
+    replicate::sparse_ffn_operands   every form of the weights, for several passes over the same ones
+
+They have fake implementations and a derivative, so that torch.compile, torch.export, CUDA graphs and
+activation checkpointing take a layer whole. Three families by what is sparse:
+
+    two_four    activation "dense" or "24": products 1 to 6 over all neurons, some operands 2:4
+    routed      W1 or W2^T 2:4, or clusters by activations: y1 in full, the other products in Venom's blocks
+    venom       figure 4d: all six products in the selected blocks of dense weights
+
+Saved for the backward pass: x, and relu(y1), the compressed y2 or the compact y2 with its lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from replicate.ablations import token_order
+from replicate.kernels.execution import Execution
+from replicate.kernels.operands import Operands
+from replicate.kernels.two_four.compressed24 import Compressed24, empty_outputs, unpack24
+from replicate.kernels.two_four.matmul24 import matmul24
+from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
+from replicate.kernels.two_four.tile_prune24 import tile_prune24
+from replicate.kernels.venom.down import venom_down
+from replicate.kernels.venom.route_active import route_active
+from replicate.kernels.venom.route_topk import route_topk
+from replicate.kernels.venom.select import venom_select
+from replicate.kernels.venom.token_lists import BlockLists, block_rows, empty_lists, token_lists
+from replicate.kernels.venom.up import venom_up, venom_up_backward
+from replicate.kernels.venom.wgrad import venom_wgrad
+from replicate.router import route
+
+Gradients = tuple[Tensor, Tensor, Tensor]  # dx, dW1, dW2
+
+
+def sparse_ffn(
+    x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, clusters: Tensor | None, held: Sequence[Tensor],
+    how: str,
+) -> Tensor:  # fmt: skip
+    """y3 [T, D] of the sparse FFN, differentiable in x, W1 and W2.
+
+    Args:
+        x: [T, D], contiguous. w1: [D, F]. w2: [F, D], in x's dtype or float32, which their gradients get.
+        scale: [4], S-STE's scales, or None.
+        clusters: [T, k] of each token or [k] of all; None where the tokens choose.
+        held: from `operands`, or empty: then the pass makes them itself.
+        how: the text of an `Execution`.
+    """
+    if torch.compiler.is_compiling():
+        return _forward(x, w1, w2, scale, clusters, list(held), how)[0]
+    return _SparseFFN.apply(x, w1, w2, scale, clusters, how, *held)[0]
+
+
+def operands(w1: Tensor, w2: Tensor, scale: Tensor | None, dtype: torch.dtype, how: str) -> list[Tensor]:
+    """Every form of the weights that the passes of this execution read."""
+    return _operands(w1.detach(), w2.detach(), scale, dtype, how)
+
+
+@torch.library.custom_op("replicate::sparse_ffn", mutates_args=())
+def _forward(
+    x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, clusters: Tensor | None, held: list[Tensor],
+    how: str,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """y3, and the saved activations followed by the forms of the weights that are read again."""
+    weights = _weights(w1, w2, scale, x.dtype, how, held)
+    c = weights.how.config
+    if c.activation != "venom":
+        y3, saved = _two_four_forward(x, weights)
+    elif c.w1 or c.w2_t or c.routing == "activation":
+        y3, saved = _routed_forward(x, clusters, weights)
+    else:
+        y3, saved = _venom_forward(x, clusters, weights)
+    return y3, saved if held else [*saved, *weights.all(weights.kept())]
+
+
+@_forward.register_fake
+def _(x, w1, w2, scale, clusters, held, how):
+    weights = _weights(w1, w2, scale, x.dtype, how, held)
+    saved = _saved(x, w1.shape[1], weights.how)
+    return torch.empty_like(x), saved if held else [*saved, *map(weights.empty, weights.kept())]
+
+
+@torch.library.custom_op("replicate::sparse_ffn_backward", mutates_args=())
+def _backward(
+    dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, saved: list[Tensor],
+    held: list[Tensor], how: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx in x's dtype, dW1 and dW2 in that of the weights."""
+    weights = _weights(w1, w2, scale, x.dtype, how, held)
+    if not held and (kept := weights.kept()):
+        saved, again = saved[: -len(kept)], saved[-len(kept) :]
+        weights.made.update(zip(kept, again, strict=True))
+    c, dy3 = weights.how.config, dy3.to(x.dtype).contiguous()
+    if c.activation == "dense":
+        return _dense_backward(dy3, x, *saved, weights)
+    if c.activation == "24":
+        return _two_four_backward(dy3, x, saved, weights)
+    return _venom_backward(dy3, x, saved[0], BlockLists(*saved[1:]), weights)
+
+
+@_backward.register_fake
+def _(dy3, x, w1, w2, scale, saved, held, how):
+    return torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
+
+
+@torch.library.custom_op("replicate::sparse_ffn_operands", mutates_args=())
+def _operands(w1: Tensor, w2: Tensor, scale: Tensor | None, dtype: torch.dtype, how: str) -> list[Tensor]:
+    weights = _weights(w1, w2, scale, dtype, how)
+    return weights.all(weights.forms())
+
+
+@_operands.register_fake
+def _(w1, w2, scale, dtype, how):
+    weights = _weights(w1, w2, scale, dtype, how)
+    return [weights.empty(key) for key in weights.forms()]
+
+
+class _SparseFFN(torch.autograd.Function):
+    """The operators for PyTorch outside of compiled code: half the overhead, and torch.func."""
+
+    @staticmethod
+    def forward(x, w1, w2, scale, clusters, how, *held):
+        y3, saved = _forward(x, w1, w2, scale, clusters, list(held), how)
+        return y3, *saved
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, w1, w2, scale, clusters, how, *held = inputs
+        _setup_context(ctx, (x, w1, w2, scale, clusters, held, how), (output[0], output[1:]))
+
+    @staticmethod
+    def backward(ctx, dy3, *_):
+        return *_gradients(ctx, dy3), None, None, None, *[None] * ctx.n_held
+
+
+def _setup_context(ctx, inputs, output):
+    x, w1, w2, scale, _, held, ctx.how = inputs
+    saved, ctx.n_held = output[1], len(held)
+    ctx.mark_non_differentiable(*saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, w1, w2, scale, *held, *saved)
+
+
+def _gradients(ctx, dy3):
+    if dy3 is None:
+        return None, None, None
+    x, w1, w2, scale, *rest = ctx.saved_tensors
+    return _backward(dy3, x, w1, w2, scale, rest[ctx.n_held :], rest[: ctx.n_held], ctx.how)
+
+
+_forward.register_autograd(
+    lambda ctx, dy3, _: (*_gradients(ctx, dy3), None, None, [None] * ctx.n_held, None),
+    setup_context=_setup_context,
+)
+
+
+def _weights(
+    w1: Tensor, w2: Tensor, scale: Tensor | None, dtype: torch.dtype, how: str, held: Sequence[Tensor] = ()
+) -> Operands:
+    weights = Operands(w1, w2, scale, dtype, Execution.parse(how))
+    if held:
+        weights.made.update(zip(weights.forms(), held, strict=True))
+    return weights
+
+
+def _saved(x: Tensor, d_ff: int, how: Execution) -> list[Tensor]:
+    """Uninitialised activations that the backward pass needs of x [T, D]."""
+    c, n_tokens = how.config, len(x)
+    if c.activation == "dense":
+        return [x.new_empty(n_tokens, d_ff)]
+    if c.activation == "24":
+        buffer, dense = empty_outputs(x.new_empty(n_tokens, d_ff), True, True)
+        return [buffer, dense] if how.keeps_dense else [buffer]
+    choices = x.new_empty((n_tokens, c.top_k), dtype=torch.int32)
+    lists = empty_lists(choices, c.n_clusters, _block(choices, how))
+    return [x.new_empty(len(lists.tokens), d_ff // c.n_clusters), *lists]
+
+
+def _two_four_forward(x: Tensor, weights: Operands) -> tuple[Tensor, list[Tensor]]:
+    """2:4 weights with dense activations, or 2:4 activations: products 2 and 5 then read y2 and dy1."""
+    how, order = weights.how, _order(x, weights.how)
+    y1 = weights.times(x if order is None else x[order[0]], "w1")
+    if how.config.activation == "dense":
+        relu_y1 = y1.relu_()
+        return weights.times(relu_y1.square(), "w2"), [relu_y1]
+    y2 = relu2_prune24(y1, dense=how.keeps_dense, backend=how.backend)
+    del y1
+    y3 = _times24(y2, weights.dense("w2"), "y2", how)
+    saved = [y2.buffer, y2.dense] if how.keeps_dense else [y2.buffer]
+    return y3 if order is None else y3[order[1]], saved
+
+
+def _dense_backward(dy3: Tensor, x: Tensor, relu_y1: Tensor, weights: Operands) -> Gradients:
+    w1, w2 = weights.weights.values()
+    dw2 = (relu_y1.square().t() @ dy3).to(w2.dtype)
+    dy1 = weights.times(dy3, "w2_t").mul_(relu_y1).mul_(2)
+    return weights.times(dy1, "w1_t"), (x.t() @ dy1).to(w1.dtype), dw2
+
+
+def _two_four_backward(dy3: Tensor, x: Tensor, saved: list[Tensor], weights: Operands) -> Gradients:
+    """Of y2, dy2 and dy1 no two are there in full at a time: that is what the peak consists of."""
+    how, order = weights.how, _order(x, weights.how)
+    w1, w2 = weights.weights.values()
+    if order is not None:
+        x, dy3 = x[order[0]], dy3[order[0]]
+    y2 = Compressed24(saved[0], len(x), w1.shape[1], how.layout, saved[1] if how.keeps_dense else None)
+    form = "both" if "dy1" in how.sparse else "dense"
+    dy2 = weights.times(dy3, "w2_t")
+    dy1 = relu2_prune24_backward(dy2, y2, form=form, overwrite=True, backend=how.backend)  # in dy2's memory
+    del dy2
+    full = dy1.dense if form == "both" else dy1
+    dx = _times24(dy1, weights.dense("w1_t").t(), "dy1", how)
+    del dy1
+    dw1 = _reduce_tokens(full, x, how, transpose=True)
+    del full
+    dw1 = dw1.to(w1.dtype)
+    dw2 = _reduce_tokens(unpack24(y2, backend=how.backend), dy3, how)
+    return dx if order is None else dx[order[1]], dw1, dw2.to(w2.dtype)
+
+
+def _order(x: Tensor, how: Execution) -> tuple[Tensor, Tensor] | None:
+    """The order of tokens that tiles want, and back; the whole layer runs in it."""
+    c = how.config
+    return token_order(len(x), x.device) if c.wgrad == "tile" and c.wgrad_permute else None
+
+
+def _times24(y: Compressed24 | Tensor, w: Tensor, name: str, how: Execution) -> Tensor:
+    """Product 2 or 5 of a 2:4 activation, on sparse tensor cores or dense."""
+    if name in how.sparse:
+        return matmul24(y, w, backend=how.backend)
+    return (y.dense if isinstance(y, Compressed24) else y) @ w
+
+
+def _reduce_tokens(sparse: Tensor, dense: Tensor, how: Execution, transpose: bool = False) -> Tensor:
+    """sparse^T dense [F, D] over tokens, or its transpose: 2:4 along tokens if so configured."""
+    if how.config.wgrad == "dense":
+        return dense.t() @ sparse if transpose else sparse.t() @ dense
+    _, turned = tile_prune24(sparse, along_columns=False, backend=how.backend)
+    return matmul24(turned, dense, transpose=transpose, backend=how.backend)
+
+
+def _routed_forward(x: Tensor, clusters: Tensor | None, weights: Operands) -> tuple[Tensor, list[Tensor]]:
+    """Algorithm 1: y1 in full, then Venom's blocks of it. By activations, y1 says which clusters are used."""
+    c = weights.how.config
+    y1 = weights.times(x, "w1")
+    if c.routing == "activation":
+        clusters = route_active(y1, c.n_clusters, c.top_k)
+    lists = _lists(x, clusters, weights)
+    y2 = venom_select(y1, lists, inner=c.inner)
+    del y1
+    return venom_down(y2, weights.dense("w2"), lists), [y2, *lists]
+
+
+def _venom_forward(x: Tensor, clusters: Tensor | None, weights: Operands) -> tuple[Tensor, list[Tensor]]:
+    """Figure 4d: products 1 and 2 in the selected blocks."""
+    lists = _lists(x, clusters, weights)
+    y2 = venom_up(x, weights.dense("w1"), lists, inner=weights.how.config.inner)
+    return venom_down(y2, weights.dense("w2"), lists), [y2, *lists]
+
+
+def _venom_backward(dy3: Tensor, x: Tensor, y2: Tensor, lists: BlockLists, weights: Operands) -> Gradients:
+    """Products 3 to 6; dx needs most memory, so it comes before the weight gradients."""
+    w1, w2 = weights.weights.values()
+    if weights.how.config.w2_t:
+        dy1 = venom_select(weights.times(dy3, "w2_t"), lists, y2)
+    else:  # the forward's mask says which blocks of dy2 are needed
+        dy1 = venom_up_backward(dy3, weights.dense("w2_t"), y2, lists)
+    dx = venom_down(dy1, weights.dense("w1_t"), lists, transposed=True)
+    dw1 = venom_wgrad(x, dy1, lists, dtype=w1.dtype)
+    return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype)
+
+
+def _lists(x: Tensor, clusters: Tensor | None, weights: Operands) -> BlockLists:
+    """Each cluster's tokens; clusters [T, k] or [k] are given, or the tokens choose by the router."""
+    c = weights.how.config
+    if clusters is None and c.metric == "dot":
+        clusters = route_topk(x, weights.means(), c.top_k)
+    elif clusters is None:
+        clusters = route(x, weights.means(), c.top_k, metric=c.metric)
+    clusters = clusters.expand(len(x), -1).contiguous()
+    return token_lists(clusters, c.n_clusters, _block(clusters, weights.how))
+
+
+def _block(clusters: Tensor, how: Execution) -> int:
+    return how.block or block_rows(clusters.numel(), how.config.n_clusters)
