@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from replicate import ablations, router
 from replicate.config import SparsityConfig
 from replicate.sparsity import mask24, prune24, soft_threshold24
+from replicate.system.once import once
 from replicate.training.layer_state import LayerState
 
 INIT_STD = 0.02
@@ -71,18 +73,26 @@ class SparseFFN(LayerState):
         with torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext():
             return self._sparse(x.reshape(-1, x.shape[-1])).view(x.shape)
 
-    @torch.compiler.disable  # compiled code ends before it and begins again after it
     def _sparse(self, x: Tensor) -> Tensor:
         asked = self.backend if self.backend not in (None, "auto") else os.environ.get("REPLICATE_BACKEND")
         if asked == "reference" or (x.device.type == "cpu" and asked in (None, "", "auto")):
-            return self.reference(x)
+            return self.by_reference(x)
         from replicate.kernels import layer  # Triton is optional, and takes a second to import
 
         return layer.sparse_phase(self, x)
 
+    def by_reference(self, x: Tensor) -> Tensor:
+        """`reference`, which compiled code contains unless statistics leave it or tokens are drawn in it."""
+        apart = self.collect or self.config.wgrad != "dense"
+        return self._apart(x) if apart else self.reference(x)
+
+    @torch.compiler.disable
+    def _apart(self, x: Tensor) -> Tensor:
+        return self.reference(x)
+
     def reference(self, x: Tensor) -> Tensor:
         """y3 [T, D] of the sparse phase on x [T, D] by plain torch, which defines what is right."""
-        return _SparseProducts.apply(x, self.w1, self.w2, self.score, self)
+        return _SparseProducts.apply(x, self.w1, self.w2, self.score, self)[0]
 
     def sparse_weight(self, name: str, dtype: torch.dtype, w: Tensor | None = None) -> Tensor:
         """The weight product `name` reads (w1, w2, w2_t or w1_t): 2:4 by `SparsityConfig.source`.
@@ -190,33 +200,43 @@ class _SparseProducts(torch.autograd.Function):
     """Algorithms 1 and 2: the six products with the configured operand of each one sparse."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, w1: Tensor, w2: Tensor, score: Tensor | None, ffn: SparseFFN) -> Tensor:
-        relu_y1 = F.relu(x @ ffn.sparse_weight("w1", x.dtype))  # product 1
+    def forward(x: Tensor, w1: Tensor, w2: Tensor, score: Tensor | None, ffn: SparseFFN) -> tuple[Any, ...]:
+        relu_y1 = F.relu(x @ ffn.sparse_weight("w1", x.dtype, w1))  # product 1
         y2 = relu_y1.square()
         kept, mask = (y2, None) if ffn.config.activation == "dense" else ffn.activation_mask(x, y2)
         if ffn.collect:
             ffn.note(y2, kept, ffn.seen.get("clusters"))
-        # The weights are saved so that backward reads forward's, and autograd notices a change in place.
-        ctx.save_for_backward(x, relu_y1, kept, mask, score, w1, w2)
-        ctx.ffn = ffn
-        return kept @ ffn.sparse_weight("w2", x.dtype)  # product 2
+        return kept @ ffn.sparse_weight("w2", x.dtype, w2), relu_y1, kept, mask  # product 2
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy3: Tensor) -> tuple[Tensor | None, ...]:
-        x, relu_y1, kept, mask, score, w1, w2 = ctx.saved_tensors
-        ffn, c = ctx.ffn, ctx.ffn.config
-        over_tokens = _over_tokens if c.wgrad == "dense" else ablations.token_reduction(kept, c)
-        dy3 = dy3.to(x.dtype)
-        dy2 = dy3 @ ffn.sparse_weight("w2_t", x.dtype, w2).T  # product 3
-        dw2 = over_tokens(kept, dy3)  # product 4
-        dscore = None if score is None else ablations.score_gradient(relu_y1.square(), mask, dy2, score)
-        dy1 = 2 * dy2 * relu_y1
-        if mask is not None:
-            dy1 = dy1.masked_fill(~mask, 0) if c.mask_reuse else ablations.own_gradient_mask(dy1, c)
-        dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype, w1).T  # product 5
-        dw1 = over_tokens(dy1, x).T  # product 6
-        return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), dscore, None
+    def setup_context(ctx, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        x, w1, w2, score, ctx.ffn = inputs
+        _, relu_y1, kept, mask = output
+        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
+        # The weights are saved so that backward reads forward's, and autograd notices a change in place.
+        ctx.save_for_backward(x, relu_y1, kept, mask, score, w1, w2)
+
+    @staticmethod
+    def backward(ctx, dy3: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        return *once(_sparse_gradients, dy3, *ctx.saved_tensors, ctx.ffn), None
+
+
+def _sparse_gradients(
+    dy3: Tensor, x: Tensor, relu_y1: Tensor, kept: Tensor, mask: Tensor | None, score: Tensor | None,
+    w1: Tensor, w2: Tensor, ffn: SparseFFN,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """dx, dW1, dW2, dscore."""
+    c, dy3 = ffn.config, dy3.to(x.dtype)
+    over_tokens = _over_tokens if c.wgrad == "dense" else ablations.token_reduction(kept, c)
+    dy2 = dy3 @ ffn.sparse_weight("w2_t", x.dtype, w2).T  # product 3
+    dw2 = over_tokens(kept, dy3)  # product 4
+    dscore = None if score is None else ablations.score_gradient(relu_y1.square(), mask, dy2, score)
+    dy1 = 2 * dy2 * relu_y1
+    if mask is not None:
+        dy1 = dy1.masked_fill(~mask, 0) if c.mask_reuse else ablations.own_gradient_mask(dy1, c)
+    dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype, w1).T  # product 5
+    dw1 = over_tokens(dy1, x).T  # product 6
+    return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), dscore
 
 
 def _over_tokens(sparse: Tensor, dense: Tensor) -> Tensor:

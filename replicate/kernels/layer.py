@@ -87,7 +87,7 @@ def describe(ffn: SparseFFN, x: Tensor) -> str:
 def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
     """y3 [T, D] of the configured sparse FFN, differentiable in x [T, D], W1 and W2."""
     if choose(ffn, x) == "reference":
-        return ffn.reference(x)
+        return ffn.by_reference(x)
     c, (d_model, d_ff) = ffn.config, ffn.w1.shape
     asked = engines.requested(ffn.backend)
     how = execution(ffn.formats, asked, x.device, x.dtype, len(x), d_model, d_ff)

@@ -36,6 +36,7 @@ from replicate.kernels.venom.token_lists import BlockLists, block_rows, empty_li
 from replicate.kernels.venom.up import venom_up, venom_up_backward
 from replicate.kernels.venom.wgrad import venom_wgrad
 from replicate.router import route
+from replicate.system.once import once
 
 Gradients = tuple[Tensor, Tensor, Tensor]  # dx, dW1, dW2
 
@@ -152,7 +153,7 @@ def _gradients(ctx, dy3):
     if dy3 is None:
         return None, None, None
     x, w1, w2, scale, *rest = ctx.saved_tensors
-    return _backward(dy3, x, w1, w2, scale, rest[ctx.n_held :], rest[: ctx.n_held], ctx.how)
+    return once(_backward, dy3, x, w1, w2, scale, rest[ctx.n_held :], rest[: ctx.n_held], ctx.how)
 
 
 _forward.register_autograd(
