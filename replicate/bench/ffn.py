@@ -2,8 +2,10 @@
 
 A step is a training step's, in bf16 with float32 weights: outputs, gradients of x, W1 and W2, routing and
 permutation, and once a step the weights cast or compressed. The dense side is the same layer in its dense
-phase, compiled by torch.compile, and eager (cuBLAS and torch's element-wise kernels). Correctness comes
-first: nothing is timed before every sparse layer agreed with the reference on the inputs that are timed.
+phase, compiled by torch.compile, by hand (`dense_peers`), and eager (cuBLAS and torch's element-wise
+kernels). Times are compared with the faster of the first two (`baseline`), memory with the compiled layer.
+Correctness comes first: nothing is timed before every sparse layer, and the dense one by hand, agreed with
+the reference on the inputs that are timed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from replicate import router
 from replicate.bench import timing
+from replicate.bench.dense_peers import dense_by_hand
 from replicate.ffn import INIT_STD, SparseFFN
 from replicate.kernels import layer as fused_ffn
 from replicate.settings.presets import SPARSITY_PRESETS
@@ -33,7 +36,7 @@ PAPERS = (
 )
 ACTIVE = ("active16", "active64", "active16x32", "active64x32")  # clusters by a token's own activations
 SPARSITIES = (*PAPERS, *ACTIVE)
-DENSE, EAGER = "dense", "dense, eager"
+DENSE, BY_HAND, EAGER = "dense", "dense, by hand", "dense, eager"
 PARTS = ("y3", "dx", "dW1", "dW2")
 TOLERANCE, SLACK, LIMIT = 2e-2, 1.5, 0.2  # see `errors`
 PROFILED = ("recipe", "act24")
@@ -94,6 +97,12 @@ class LayerCase:
         ffn.phase = DENSE if name == DENSE else "sparse"
         return ffn
 
+    def forward(self, name: str, backend: str | None = None) -> Callable[[Tensor], Tensor]:
+        """What computes arm `name`: a preset's layer, DENSE, or BY_HAND, which is DENSE with a backend."""
+        if name == BY_HAND and backend is None:
+            return partial(dense_by_hand, w1=self.w1, w2=self.w2)
+        return self.layer(DENSE if name == BY_HAND else name, backend)
+
     def step(self, forward: Callable[[Tensor], Tensor], x: Tensor | None = None) -> tuple[Tensor, ...]:
         """y3, dx, dW1 and dW2; the weights are cast or compressed anew, as in every training step."""
         x = self.x if x is None else x
@@ -107,16 +116,16 @@ def load(ffn: SparseFFN, x: Tensor) -> float:
     return router.load_stats(ffn.clusters(x), ffn.config.n_clusters)["max_over_mean"]
 
 
-def check(p: LayerCase, sparsity: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What computes each preset ("engines"), and the "errors" of each; AssertionError for one too large.
+def check(p: LayerCase, arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What computes each preset ("engines"), and the "errors" of each arm; AssertionError for one too large.
 
-    Raises ValueError if on a GPU a preset would be computed by plain torch.
+    Arms are presets and BY_HAND. Raises ValueError if on a GPU a preset would be computed by plain torch.
     """
-    engines = {name: fused_ffn.describe(p.layer(name), p.x) for name in sparsity}
+    engines = {name: fused_ffn.describe(p.layer(name), p.x) for name in arms if name != BY_HAND}
     slow = {name: text for name, text in engines.items() if text.startswith("reference")}
     if slow and p.device != "cpu":
         raise ValueError(f"no kernels to measure for {slow}; leave them out with --sparsity")
-    found = {name: errors(p, name) for name in sparsity}
+    found = {name: errors(p, name) for name in arms}
     wrong = [
         f"{name}, {part}: {error:.2e}, at most {e['limit'][part]:.2e}"
         for name, e in found.items()
@@ -136,11 +145,11 @@ def errors(p: LayerCase, name: str) -> dict[str, dict[str, float]]:
     SLACK times the error of the reference backend itself in bf16 where that is more, and LIMIT at most. Both
     route by the same means, rounded to bf16.
     """
-    half, wide = p.layer(name, "reference"), p.layer(name, "reference")
+    half, wide = p.forward(name, "reference"), p.forward(name, "reference")
     wide.cluster_means = lambda: half.cluster_means().to(p.x.dtype).float()
     exact = p.step(wide, p.x.detach().float().requires_grad_())
     found: dict[str, dict[str, float]] = {}
-    for key, layer in (("limit", half), ("error", p.layer(name))):
+    for key, layer in (("limit", half), ("error", p.forward(name))):
         pairs = zip(PARTS, p.step(layer), exact, strict=True)
         found[key] = {part: timing.relative_error(ours, reference) for part, ours, reference in pairs}
     found["limit"] = {n: min(LIMIT, max(TOLERANCE, SLACK * e)) for n, e in found["limit"].items()}
@@ -153,7 +162,7 @@ def run(c: Row, device: str = "cuda") -> records.Record:
     On a CPU nothing is compiled, and there are no graphs and no peak memory.
     """
     start, results = time.perf_counter(), [{"shape": shape} for shape in c["shapes"]]
-    for stage in (lambda c, p: check(p, c["sparsity"]), measure, profile):
+    for stage in (lambda c, p: check(p, (BY_HAND, *c["sparsity"])), measure, profile):
         for found in results:
             found |= stage(c, LayerCase(found["shape"], c["seed"], device))
             timing.release()
@@ -182,8 +191,8 @@ def profile(c: Row, p: LayerCase) -> Row:
 
 
 def _steps(p: LayerCase, sparsity: Sequence[str]) -> timing.Calls:
-    """A step of every arm: DENSE, compiled on a GPU, the presets, and EAGER."""
-    forwards: dict[str, Callable] = {name: p.layer(name) for name in (DENSE, *sparsity)}
+    """A step of every arm: DENSE, compiled on a GPU, BY_HAND, the presets, and EAGER."""
+    forwards: dict[str, Callable] = {name: p.forward(name) for name in (DENSE, BY_HAND, *sparsity)}
     forwards[EAGER] = forwards[DENSE]
     if p.device != "cpu":
         forwards[DENSE] = torch.compile(forwards[DENSE], dynamic=False)
@@ -201,21 +210,36 @@ def stages(shape: Row, name: str) -> dict[str, float]:
     return found
 
 
+def baseline(times: dict[str, timing.Spread]) -> str:
+    """The faster dense arm, DENSE or BY_HAND, by these times of one shape; older records lack BY_HAND."""
+    return min((name for name in (DENSE, BY_HAND) if name in times), key=lambda name: times[name]["ms"])
+
+
+def _speedups(times: dict[str, timing.Spread]) -> dict[str, float]:
+    """Arm -> times as fast as the baseline."""
+    base = times[baseline(times)]["ms"]
+    return {name: base / spread["ms"] for name, spread in times.items()}
+
+
 def rows(record: records.Record) -> list[Row]:
     """One row a shape and arm: milliseconds with spread, times as fast as dense, memory, largest error.
 
-    "x" is over the compiled dense FFN, by CUDA graphs with a cold cache; "x sustained" back to back,
-    "x launches" without graphs, "x eager" over the dense FFN that is not compiled.
+    "x" is over the faster dense FFN, see `baseline`, by CUDA graphs with a cold cache; "x sustained" back to
+    back, "x launches" without graphs, each over the one faster there; "x eager" over the dense FFN that is
+    neither compiled nor by hand. "of dense" is peak memory over that of the compiled dense FFN, always.
     """
     table = []
     for s in record.results["shapes"]:
-        times, launches = s.get("graph", s["launches"]), s["launches"]
+        times = s.get("graph", s["launches"])
+        sustained = {name: {"ms": ms} for name, ms in s.get("sustained", {}).items()}
+        x, launched = _speedups(times), _speedups(s["launches"])
+        back_to_back = _speedups(sustained) if sustained else {}
         for name, ms in times.items():
-            row = {"shape": tuple(s["shape"]), "arm": name, **ms, "x": times[DENSE]["ms"] / ms["ms"]}
-            row["x launches"] = launches[DENSE]["ms"] / launches[name]["ms"]
+            row = {"shape": tuple(s["shape"]), "arm": name, **ms, "x": x[name]}
+            row["x launches"] = launched[name]
             row["x eager"] = times[EAGER]["ms"] / ms["ms"]
-            if "sustained" in s:
-                row["x sustained"] = s["sustained"][DENSE] / s["sustained"][name]
+            if sustained:
+                row["x sustained"] = back_to_back[name]
                 row["peak GiB"] = s["peak_bytes"][name] / 2**30
                 row["of dense"] = s["peak_bytes"][name] / s["peak_bytes"][DENSE]
             if name in s["errors"]:

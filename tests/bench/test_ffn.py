@@ -29,16 +29,19 @@ def spread(ms):
     return {"ms": ms, "ms_p10": 0.9 * ms, "ms_p90": 1.1 * ms}
 
 
-def made_up():
-    """A record as a GPU would write it."""
+def made_up(by_hand=None):
+    """A record as a GPU would write it; without `by_hand` milliseconds, as before that arm was there."""
     arms = {"dense": 12.0, "dense, eager": 15.0, "recipe": 6.0}
+    arms |= {} if by_hand is None else {"dense, by hand": by_hand}
     error = {"y3": 0.001, "dx": 0.002, "dW1": 0.009, "dW2": 0.003}
     shape = {
         "shape": [16384, 4096, 16384],
         "engines": {"recipe": "2:4 by cusparselt"},
         "errors": {"recipe": {"error": error, "limit": dict.fromkeys(error, 0.02)}},
         "load": {"recipe": 1.25},
-        "peak_bytes": {"dense": 4 * 2**30, "dense, eager": 5 * 2**30, "recipe": 3 * 2**30},
+        "peak_bytes": dict.fromkeys(arms, 4 * 2**30)
+        | {"dense, eager": 5 * 2**30, "recipe": 3 * 2**30}
+        | ({} if by_hand is None else {"dense, by hand": 2 * 2**30}),
         "graph": {name: spread(ms) for name, ms in arms.items()},
         "launches": {name: spread(ms + 2) for name, ms in arms.items()},
         "sustained": {name: ms + 1 for name, ms in arms.items()},
@@ -88,9 +91,20 @@ def test_all_arms_compute_on_the_same_weights(problem):
     assert not torch.equal(problem.step(sparse)[0], expected)
 
 
+def test_the_arm_by_hand_is_the_dense_layer(problem):
+    by_hand, dense = (problem.step(problem.forward(name)) for name in ("dense, by hand", "dense"))
+    assert torch.equal(by_hand[0], dense[0]) and [g.dtype for g in by_hand] == [g.dtype for g in dense]
+    assert not torch.equal(by_hand[2], dense[2]), (
+        "sqrt(y2) is not relu(y1) to the last bit: it is another arm"
+    )
+    layer = problem.forward("dense, by hand", "reference")
+    assert isinstance(layer, SparseFFN) and layer.phase == "dense" and layer.w1 is problem.w1
+
+
 def test_errors_are_small_where_backends_agree(problem):
-    found = ffn_bench.check(problem, ["venom16", "act24+tile", "w1+w2+t"])
-    assert set(found["engines"]) == set(found["errors"])
+    found = ffn_bench.check(problem, ["dense, by hand", "venom16", "act24+tile", "w1+w2+t"])
+    assert set(found["engines"]) | {"dense, by hand"} == set(found["errors"])
+    assert len(found["engines"]) == 3
     for errors in found["errors"].values():
         for part in ffn_bench.PARTS:
             assert 1e-4 < errors["error"][part] <= errors["limit"][part]
@@ -110,6 +124,21 @@ def test_a_wrong_result_raises_before_any_figure(monkeypatch, capsys, wrong):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("part", range(4))
+def test_a_wrong_dense_peer_raises_too(monkeypatch, part):
+    right = ffn_bench.LayerCase.step
+
+    def step(p, forward, x=None):
+        found = list(right(p, forward, x))
+        if not isinstance(forward, SparseFFN):
+            found[part] = found[part] * 1.25
+        return tuple(found)
+
+    monkeypatch.setattr(ffn_bench.LayerCase, "step", step)
+    with pytest.raises(AssertionError, match=f"differs .*dense, by hand, {ffn_bench.PARTS[part]}"):
+        ffn_bench.run(SMALL, "cpu")
+
+
 def test_plain_torch_is_not_measured_on_a_gpu(problem):
     problem.device = "cuda"
     problem.layer = lambda name: ffn_bench.LayerCase(SHAPE, 0, "cpu").layer(name)
@@ -119,12 +148,14 @@ def test_plain_torch_is_not_measured_on_a_gpu(problem):
 
 def test_a_run_measures_every_arm(record):
     (shape,) = record.results["shapes"]
-    arms = {"dense", "dense, eager", *SMALL["sparsity"]}
+    arms = {"dense", "dense, by hand", "dense, eager", *SMALL["sparsity"]}
     assert set(shape["launches"]) == arms and "graph" not in shape
     assert set(shape["load"]) == {"venom16", "recipe"} and min(shape["load"].values()) >= 1
+    fastest = min(shape["launches"][name]["ms"] for name in ("dense", "dense, by hand"))
     for row in ffn_bench.rows(record):
         assert 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"]
-        assert row["x"] == shape["launches"]["dense"]["ms"] / row["ms"]
+        assert row["x"] == fastest / row["ms"]
+        assert ("error" in row) == (row["arm"] not in ("dense", "dense, eager"))
     assert record.kind == "bench-ffn" and record.versions["torch"] and record.seconds > 0
     json.dumps(record.results, allow_nan=False)
 
@@ -162,6 +193,30 @@ def test_rows_compare_with_dense():
     row = {row["arm"]: row for row in ffn_bench.rows(made_up())}["recipe"]
     assert (row["x"], row["x eager"], row["x launches"]) == (2.0, 2.5, 14 / 8)
     assert (row["x sustained"], row["peak GiB"], row["of dense"], row["error"]) == (13 / 7, 3, 0.75, 0.009)
+
+
+@pytest.mark.parametrize("ms, base", [(10.0, 10.0), (13.0, 12.0)])
+def test_rows_compare_with_the_faster_dense_arm(ms, base):
+    rows = {row["arm"]: row for row in ffn_bench.rows(made_up(ms))}
+    row = rows["recipe"]
+    assert (row["x"], row["x launches"], row["x sustained"]) == (base / 6, (base + 2) / 8, (base + 1) / 7)
+    assert (row["x eager"], row["of dense"]) == (2.5, 0.75), "over eager, and the compiled layer's memory"
+    assert (rows["dense"]["x"], rows["dense, by hand"]["x"]) == (base / 12, base / ms)
+    assert (rows["dense"]["of dense"], rows["dense, by hand"]["of dense"]) == (1, 0.5)
+
+
+def test_each_way_of_timing_has_its_own_baseline():
+    record = made_up(13.0)
+    record.results["shapes"][0]["launches"]["dense, by hand"] = spread(4.0)
+    row = {row["arm"]: row for row in ffn_bench.rows(record)}["recipe"]
+    assert (row["x"], row["x launches"]) == (2.0, 0.5)
+
+
+def test_the_baseline_is_dense_and_not_eager():
+    times = {name: {"ms": ms} for name, ms in (("recipe", 1.0), ("dense, eager", 2.0), ("dense", 3.0))}
+    assert ffn_bench.baseline(times) == "dense"
+    assert ffn_bench.baseline(times | {"dense, by hand": {"ms": 2.5}}) == "dense, by hand"
+    assert ffn_bench.baseline(times | {"dense, by hand": {"ms": 3.5}}) == "dense"
 
 
 def test_the_table_has_all_of_it():

@@ -109,8 +109,10 @@ def test_layer_ratios_are_those_of_the_times():
     record = kernel_tables.recorded(kernel_tables.LAYER)
     for d_model in kernel_tables.MODELS:
         frame = layer_tables.layer(record, d_model).set_index("arm")
-        assert frame.loc["dense", "x"] == 1 and frame.loc["dense", "memory"] == 1
-        assert (frame["x"] * frame["ms"]).tolist() == pytest.approx([frame.loc["dense", "ms"]] * len(frame))
+        (shape,) = [s for s in record.results["shapes"] if s["shape"][1] == d_model]
+        base = ffn_bench.baseline(shape["graph"])
+        assert frame.loc[base, "x"] == 1 and frame.loc["dense", "memory"] == 1
+        assert (frame["x"] * frame["ms"]).tolist() == pytest.approx([frame.loc[base, "ms"]] * len(frame))
         stages = layer_tables.stages(record, d_model).set_index("stage, ms")
         assert 0.7 < stages[layer_tables.NAMES["recipe"]].sum() / frame.loc["recipe", "ms"] < 1.05
     with pytest.raises(ValueError, match="no shape with d_model 64"):

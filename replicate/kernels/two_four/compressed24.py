@@ -193,49 +193,80 @@ def unpack24_reference(buffer: Tensor, rows: int, cols: int) -> Tensor:
 
 @on_its_device
 @triton.jit
-def _unpack24_kernel(values, metadata, out, rows, groups, BANDS: tl.constexpr, GROUPS: tl.constexpr):
-    """Words of four elements [rows, groups] from words of two kept values and 64-bit metadata words."""
-    first = tl.program_id(0) * GROUPS
+def _unpack24_kernel(
+    values, metadata, out, rows, groups, start, out_groups, BANDS: tl.constexpr, GROUPS: tl.constexpr
+):
+    """Words of four elements [rows, out_groups], the groups from `start`, a multiple of 16, of all `groups`.
+
+    They are made from words of two kept values and 64-bit metadata words.
+    """
+    first = start + tl.program_id(0) * GROUPS
     band, row = band_rows(tl.program_id(1) * BANDS, BANDS)
     g = first + tl.arange(0, GROUPS)
     word = tl.load(metadata + metadata_words(band, row, first, groups, GROUPS))
     nibble_upper, nibble_lower = nibbles(word, BANDS, GROUPS)
     for half in tl.static_range(2):
         r = (band * 16 + row + 8 * half)[:, None]
-        at = r.to(tl.int64) * groups + g[None, :]
-        word = spread(tl.load(values + at), nibble_lower if half else nibble_upper)
-        tl.store(out + at, word, mask=r < rows)
+        pair = tl.load(values + r.to(tl.int64) * groups + g[None, :])
+        word = spread(pair, nibble_lower if half else nibble_upper)
+        tl.store(out + r.to(tl.int64) * out_groups + (g - start)[None, :], word, mask=r < rows)
 
 
 @torch.library.custom_op("replicate::unpack24", mutates_args=())
-def _unpack24_op(buffer: Tensor, rows: int, cols: int) -> Tensor:
-    return launch_unpack24(buffer, rows, cols, CONFIG)
+def _unpack24_op(buffer: Tensor, rows: int, cols: int, start: int, stop: int) -> Tensor:
+    return launch_unpack24(buffer, rows, cols, CONFIG, start, stop)
 
 
-_unpack24_op.register_fake(lambda buffer, rows, cols: buffer.new_empty((rows, cols)))
+_unpack24_op.register_fake(lambda buffer, rows, cols, start, stop: buffer.new_empty((rows, stop - start)))
 
 
-def launch_unpack24(buffer: Tensor, rows: int, cols: int, config: dict[str, int]) -> Tensor:
-    """The matrix [rows, cols] of an sm90 buffer from the kernel with a given tile."""
+def launch_unpack24(
+    buffer: Tensor, rows: int, cols: int, config: dict[str, int], start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Columns start to stop, all by default, of an sm90 buffer's matrix, by the kernel with a given tile."""
     values, metadata = parts(buffer, cols)
-    out = buffer.new_empty((rows, cols))
-    grid, config = fit_config(config, rows, cols)
+    width = (cols if stop is None else stop) - start
+    out = buffer.new_empty((rows, width))
+    grid, config = fit_config(config, rows, width)
     words = values.view(torch.int32), metadata.view(torch.int64), out.view(torch.int64)
-    _unpack24_kernel[grid](*words, rows, cols // 4, **config)
+    _unpack24_kernel[grid](*words, rows, cols // 4, start // 4, width // 4, **config)
     return out
 
 
-def unpack24(sparse: Compressed24, *, backend: str | None = None) -> Tensor:
-    """The dense matrix [rows, cols] of a compressed one; the dense form it carries, if it carries one.
+def unpack24(sparse: Compressed24, columns: slice | None = None, *, backend: str | None = None) -> Tensor:
+    """The dense matrix [rows, cols] of a compressed one, or some of its columns.
 
-    Raises ValueError if the layout is the vendor's and no dense form is carried.
+    Args:
+        sparse: the matrix.
+        columns: a slice from and to a multiple of 64; all of them by default.
+        backend: see `replicate.kernels.backend`.
+
+    Returns:
+        [rows, cols] or [rows, columns], contiguous and new; of a matrix that carries its dense form that
+        form, or a view of its columns.
+
+    Raises:
+        ValueError: no such columns; or the layout is the vendor's and no dense form is carried.
     """
+    start, stop = _bounds(columns, sparse.cols)
     if sparse.dense is not None:
-        return sparse.dense
+        return sparse.dense if columns is None else sparse.dense[:, start:stop]
     check(sparse.layout == "sm90", "a buffer in the vendor's layout cannot be read; keep its dense form")
     if engines.select(sparse.buffer.device, backend) == "reference":
-        return unpack24_reference(sparse.buffer, *sparse.shape)
-    return _unpack24_op(sparse.buffer, *sparse.shape)
+        return unpack24_reference(sparse.buffer, *sparse.shape)[:, start:stop].contiguous()
+    return _unpack24_op(sparse.buffer, *sparse.shape, start, stop)
+
+
+def _bounds(columns: slice | None, cols: int) -> tuple[int, int]:
+    """First column of a slice and the one after its last; ValueError unless it is whole tiles of `cols`."""
+    if columns is None:
+        return 0, cols
+    start, stop = columns.start or 0, cols if columns.stop is None else columns.stop
+    check(
+        columns.step in (None, 1) and 0 <= start < stop <= cols and start % TILE == stop % TILE == 0,
+        f"columns {columns} of {cols}; give a slice of at least one, from and to multiples of {TILE}",
+    )
+    return start, stop
 
 
 def fit_config(config: dict[str, int], rows: int, cols: int) -> tuple[tuple[int, int], dict[str, int]]:

@@ -66,6 +66,33 @@ def test_unpack_inverts_pack(rows, cols, dtype, device, poison):
     assert torch.equal(unpack24(Compressed24(buffer, rows, cols), backend="reference"), x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows, cols", [(64, 64), (1, 128), (70, 192), (130, 512)])
+def test_a_block_of_columns_is_the_matrix_s(rows, cols, dtype, device, poison):
+    x = random24(rows, cols, dtype, device)
+    buffer = pack24_reference(x)
+    sparse = Compressed24(buffer, rows, cols)
+    for start in range(0, cols, 64):
+        for stop in range(start + 64, cols + 1, 64):
+            for backend in ("triton", "reference"):
+                block = unpack24(sparse, slice(start, stop), backend=backend)
+                assert torch.equal(block, x[:, start:stop]) and block.is_contiguous()
+    assert torch.equal(unpack24(sparse, slice(None, 64), backend="triton"), x[:, :64])
+    assert torch.equal(unpack24(sparse, slice(cols - 64, None), backend="triton"), x[:, -64:])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [slice(0, 32), slice(32, 128), slice(64, 64), slice(0, 256), slice(-64, None), slice(0, 128, 2)],
+)
+@pytest.mark.parametrize("carries", [False, True])
+def test_columns_that_cannot_be_unpacked_are_refused(columns, carries):
+    x = random24(64, 128, torch.float16)
+    sparse = Compressed24(pack24_reference(x), 64, 128, dense=x if carries else None)
+    with pytest.raises(ValueError, match=r"columns slice.* of 128"):
+        unpack24(sparse, columns)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 80), st.integers(1, 3), st.integers(0, 2**31), st.floats(0, 0.9))
 def test_pack_keeps_a_24_matrix_and_its_padding_is_zero(rows, tiles, seed, zeros):
@@ -89,6 +116,9 @@ def test_dense_form_is_returned_as_it_is():
     x = random24(64, 64, torch.float16)
     carried = Compressed24(pack24_reference(x), 64, 64).with_dense(x)
     assert unpack24(carried) is x
+    wide = random24(64, 192, torch.float16)
+    block = unpack24(Compressed24(pack24_reference(wide), 64, 192, dense=wide), slice(64, 192))
+    assert torch.equal(block, wide[:, 64:]) and block._base is wide
 
 
 def test_vendor_layout_is_opaque():

@@ -258,7 +258,8 @@ def test_operators_are_registered_right(device):
     torch.library.opcheck(ops.relu2_prune24.default, (y1, True, True), test_utils=checks)
     torch.library.opcheck(ops.relu2_prune24_backward.default, (y1, y2, True, False), test_utils=checks)
     torch.library.opcheck(ops.relu2_prune24_backward_.default, (y1.clone(), y2, True), test_utils=checks)
-    torch.library.opcheck(ops.unpack24.default, (y2, 70, 128), test_utils=checks)
+    for columns in ((0, 128), (64, 128)):
+        torch.library.opcheck(ops.unpack24.default, (y2, 70, 128, *columns), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
