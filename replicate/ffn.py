@@ -64,7 +64,7 @@ class SparseFFN(LayerState):
         """[..., d_model] -> [..., d_model], in the autocast dtype where autocast is on."""
         if autocast_on(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if self.phase == "dense" or not self.config.any:
+        if not self.config.any or self.phase == "dense":
             y2 = relu2(x @ self.w1.to(x.dtype))
             if self.collect:
                 self.note(y2, y2, None)

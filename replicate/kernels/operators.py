@@ -28,6 +28,7 @@ from replicate.kernels.two_four.compressed24 import Compressed24, empty_outputs,
 from replicate.kernels.two_four.matmul24 import matmul24
 from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
 from replicate.kernels.two_four.tile_prune24 import tile_prune24
+from replicate.kernels.two_four.wgrad24 import column_blocks, product_into, weight_gradient24
 from replicate.kernels.venom.down import venom_down
 from replicate.kernels.venom.route_active import route_active
 from replicate.kernels.venom.route_topk import route_topk
@@ -200,30 +201,27 @@ def _two_four_forward(x: Tensor, weights: Operands) -> tuple[Tensor, list[Tensor
 
 def _dense_backward(dy3: Tensor, x: Tensor, relu_y1: Tensor, weights: Operands) -> Gradients:
     w1, w2 = weights.weights.values()
-    dw2 = (relu_y1.square().t() @ dy3).to(w2.dtype)
+    dw2 = product_into(torch.empty_like(w2), relu_y1.square().t(), dy3)
     dy1 = weights.times(dy3, "w2_t").mul_(relu_y1).mul_(2)
-    return weights.times(dy1, "w1_t"), (x.t() @ dy1).to(w1.dtype), dw2
+    return weights.times(dy1, "w1_t"), product_into(torch.empty_like(w1), x.t(), dy1), dw2
 
 
 def _two_four_backward(dy3: Tensor, x: Tensor, saved: list[Tensor], weights: Operands) -> Gradients:
-    """Of y2, dy2 and dy1 no two are there in full at a time: that is what the peak consists of."""
+    """Of y2, dy2 and dy1 at most one is there in full at a time: that is what the peak consists of."""
     how, order = weights.how, _order(x, weights.how)
     w1, w2 = weights.weights.values()
     if order is not None:
         x, dy3 = x[order[0]], dy3[order[0]]
     y2 = Compressed24(saved[0], len(x), w1.shape[1], how.layout, saved[1] if how.keeps_dense else None)
-    form = "both" if "dy1" in how.sparse else "dense"
-    dy2 = weights.times(dy3, "w2_t")
-    dy1 = relu2_prune24_backward(dy2, y2, form=form, overwrite=True, backend=how.backend)  # in dy2's memory
+    sparse, dy2 = "dy1" in how.sparse, weights.times(dy3, "w2_t")
+    form = "compressed" if sparse else "dense"
+    dy1 = relu2_prune24_backward(dy2, y2, form=form, overwrite=not sparse, backend=how.backend)
     del dy2
-    full = dy1.dense if form == "both" else dy1
     dx = _times24(dy1, weights.dense("w1_t").t(), "dy1", how)
+    dw1 = _over_tokens(dy1, x, how, w1)
     del dy1
-    dw1 = _reduce_tokens(full, x, how, transpose=True)
-    del full
-    dw1 = dw1.to(w1.dtype)
-    dw2 = _reduce_tokens(unpack24(y2, backend=how.backend), dy3, how)
-    return dx if order is None else dx[order[1]], dw1, dw2.to(w2.dtype)
+    dw2 = _over_tokens(y2, dy3, how, w2, transpose=False)
+    return dx if order is None else dx[order[1]], dw1, dw2
 
 
 def _order(x: Tensor, how: Execution) -> tuple[Tensor, Tensor] | None:
@@ -239,12 +237,26 @@ def _times24(y: Compressed24 | Tensor, w: Tensor, name: str, how: Execution) -> 
     return (y.dense if isinstance(y, Compressed24) else y) @ w
 
 
-def _reduce_tokens(sparse: Tensor, dense: Tensor, how: Execution, transpose: bool = False) -> Tensor:
-    """sparse^T dense [F, D] over tokens, or its transpose: 2:4 along tokens if so configured."""
+def _over_tokens(
+    sparse: Compressed24 | Tensor, dense: Tensor, how: Execution, like: Tensor, transpose: bool = True
+) -> Tensor:
+    """sparse^T dense [F, D] over tokens, or its transpose, in the dtype of `like`.
+
+    It is 2:4 along tokens if so configured: tiles of 4 x 4 are pruned, in a few blocks of columns.
+    """
+    if how.config.wgrad == "dense" and isinstance(sparse, Compressed24):
+        return weight_gradient24(sparse, dense, transpose=transpose, dtype=like.dtype, backend=how.backend)
+    out = torch.empty_like(like)
     if how.config.wgrad == "dense":
-        return dense.t() @ sparse if transpose else sparse.t() @ dense
-    _, turned = tile_prune24(sparse, along_columns=False, backend=how.backend)
-    return matmul24(turned, dense, transpose=transpose, backend=how.backend)
+        return product_into(out, *((dense.t(), sparse) if transpose else (sparse.t(), dense)))
+    for columns in column_blocks(sparse.shape[1], 2):
+        whole = isinstance(sparse, Tensor)
+        block = sparse[:, columns].contiguous() if whole else unpack24(sparse, columns, backend=how.backend)
+        _, turned = tile_prune24(block, along_columns=False, backend=how.backend)
+        del block
+        product = matmul24(turned, dense, transpose=transpose, backend=how.backend)
+        out[:, columns].copy_(product) if transpose else out[columns].copy_(product)
+    return out
 
 
 def _routed_forward(x: Tensor, clusters: Tensor | None, weights: Operands) -> tuple[Tensor, list[Tensor]]:
