@@ -119,6 +119,11 @@ def shape_of(record: Record, d_model: int) -> dict[str, Any]:
     return next(s for s in record.results["shapes"] if s["d_model"] == d_model)
 
 
+def largest_error(record: Record) -> float:
+    """Largest relative error of the routed FFN's results and gradients, against a float32 reference."""
+    return max(e for s in record.results["shapes"] for by_k in s["errors"].values() for e in by_k.values())
+
+
 def venom_products(record: Record, d_model: int) -> pd.DataFrame:
     """Speed-up of each of the six products over cuBLAS, one column a format; last row all six together."""
     times = shape_of(record, d_model)["products"]

@@ -1,4 +1,4 @@
-"""What the text of notebooks 06 and 07 shows between markers: times, ratios and shares of recorded timings."""
+"""What the text of notebooks 06 and 07 shows between markers: recorded times, and their ratios."""
 
 from __future__ import annotations
 
@@ -89,8 +89,7 @@ def products_to_share(row: pd.Series) -> int:
 
 def _venom(record: Record) -> dict[str, str]:
     """Products, stages, memory and the whole FFN of figure 4d, by model; lists are of 4 of 16, 32 and 64."""
-    errors = [e for s in record.results["shapes"] for by_k in s["errors"].values() for e in by_k.values()]
-    out = {"largest error": _percent(max(errors), 1)}
+    out = {"largest error": _percent(kernel_tables.largest_error(record), 1)}
     for model, d_model in MODELS.items():
         formats = kernel_tables.venom_formats(record, d_model).set_index("format")
         for form in formats.index:
