@@ -62,7 +62,7 @@ def _two_four(record: Record) -> dict[str, str]:
         "torch's conversion": _percent(row["eager_ms"] / row["sparse_ms"]),
         "columns to repay, ours": f"{kernel_tables.columns_to_repay(row, 'convert_ms'):,.0f}",
         "columns to repay, torch's": f"{kernel_tables.columns_to_repay(row, 'eager_ms'):,.0f}",
-        "products to share": str(products_to_share(row)),
+        "products to share": str(to_share(row)),
         "bandwidth": f"{bandwidth:.2f}",
         "ridge": f"{PEAK_DENSE / bandwidth:.0f}",
         "cuBLAS at best": f"{best:.0f}",
@@ -82,7 +82,7 @@ def _two_four(record: Record) -> dict[str, str]:
     }
 
 
-def products_to_share(row: pd.Series) -> int:
+def to_share(row: pd.Series) -> int:
     """The fewest products that must share torch's conversion to be faster than dense together."""
     return int(row["eager_ms"] // (row["dense_ms"] - row["sparse_ms"])) + 1
 
