@@ -12,8 +12,6 @@ from replicate.report import notebooks
 BOOKS = notebooks.discover()
 LONGEST = 25  # lines of a code cell
 LATER = {
-    "06": 32,
-    "07": 32,
     "08": 41,
     "09": 51,
     "10": 60,

@@ -6,16 +6,21 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from replicate.figures import PALETTE
 from replicate.kernels.two_four.compressed24 import TILE, metadata_position
 from replicate.report import kernel_tables
+from replicate.study.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Data sheet of the H100 and H200 SXM, TFLOP/s of bf16 products; a sparse operand doubles it.
 PEAK_DENSE, PEAK_SPARSE = 989.0, 1979.0
@@ -56,6 +61,106 @@ def excerpt(kernel: Any, start: str | None = None, stop: str | None = None) -> s
     return "```python\n" + textwrap.dedent("\n".join(lines[first : last + 1])) + "\n```"
 
 
+def figure6(row: pd.Series) -> Figure:
+    """Figure 6's product: dense, and in 2:4 with four ways to pay for the conversion."""
+    import matplotlib.pyplot as plt
+
+    ways = {"dense, by cuBLAS": {"product": row["dense_ms"], "conversion": 0.0}}
+    conversions = {
+        "torch's conversion": row["eager_ms"],
+        "our conversion": row["convert_ms"],
+        "ours, shared by 8 products": row["convert_ms"] / 8,
+        "no conversion": 0.0,
+    }
+    for how, ms in conversions.items():
+        ways[f"2:4, {how}"] = {"product": row["sparse_ms"], "conversion": ms}
+    fig, ax = plt.subplots(figsize=(9, 3.3))
+    draw_stacks(ax, ways, [PALETTE["2:4 weights"], PALETTE["recipe"]], least=0.05)
+    ax.axvline(row["dense_ms"] / 1.5, color=PALETTE["paper"], ls="--", lw=2, label="the paper's 1.5x")
+    ax.set_title("Figure 6, (m, n, k) = (4096, 16384, 4096): the conversion decides")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    return fig
+
+
+def roofline(record: Record) -> Figure:
+    """Every recorded product and pass under the roof."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8.5, 4.3))
+    draw_roofline(ax, kernel_tables.intensities(record), kernel_tables.bandwidth(record))
+    ax.set_title("Our passes lie at or near the memory roof, the products beyond the ridge")
+    return fig
+
+
+def bounds(m: int, n: int, k: int, bandwidth: float) -> Figure:
+    """The least time that a product's FLOPs and its bytes take, dense and with a 2:4 operand, as bars."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8, 2.8))
+    sides = {"dense": (PEAK_DENSE, False), "2:4": (PEAK_SPARSE, True)}
+    bars, least = {}, {}
+    for side, (peak, sparse) in sides.items():
+        flops, moved = kernel_tables.work(m, n, k, sparse=sparse)
+        bars[f"{side}: compute"] = 1e6 * flops / (1e12 * peak)
+        bars[f"{side}: move bytes"] = 1e6 * moved / (1e12 * bandwidth)
+        least[side] = max(list(bars.values())[-2:])
+    dense_flops, dense_bytes = kernel_tables.work(m, n, k)
+    colours = [PALETTE["2:4 weights"], PALETTE["venom"]] * 2
+    ax.bar_label(ax.barh(list(bars), list(bars.values()), color=colours), fmt="{:,.3g} µs", padding=3)
+    ax.set(ylim=(3.5, -0.5), xlim=(0, 1.18 * max(bars.values())), xlabel="least time (µs)")
+    gain = least["dense"] / least["2:4"]
+    title = f"[{m}, {k}] x [{k}, {n}]: {dense_flops / dense_bytes:,.0f} FLOPs a byte"
+    ax.set_title(f"{title},\n2:4 at most {gain:.2f} times as fast")
+    ax.grid(False, axis="y")
+    return fig
+
+
+def try_bounds(m: int, n: int, k: int, bandwidth: float) -> None:
+    """Show `bounds`; for sliders."""
+    import matplotlib.pyplot as plt
+
+    bounds(m, n, k, bandwidth)
+    plt.show()
+
+
+def metadata() -> Figure:
+    """cuSPARSELt's metadata on Hopper, from a group of four to a tile of 64 x 64."""
+    import matplotlib.pyplot as plt
+
+    layout = [["tile", "group"], ["tile", "word"]]
+    fig, axes = plt.subplot_mosaic(layout, figsize=(11, 7.4), width_ratios=[1, 1.8], height_ratios=[0.8, 1])
+    draw_metadata_tile(axes["tile"])
+    draw_group(axes["group"], [3, -1, 2, -4])
+    draw_metadata_word(axes["word"])
+    return fig
+
+
+def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
+    """A 4 x 4 tile with what two of each row keep, and what two of each row and column keep."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.3))
+    titles = ("two of each row", "two of each row and column")
+    for ax, kept, title in zip(axes, (by_rows, by_tile), titles, strict=True):
+        draw_tile(ax, tile, kept)
+        ax.set_title(f"{title}:\n{tile[kept].sum():g} of {tile.sum():g} kept")
+    return fig
+
+
+def where_it_pays(record: Record) -> Figure:
+    """Speed-up of 2:4 over the size of a product, and over how many products share one conversion."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    draw_sweep(axes[0], kernel_tables.sweep(record))
+    axes[0].set(title="Larger products gain more", ylim=(0.1, 1.95))
+    axes[0].legend(loc="upper left", ncols=2, fontsize=8.5)
+    draw_amortised(axes[1], kernel_tables.figure6(record))
+    axes[1].set_title("Figure 6's product: sharing a conversion")
+    axes[1].legend(loc="lower right", fontsize=8.5)
+    return fig
+
+
 def draw_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]) -> None:
     """Grouped bars with their numbers on top: group (a place on the x-axis) -> series -> height."""
     width = 0.84 / len(colours)
@@ -81,9 +186,10 @@ def draw_stacks(
     longest = totals.max()
     look = {"stacked": True, "width": 0.62, "edgecolor": "white", "legend": False}
     frame.plot.barh(ax=ax, color=list(colours)[: len(frame.columns)], **look)
-    for bars, stage in zip(ax.containers, frame.columns, strict=True):
+    for bars, stage, colour in zip(ax.containers, frame.columns, colours, strict=False):
         numbers = [f"{ms:.3g}" if ms > least * longest else "" for ms in frame[stage]]
-        ax.bar_label(bars, numbers, label_type="center", color="white", fontsize=9)
+        ink = "black" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) > 0.5 else "white"
+        ax.bar_label(bars, numbers, label_type="center", color=ink, fontsize=9)
     for y, total in enumerate(totals):
         ax.text(total + 0.01 * longest, y, f"{total:.3g} ms", va="center", fontsize=9)
     ax.set(xlabel="milliseconds", xlim=(0, 1.12 * longest), ylim=(len(stacks) - 0.5, -0.5))
@@ -195,7 +301,7 @@ def draw_metadata_tile(ax: Axes) -> None:
     ax.imshow(word, cmap="viridis", aspect="auto", interpolation="nearest", vmin=0, vmax=63)
     for r, half in itertools.product(range(TILE), (0, 8)):
         look = {"fontsize": 6.5, "color": "white" if word[r, half] < 40 else "black"}
-        ax.text(half + 3.5, r, str(word[r, half]), ha="center", va="center", **look)
+        ax.text(half + 3.5, r, str(word[r, half]), ha="center", va="center_baseline", **look)
     for r in range(0, TILE, 8):
         ax.axhline(r - 0.5, color="white", lw=1.6 if r % 16 == 0 else 0.5)
     ax.axvline(7.5, color="white", lw=1.6)

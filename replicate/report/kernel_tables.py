@@ -42,6 +42,11 @@ def pass_ms(record: Record, name: str, cols: int = 16384) -> float:
     return next(r["ms"] for r in record.results["memory"] if (r["name"], r["cols"]) == (name, cols))
 
 
+def bandwidth(record: Record) -> float:
+    """TB/s of a copy by a kernel, the roof of what only moves memory."""
+    return next(r["tb_per_s"] for r in record.results["memory"] if r["name"] == "copy by a kernel")
+
+
 def products(record: Record) -> pd.DataFrame:
     """The 2:4 products: milliseconds of both engines and of the conversion, and the speed-ups."""
     frame = pd.DataFrame(record.results["products"])
@@ -82,6 +87,14 @@ def columns_to_repay(row: pd.Series, convert: str) -> float:
     return row[convert] / ((row["dense_ms"] - row["sparse_ms"]) / row["n"])
 
 
+def work(m: int, n: int, k: int, *, sparse: bool = False) -> tuple[float, float]:
+    """FLOPs of the product [m, k] x [k, n], and bytes that must move if each number has two.
+
+    `sparse`: the first operand is compressed in 2:4. The FLOPs are still those of the dense product.
+    """
+    return 2.0 * m * n * k, 2.0 * (m * k * (9 / 16 if sparse else 1) + k * n + m * n)
+
+
 def intensities(record: Record) -> list[dict[str, Any]]:
     """Points of a roofline: name, kind, x in FLOPs a byte of necessary traffic, y in TFLOP/s reached.
 
@@ -89,11 +102,10 @@ def intensities(record: Record) -> list[dict[str, Any]]:
     """
     points = []
     for r in record.results["products"]:
-        flops = 2.0 * r["m"] * r["n"] * r["k"]
-        right = r["n"] * (r["k"] + r["m"])
-        dense, sparse = 2 * (r["m"] * r["k"] + right), 2 * (r["m"] * r["k"] * 9 / 16 + right)
-        points.append({"kind": "dense", "x": flops / dense, "y": r["dense_tflops"], "name": r["name"]})
-        points.append({"kind": "2:4", "x": flops / sparse, "y": r["sparse_tflops"], "name": r["name"]})
+        for kind, engine in (("dense", "dense"), ("2:4", "sparse")):
+            flops, moved = work(r["m"], r["n"], r["k"], sparse=kind == "2:4")
+            point = {"kind": kind, "x": flops / moved, "y": r[f"{engine}_tflops"], "name": r["name"]}
+            points.append(point)
     for r in record.results["memory"]:
         flops = 4 * r["rows"] * r["cols"]  # of an element roughly; twice as many show no difference
         others = {"copy": "torch", "copy by a kernel": "torch", "torch: relu2 eager": "torch"}
@@ -105,6 +117,11 @@ def intensities(record: Record) -> list[dict[str, Any]]:
 def shape_of(record: Record, d_model: int) -> dict[str, Any]:
     """The results of one FFN shape of a Venom record."""
     return next(s for s in record.results["shapes"] if s["d_model"] == d_model)
+
+
+def largest_error(record: Record) -> float:
+    """Largest relative error of the routed FFN's results and gradients, against a float32 reference."""
+    return max(e for s in record.results["shapes"] for by_k in s["errors"].values() for e in by_k.values())
 
 
 def venom_products(record: Record, d_model: int) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from replicate.bench import ffn as ffn_bench
 from replicate.kernels.two_four.tile24 import two_of_four
@@ -76,6 +77,11 @@ def test_roofline_intensity_of_a_product_by_hand(kernels):
     point = next(p for p in kernel_tables.intensities(kernels) if p["name"] == "figure 6")
     m, n, k = 4096, 16384, 4096
     assert point["x"] == pytest.approx(2 * m * n * k / (2 * (m * k + k * n + m * n)))
+
+
+def test_the_bytes_of_a_product_by_hand():
+    assert kernel_tables.work(4, 3, 8) == (2 * 4 * 3 * 8, 2 * (4 * 8 + 8 * 3 + 4 * 3))
+    assert kernel_tables.work(4, 3, 8, sparse=True)[1] == 2 * (4 * 8 * 9 / 16 + 8 * 3 + 4 * 3)
 
 
 @pytest.mark.parametrize("d_model", kernel_tables.MODELS)
@@ -159,6 +165,28 @@ def test_a_tile_shows_how_many_are_kept(ax):
     kept = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool().numpy()
     kernel_plots.draw_tile(ax, torch.arange(9.0).reshape(3, 3).numpy(), kept)
     assert texts(ax) == [*"012345678", "2", "1", "3", "3", "2", "1"]
+
+
+def test_figure_6_adds_the_conversion_to_the_product(kernels):
+    row = kernel_tables.figure6(kernels)
+    product, conversion = (bars.datavalues for bars in kernel_plots.figure6(row).axes[0].containers)
+    assert product.tolist() == [row["dense_ms"]] + 4 * [row["sparse_ms"]]
+    assert conversion.tolist() == [0, row["eager_ms"], row["convert_ms"], row["convert_ms"] / 8, 0]
+
+
+def test_bounds_are_the_longer_of_computing_and_moving(monkeypatch):
+    shown = []
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(plt.gcf()))
+    for n, gain in ((1, "1.78"), (16384, "2.00")):  # bytes alone: almost 16/9; multiplications: twice
+        kernel_plots.try_bounds(4096, n, 4096, 4.0)
+        (ax,) = shown.pop().axes
+        assert f"at most {gain} times" in ax.get_title()
+        flops, moved = kernel_tables.work(4096, n, 4096)
+        compute, move, compute24, move24 = 1e-6 * ax.containers[0].datavalues  # in seconds
+        assert compute == pytest.approx(flops / (1e12 * kernel_plots.PEAK_DENSE))
+        assert compute24 == pytest.approx(flops / (1e12 * kernel_plots.PEAK_SPARSE))
+        assert move == pytest.approx(moved / 4e12) and move24 < move
+    plt.close("all")
 
 
 def test_every_stage_of_the_layer_has_a_colour():
