@@ -17,7 +17,7 @@ from replicate.bench import ffn, timing
 from replicate.gpt import GPT, Block
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.training import compiled
-from replicate.training.step import make_optimizer
+from replicate.training.step import clipped_step, make_optimizer
 
 DENSE, WHOLE = "dense", "dense, in one piece"
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -53,6 +53,7 @@ class TrainingStep:
         self.model.set_phase("sparse")  # a dense configuration is dense in every phase
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, self.config)
+        self.bad = torch.zeros((), device=device)
         self.compiled: Callable[[Any], Any] = lambda piece: piece
         if compile:
             self.compiled = partial(torch.compile, dynamic=False, backend=compiled.BACKEND)
@@ -78,14 +79,13 @@ class TrainingStep:
         """One optimiser step of arm `name`, from tokens to new weights; the loss."""
         loss = self.loss(name)
         loss.backward()
-        self.update()
+        self.update(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def update(self) -> None:
-        """Clip the gradients and step the optimiser."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+    def update(self, loss: Tensor) -> None:
+        """Clip the gradients and step the optimiser, as the trainer does."""
+        clipped_step(self.optimizer, self.parameters, loss, self.config.clip, self.bad)
 
     def last_step(self, name: str) -> tuple[float, int | None]:
         """A step's loss, and the most GPU memory allocated in it: weights, optimiser, activations."""
@@ -135,12 +135,13 @@ class TrainingStep:
 
         of_attention = [x, *block.attn_norm.parameters(), *block.attn.parameters()]
         of_head = [x, *model.norm.parameters(), weight]
+        loss = self.loss(DENSE)
+        loss.backward()  # for the optimiser
         calls: dict[str, Callable[[], Any]] = {
             "attention": partial(self._gradients, attend, (block, x, cos, sin), of_attention),
             "head and loss": partial(self._gradients, head, (model.norm, weight, x, self.targets), of_head),
-            "optimiser": self.update,
+            "optimiser": partial(self.update, loss.detach()),
         }
-        self.loss(DENSE).backward()  # for the optimiser
         timed = calls | {f"ffn {a}": partial(one_ffn, a) for a in arms}
         on_cpu = self.device == "cpu"
         found = timing.compare(timed, "cpu", repeats) if on_cpu else timing.compare_graphs(timed, repeats)
