@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
 from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
+from replicate.training.attention import TORCH, attention_by
 from replicate.training.layer_state import PHASES
 
 
@@ -90,6 +91,11 @@ class GPT(nn.Module):
         """Compute the sparse phase of every FFN by this backend; see `SparseFFN`."""
         for ffn in self.ffns():
             ffn.backend = backend
+
+    def set_attention(self, kernel: str) -> None:
+        """Compute attention in every layer by this kernel; see `attention.attention_by`."""
+        for block in self.blocks:
+            block.attn.kernel = kernel
 
     def hold_weights(self, hold: bool) -> None:
         """Promise every FFN that its weights stay as they are until `hold` is False again."""
@@ -183,6 +189,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.kv_heads
         self.d_head = config.d_model // config.n_head
+        self.kernel = TORCH  # see `attention.attention_by`
         self.qkv = _linear(config.d_model, (self.n_head + 2 * self.n_kv_head) * self.d_head)
         self.proj = _linear(config.d_model, config.d_model)
 
@@ -194,7 +201,8 @@ class Attention(nn.Module):
         qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=1)
         q, k = rotate(qk, cos, sin).to(v.dtype).split([self.n_head, self.n_kv_head], dim=1)
         grouped = self.n_kv_head != self.n_head
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        with attention_by(self.kernel):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.proj(y.transpose(1, 2).reshape(batch, seq, d_model))
 
 

@@ -286,6 +286,7 @@ def test_kv_heads():
         ({"clip": -1.0}, "clip is -1"),
         ({"order": "dense"}, "sparse-dense, dense-sparse, interleaved"),
         ({"dtype": "fp16"}, "dtype is 'fp16'"),
+        ({"attention": "xformers"}, "attention is 'xformers'; choose one of auto, torch, flash, cudnn"),
         ({"lr_warmup": 241}, "lr_warmup is 241, longer than steps = 240"),
         ({"steps": "240"}, "steps of TrainConfig is '240'; it must be of type int"),
         ({"steps": 240.0}, "type int"),
@@ -397,7 +398,7 @@ def test_folding_is_for_one_switch():
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
     how = {"device": "cpu", "backend": "reference", "compile": True, "cuda_graph": "off", "log_every": 3}
-    how |= {"checkpoint_every": 5, "deterministic": True}
+    how |= {"checkpoint_every": 5, "deterministic": True, "attention": "flash"}
     assert config_hash(replace(base, **how)) == config_hash(base)
     assert set(NOT_HASHED) == set(how)
     changes = {

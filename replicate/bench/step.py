@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replicate.bench import ffn, step_cases, timing
+from replicate.bench import ffn, timing
 from replicate.bench.step_cases import DENSE, WHOLE, TrainingStep
+from replicate.config import ATTENTION
+from replicate.settings.checks import one_of
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.study import records
+from replicate.training.attention import TORCH
 
 KIND = "bench-step"
 PRESETS = ("llama1b", "llama7b")
@@ -56,9 +59,7 @@ def config(
         raise ValueError(
             f"layers {layers}: give {model.n_layer}, the model's, or three depths or more to fit"
         )
-    kernels = ("auto", "torch", *step_cases.ATTENTION)
-    if attention not in kernels:
-        raise ValueError(f"attention is {attention!r}; choose one of {', '.join(kernels)}")
+    one_of("attention", attention, ATTENTION)
     sparse = [name for name in dict.fromkeys(sparsity) if name != DENSE]
     c = {"preset": preset, "n_layer": model.n_layer, "layers": layers, "sparsity": sparse, "whole": whole}
     c |= {"attention": attention, "dtype": "bfloat16", "seed": 0, "repeats": repeats}
@@ -79,12 +80,9 @@ def run(c: Row, device: str = "cuda", compile: bool = True) -> records.Record:
         timing.release()
         case = TrainingStep(c["preset"], depth, seed=c["seed"], device=device, compile=compile)
         if "attention" not in results:
-            times = case.attention_ms() if c["attention"] == "auto" and device != "cpu" else {}
-            used = None if c["attention"] in ("auto", "torch") else c["attention"]
-            used = min(times, key=times.__getitem__, default=used)
-            results |= {"attention": times, "attention_used": used}
-        with step_cases.attention_by(results["attention_used"]):
-            results.setdefault("depths", {})[str(depth)] = measure_depth(c, case)
+            results |= case.take_attention(c["attention"])
+        case.model.set_attention(results["attention_used"] or TORCH)
+        results.setdefault("depths", {})[str(depth)] = measure_depth(c, case)
         print(f"{c['preset']}: {depth} layers timed, {time.perf_counter() - start:.0f} s", flush=True)
         del case
     timing.release()

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from replicate import evaluate
 from replicate.bench import ffn, timing
 from replicate.gpt import GPT, Block
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
-from replicate.training import compiled
+from replicate.training import attention, compiled
 from replicate.training.step import clipped_step, make_optimizer
 
 DENSE, WHOLE = "dense", "dense, in one piece"
-ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 LR = 1e-6  # small, so that all arms, which take turns on the same weights, see about the same ones
 
 
@@ -103,18 +101,19 @@ class TrainingStep:
         layers = zip(self.model.ffns(), inputs, strict=True)
         return [ffn.load(layer, x.flatten(0, 1)) for layer, x in layers]
 
-    def attention_ms(self) -> dict[str, float]:
-        """Milliseconds of an attention layer, not compiled, by each of torch's fused kernels that works."""
-        attention, found = self.model.blocks[0].attn, {}
-        x, *angles = self._hidden()
-        call = partial(self._gradients, attention, (x, *angles), [x, *attention.parameters()])
-        for name in ATTENTION:
-            with attention_by(name):
-                try:
-                    found[name] = timing.compare({name: call}, self.device, 5)[name]["ms"]
-                except RuntimeError:  # not in this build, or not on this chip
-                    continue
-        return found
+    def take_attention(self, asked: str) -> dict[str, Any]:
+        """Compute attention as asked, see `step.config`.
+
+        Returns:
+            attention: milliseconds of each kernel that was timed, see `attention.times_ms`; attention_used:
+            the kernel's name, None if torch chooses.
+        """
+        device = torch.device(self.device)
+        shape = attention.Shape.of(self.config.model, self.config.batch_size, torch.bfloat16)
+        times = attention.times_ms(shape, device) if asked == "auto" and device.type == "cuda" else {}
+        used = min(times, key=times.__getitem__) if times else attention.pick(asked, shape, device)
+        self.model.set_attention(used)
+        return {"attention": times, "attention_used": None if used == attention.TORCH else used}
 
     def components(self, arms: Sequence[str], repeats: int) -> dict[str, Any]:
         """Times of the step's parts alone, forward and backward, see `timing.compare`; CUDA graphs on a GPU.
@@ -173,8 +172,3 @@ def ffn_input(block: Block, x: Tensor) -> Tensor:
 def ffn_half(block: Block, x: Tensor, normed: Callable[[Block, Tensor], Tensor] = ffn_input) -> Tensor:
     """The second half of a layer, x [B, S, D]."""
     return x + block.ffn(normed(block, x))
-
-
-def attention_by(name: str | None) -> AbstractContextManager:
-    """Attention by one of torch's fused kernels, "flash" or "cudnn"; None leaves the choice to torch."""
-    return sdpa_kernel(ATTENTION[name]) if name else nullcontext()

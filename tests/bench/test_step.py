@@ -160,21 +160,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(case):
         step_bench.measure_depth(c, case)
 
 
-@pytest.mark.parametrize(("asked", "used"), [("auto", "cudnn"), ("torch", None), ("flash", "flash")])
-def test_the_fastest_attention_serves_all_arms(monkeypatch, asked, used):
-    class Case:
-        def __init__(self, *args, **options):
-            pass
+@pytest.mark.parametrize(
+    ("asked", "works", "used"),
+    [
+        ("auto", {"flash": 3.0, "cudnn": 2.0}, "cudnn"),
+        ("auto", {"flash": 3.0}, "flash"),
+        ("auto", {}, None),
+        ("torch", {"flash": 3.0, "cudnn": 2.0}, None),
+        ("flash", {"flash": 3.0, "cudnn": 2.0}, "flash"),
+    ],
+)
+def test_one_kernel_serves_all_arms_and_depths(monkeypatch, asked, works, used):
+    seen = []
 
-        def attention_ms(self):
-            return {"flash": 3.0, "cudnn": 2.0}
+    class Case(TrainingStep):
+        """On a CPU that says it is a GPU."""
 
-    monkeypatch.setattr(step_bench.ffn, "LayerCase", Case)
+        def __init__(self, preset, n_layer, **options):
+            super().__init__("smoke", n_layer, device="cpu", compile=False)
+            self.device = "cuda"
+
+    def measure(c, case):
+        seen.append([block.attn.kernel for block in case.model.blocks])
+        return {}
+
+    monkeypatch.setattr(step_cases.attention, "times_ms", lambda shape, device: works)
+    pick = lambda asked, shape, device: "torch" if asked == "auto" else asked  # noqa: E731
+    monkeypatch.setattr(step_cases.attention, "pick", pick)
+    monkeypatch.setattr(step_bench.ffn, "LayerCase", lambda *_: None)
     monkeypatch.setattr(step_bench.ffn, "check", lambda case, sparsity: {})
     monkeypatch.setattr(step_bench, "TrainingStep", Case)
-    monkeypatch.setattr(step_bench, "measure_depth", lambda c, case: {})
-    results = step_bench.run(step_bench.config("llama1b", attention=asked)).results
-    assert results["attention_used"] == used and bool(results["attention"]) == (asked == "auto")
+    monkeypatch.setattr(step_bench, "measure_depth", measure)
+    results = step_bench.run(step_bench.config("llama7b", layers=[1, 2, 3], attention=asked)).results
+    assert results["attention_used"] == used and results["attention"] == (works if asked == "auto" else {})
+    assert seen == [n * [used or "torch"] for n in (1, 2, 3)]
 
 
 def test_a_whole_model_is_composed_from_depths():
