@@ -25,6 +25,7 @@ ROUTINGS = (*RULES, "oracle-block")
 # "whole": the stored weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
 READINGS = ("same", "whole")
 ATTENTION = ("auto", "torch", "flash", "cudnn")
+RESIDUALS = ("float32", "bfloat16")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
 
@@ -242,6 +243,7 @@ class TrainConfig:
     interleave: int = 10  # period in steps of order "interleaved"
     seed: int = 1
     dtype: str = "auto"  # "auto": float32 on a CPU, bfloat16 autocast on a GPU
+    residual: str = "float32"  # the residual stream under bfloat16 autocast; "bfloat16" halves its memory
     stats_every: int = 20
     eval_every: int = 0  # 0: at the end only
     eval_batches: int = 16
@@ -281,6 +283,11 @@ class TrainConfig:
         one_of("attention", self.attention, ATTENTION)
         one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
+        one_of("residual", self.residual, RESIDUALS)
+        if self.residual == "bfloat16" and self.dtype in ("float32", "float64"):
+            raise ValueError(
+                f"residual is 'bfloat16' and dtype {self.dtype!r}; set dtype='bfloat16' or residual='float32'"
+            )
         if self.fold and self.order != "sparse-dense":
             raise ValueError(
                 f"fold=True with order {self.order!r} would shrink the weights again at every switch; "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
-from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
+from replicate.ffn import INIT_STD, SparseFFN, autocast_on, new_weight, relu2
 from replicate.training.attention import TORCH, attention_by
 from replicate.training.layer_state import PHASES
 
@@ -31,9 +31,10 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.stream: torch.dtype | None = None  # of the residual stream under autocast, see `residual`
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.norm = RMSNorm(config.d_model, eps=1e-5)
         self.head = None if config.tie_embeddings else _linear(config.d_model, config.vocab_size)
         self.register_buffer("cos", None, persistent=False)
         self.register_buffer("sin", None, persistent=False)
@@ -60,7 +61,7 @@ class GPT(nn.Module):
         """
         if idx.shape[-1] > self.config.seq_len:
             raise ValueError(f"the sequence has {idx.shape[-1]} tokens; seq_len is {self.config.seq_len}")
-        x = self.embed(idx)
+        x = self.residual(idx)
         cos, sin = self.cos[: idx.shape[-1]], self.sin[: idx.shape[-1]]
         for block in self.blocks:
             x = block(x, cos, sin)
@@ -69,6 +70,14 @@ class GPT(nn.Module):
             return logits, None
         wide = torch.promote_types(logits.dtype, torch.float32)
         return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
+
+    def residual(self, idx: Tensor) -> Tensor:
+        """What the residual stream starts with: the embedding [B, S, D] of idx [B, S].
+
+        Every layer adds to it in its dtype, the weights'; under autocast that is `self.stream`, if it is set.
+        """
+        x = self.embed(idx)
+        return x.to(self.stream) if self.stream is not None and autocast_on(x) else x
 
     def _apply(self, fn: Callable, recurse: bool = True) -> GPT:
         """As of any module; what may have been emptied and is in no checkpoint is computed again."""
@@ -139,14 +148,22 @@ class GPT(nn.Module):
         return idx
 
 
+class RMSNorm(nn.RMSNorm):
+    """Normalises x [..., D] in the precision of its weight; the result has x's shape and dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """torch does so too where the dtypes differ, but warns that it is slow."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Block(nn.Module):
     """One layer: attention, then the FFN, each on a normalised copy of the residual stream."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attn_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.attn_norm = RMSNorm(config.d_model, eps=1e-5)
         self.attn = Attention(config)
-        self.ffn_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.ffn_norm = RMSNorm(config.d_model, eps=1e-5)
         if config.activation == "relu2":
             self.ffn = SparseFFN(config.d_model, config.d_ff, config.sparsity)
         else:

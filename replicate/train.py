@@ -28,7 +28,7 @@ from replicate.settings.text import config_hash, to_dict
 from replicate.system import provenance
 from replicate.training import attention, checkpoint
 from replicate.training.compiled import compiled_loss
-from replicate.training.device import pick_device, pick_dtype, reproducible
+from replicate.training.device import pick_device, pick_dtype, pick_residual, reproducible
 from replicate.training.failure import NonFiniteLoss, stopped_at
 from replicate.training.interrupts import interrupts_between_steps
 from replicate.training.progress import Progress
@@ -73,8 +73,8 @@ class Trainer:
 
     Raises:
         ValueError: if run_dir holds checkpoints of another configuration or corpus, or the backend that
-            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here; so for
-            the kernel that config.attention names.
+            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here; if the
+            kernel that config.attention names cannot; for a bfloat16 residual in another precision.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Trainer:
         shape = attention.Shape.of(config.model, config.batch_size, self.dtype, config.deterministic)
         self.attention = attention.pick(config.attention, shape, self.device)  # a kernel's name, or "torch"
         self.model.set_attention(self.attention)
+        self.model.stream = pick_residual(config.residual, self.dtype)
         self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.forward = compiled_loss(self.model) if config.compile else self.model

@@ -16,6 +16,7 @@ from replicate.bench import ffn, timing
 from replicate.gpt import GPT, Block
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.training import attention, compiled
+from replicate.training.device import pick_residual
 from replicate.training.step import clipped_step, make_optimizer
 
 DENSE, WHOLE = "dense", "dense, in one piece"
@@ -32,19 +33,28 @@ class TrainingStep:
     Args:
         preset: training preset. n_layer: depth instead of its own. seed: of weights and tokens.
         device: "cuda" or "cpu". compile: False runs everything as it is.
+        residual: dtype of the residual stream, of all arms; see `TrainConfig`.
     """
 
     def __init__(
-        self, preset: str, n_layer: int, *, seed: int = 0, device: str = "cuda", compile: bool = True
+        self,
+        preset: str,
+        n_layer: int,
+        *,
+        seed: int = 0,
+        device: str = "cuda",
+        compile: bool = True,
+        residual: str = "float32",
     ) -> None:
         base = train_preset(preset)
-        self.config = replace(base, model=replace(base.model, n_layer=n_layer), lr=LR)
+        self.config = replace(base, model=replace(base.model, n_layer=n_layer), lr=LR, residual=residual)
         self.device, shape = device, self.config.model
         self.pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             self.model = GPT(shape)
             tokens = torch.randint(shape.vocab_size, (self.config.batch_size, shape.seq_len + 1))
+        self.model.stream = pick_residual(residual, torch.bfloat16)
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         for layer in self.model.ffns():
             layer.clustered.fill_(True)
@@ -150,7 +160,8 @@ class TrainingStep:
     def _hidden(self) -> tuple[Tensor, Tensor, Tensor]:
         """Random x [B, S, D] of the residual stream's dtype, cos and sin."""
         length, d_model = self.inputs.shape[1], self.model.config.d_model
-        x = torch.randn(*self.inputs.shape, d_model, device=self.device, requires_grad=True)
+        how = {"device": self.device, "dtype": self.model.stream or torch.float32}
+        x = torch.randn(*self.inputs.shape, d_model, requires_grad=True, **how)
         return x, self.model.cos[:length], self.model.sin[:length]
 
     def _gradients(self, fn: Callable[..., Tensor], arguments: tuple, wanted: list[Tensor]) -> None:

@@ -21,7 +21,7 @@ NOT_HASHED = (
 )
 # Settings younger than some records: at the value that says what was done before, they do not enter the hash.
 # `SparsityConfig.backward` is one too, see `config_hash`.
-YOUNGER = {"fold": False}
+YOUNGER = {"fold": False, "residual": "float32"}
 # A setting that is gone, at the only value that records have.
 GONE = {"outputs": "full"}
 

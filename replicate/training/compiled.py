@@ -29,7 +29,7 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
     layer, attend, loss = (_compiled(piece, BACKEND) for piece in (_layer, _attend, head_loss))
 
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
-        x = model.embed(idx)
+        x = model.residual(idx)
         cos, sin = model.cos[: idx.shape[-1]], model.sin[: idx.shape[-1]]
         for block in model.blocks:
             if isinstance(block.ffn, SparseFFN) and block.ffn.phase == "sparse" and block.ffn.config.any:

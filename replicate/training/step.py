@@ -244,7 +244,7 @@ class OptimizerStep:
             (ffn.config, engines.requested(ffn.backend), ffn.collect, ffn.clustered._version)
             for ffn in self.model.ffns()
         )
-        kernels = tuple(block.attn.kernel for block in self.model.blocks)
+        forms = (self.model.stream, *(block.attn.kernel for block in self.model.blocks))
         groups = self.optimizer.param_groups
         settings = tuple(v for group in groups for k, v in group.items() if k not in ("params", "lr"))
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
@@ -253,7 +253,7 @@ class OptimizerStep:
         shapes = tuple((part.shape, part.dtype) for batch in batches for part in batch)
         places = tuple(t.data_ptr() for t in (*parameters, *self.model.buffers(), *moments, *rates))
         trained = tuple(p.requires_grad for p in parameters)
-        return id(self.forward), formats, kernels, settings, _switches(), shapes, trained, places
+        return id(self.forward), formats, forms, settings, _switches(), shapes, trained, places
 
 
 def _leave_capture(device: torch.device) -> None:

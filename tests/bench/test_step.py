@@ -13,6 +13,7 @@ from replicate.bench import step as step_bench
 from replicate.bench.step_cases import DENSE, WHOLE, TrainingStep
 from replicate.report import step_table
 from replicate.settings.presets import MODEL_PRESETS, SPARSITY_PRESETS, WIDTHS
+from replicate.settings.text import config_hash
 from replicate.study import records
 from replicate.training import compiled, flops
 
@@ -75,6 +76,10 @@ def test_a_line_is_fitted_with_its_deviation(noise):
         ({"preset": "llama1b", "sparsity": ["venom8"]}, "unknown sparsity preset"),
         ({"preset": "llama1b", "layers": [2, 4]}, "give 22, the model's"),
         ({"preset": "llama1b", "layers": [0, 2, 4]}, "give 22, the model's"),
+        (
+            {"preset": "llama1b", "residual": "float16"},
+            "residual is 'float16'; choose one of float32, bfloat16",
+        ),
         ({"preset": "llama1b", "attention": "xformers"}, "choose one of auto, torch, flash, cudnn"),
     ],
 )
@@ -127,6 +132,41 @@ def test_parts_of_a_step_are_the_step_s(case):
     found = case.components([DENSE, "recipe"], 1)
     assert set(found["ffn"]) == {DENSE, "recipe"} and found["optimiser"]["ms"] > 0
     assert all(p.grad is None for p in case.parameters)
+
+
+@pytest.mark.parametrize("arm", [DENSE, WHOLE, "recipe", "act24", "venom16"])
+def test_every_arm_runs_with_a_bfloat16_residual_stream(case, arm):
+    narrow = TrainingStep("smoke", 2, device="cpu", compile=False, residual="bfloat16")
+    seen = []
+    for block in narrow.model.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
+    assert narrow.loss(arm).item() == pytest.approx(case.loss(arm).item(), abs=0.02)
+    assert seen == 4 * [torch.bfloat16] and narrow._hidden()[0].dtype == torch.bfloat16
+    assert case._hidden()[0].dtype == torch.float32
+    before = [p.detach().clone() for p in narrow.parameters]
+    assert math.isfinite(narrow.step(arm))
+    assert all((p != old).any() for p, old in zip(narrow.parameters, before, strict=True))
+    if arm == "recipe":
+        test_parts_of_a_step_are_the_step_s(narrow)
+
+
+def test_the_residual_stream_is_a_setting_that_old_records_lack(monkeypatch):
+    plain, narrow = (step_bench.config("smoke", ["act24"], repeats=1, residual=r) for r in
+                     ("float32", "bfloat16"))  # fmt: skip
+    assert plain == step_bench.config("smoke", ["act24"], repeats=1) and "residual" not in plain
+    assert narrow == plain | {"residual": "bfloat16"}
+    monkeypatch.setattr(step_bench, "measure_depth", lambda c, case: case.model.stream)
+    for c, expected in ((plain, None), (narrow, torch.bfloat16)):
+        assert step_bench.run(c, "cpu", compile=False).results["depths"] == {"3": expected}
+
+
+def test_every_recorded_step_is_still_found():
+    names = ("preset", "sparsity", "layers", "repeats", "whole", "attention")
+    shipped = [r for r, origin in records.RecordStore().all(step_bench.KIND) if origin == "recorded"]
+    assert len(shipped) > 5
+    for record in shipped:
+        c = step_bench.config(**{name: record.config[name] for name in names})
+        assert config_hash(c) == record.config_hash, record.config["preset"]
 
 
 def test_load_is_the_busiest_cluster_s(case):
