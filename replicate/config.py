@@ -243,7 +243,7 @@ class TrainConfig:
     interleave: int = 10  # period in steps of order "interleaved"
     seed: int = 1
     dtype: str = "auto"  # "auto": float32 on a CPU, bfloat16 autocast on a GPU
-    residual: str = "float32"  # the residual stream under bfloat16 autocast; "bfloat16" halves its memory
+    residual: str = "float32"  # dtype of the residual stream; under bfloat16 autocast also "bfloat16"
     stats_every: int = 20
     eval_every: int = 0  # 0: at the end only
     eval_batches: int = 16

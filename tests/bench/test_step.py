@@ -298,7 +298,7 @@ def test_the_table_says_what_was_composed():
 
 
 def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
-    """A later and wider record of another GPU changes nothing."""
+    """A later and wider record of another GPU, or of another residual stream, changes nothing."""
     store = records.RecordStore(recorded=tmp_path)
     monkeypatch.setattr(step_table, "RecordStore", lambda: store)
     record = made_up(preset="llama1b")
@@ -309,6 +309,9 @@ def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
     other = step_bench.config("llama1b", ["recipe", "act24"], (2, 4, 6))
     other = records.make_record(step_bench.KIND, other, record.results | {"depths": depths})
     store.put(replace(other, device="NVIDIA A100", date="2026-02-01T00:00:00Z"), recorded=True)
+    narrow = step_bench.config("llama1b", ["recipe", "act24"], (2, 4, 6), residual="bfloat16")
+    narrow = records.make_record(step_bench.KIND, narrow, other.results)
+    store.put(replace(narrow, device=step_table.CARD, date="2026-03-01T00:00:00Z"), recorded=True)
     assert step_table.recorded("llama1b", ["recipe"]) == ours
     assert step_table.speeds("llama1b")["recipe"] == step_table.rows(ours)[-1]["x"]
     with pytest.raises(ValueError, match=f"act24, device {step_table.CARD}"):
