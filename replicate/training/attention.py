@@ -14,7 +14,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,8 +150,12 @@ def times_ms(
     with here, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says of each kernel why it cannot
         for name, kernel in kernels.items():
-            with suppress(RuntimeError):  # not in this build, not on this chip, or not for this shape
+            try:
                 found[name] = timer(_call(shape, device, kernel))
+            except torch.OutOfMemoryError:  # says nothing of the kernel
+                raise
+            except RuntimeError:  # not in this build, not on this chip, or not for this shape
+                continue
     return found
 
 

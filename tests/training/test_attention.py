@@ -168,6 +168,15 @@ def test_where_no_fused_kernel_works_torch_chooses(tmp_path):
     assert attention.remembered(SHAPE, CPU, tmp_path / "card.json", refuse) == TORCH
 
 
+def test_a_full_memory_decides_nothing(tmp_path):
+    def refuse(call):
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        attention.remembered(SHAPE, CPU, tmp_path / "card.json", refuse)
+    assert not list(tmp_path.iterdir()) and not attention._known
+
+
 def test_auto_on_a_gpu_is_the_fastest_and_a_named_kernel_must_work(monkeypatch, tmp_path):
     monkeypatch.setattr(attention, "_cache_file", lambda device: tmp_path / "card.json")
     monkeypatch.setattr(attention, "times_ms", lambda *_: {"flash": 2.0, "cudnn": 1.0})
