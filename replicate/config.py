@@ -24,6 +24,8 @@ ROUTINGS = (*RULES, "oracle-block")
 # pass (w1, w2) so changes the backward product, one of the backward pass (w2_t, w1_t) the forward product.
 # "whole": the stored weight, as algorithms 1 and 2 print it, so that the two passes read two weights.
 READINGS = ("same", "whole")
+ATTENTION = ("auto", "torch", "flash", "cudnn")
+RESIDUALS = ("float32", "bfloat16")
 BACKENDS = ("auto", "reference", "triton", "cusparselt")
 
 
@@ -241,6 +243,7 @@ class TrainConfig:
     interleave: int = 10  # period in steps of order "interleaved"
     seed: int = 1
     dtype: str = "auto"  # "auto": float32 on a CPU, bfloat16 autocast on a GPU
+    residual: str = "float32"  # dtype of the residual stream; under bfloat16 autocast also "bfloat16"
     stats_every: int = 20
     eval_every: int = 0  # 0: at the end only
     eval_batches: int = 16
@@ -249,6 +252,7 @@ class TrainConfig:
     device: str = "auto"
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
+    attention: str = "auto"  # its kernel on a GPU: the fastest, "torch" (its choice), "flash" or "cudnn"
     cuda_graph: str = "auto"  # a step as one graph: "auto" where it can be, "on" or an error, "off"
     deterministic: bool = False  # on a GPU, attention's gradient too, by a slower kernel
     log_every: int = 10
@@ -276,8 +280,14 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 (none) or a positive number")
         one_of("order", self.order, ORDERS)
         one_of("backend", self.backend, BACKENDS)
+        one_of("attention", self.attention, ATTENTION)
         one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
+        one_of("residual", self.residual, RESIDUALS)
+        if self.residual == "bfloat16" and self.dtype in ("float32", "float64"):
+            raise ValueError(
+                f"residual is 'bfloat16' and dtype {self.dtype!r}; set dtype='bfloat16' or residual='float32'"
+            )
         if self.fold and self.order != "sparse-dense":
             raise ValueError(
                 f"fold=True with order {self.order!r} would shrink the weights again at every switch; "

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
-from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
+from replicate.ffn import INIT_STD, SparseFFN, autocast_on, new_weight, relu2
+from replicate.training.attention import TORCH, attention_by
 from replicate.training.layer_state import PHASES
 
 
@@ -30,9 +31,10 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.stream: torch.dtype | None = None  # of the residual stream under autocast, see `residual`
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.norm = RMSNorm(config.d_model, eps=1e-5)
         self.head = None if config.tie_embeddings else _linear(config.d_model, config.vocab_size)
         self.register_buffer("cos", None, persistent=False)
         self.register_buffer("sin", None, persistent=False)
@@ -59,7 +61,7 @@ class GPT(nn.Module):
         """
         if idx.shape[-1] > self.config.seq_len:
             raise ValueError(f"the sequence has {idx.shape[-1]} tokens; seq_len is {self.config.seq_len}")
-        x = self.embed(idx)
+        x = self.residual(idx)
         cos, sin = self.cos[: idx.shape[-1]], self.sin[: idx.shape[-1]]
         for block in self.blocks:
             x = block(x, cos, sin)
@@ -68,6 +70,14 @@ class GPT(nn.Module):
             return logits, None
         wide = torch.promote_types(logits.dtype, torch.float32)
         return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
+
+    def residual(self, idx: Tensor) -> Tensor:
+        """What the residual stream starts with: the embedding [B, S, D] of idx [B, S].
+
+        Every layer adds to it in its dtype, the weights'; under autocast that is `self.stream`, if it is set.
+        """
+        x = self.embed(idx)
+        return x.to(self.stream) if self.stream is not None and autocast_on(x) else x
 
     def _apply(self, fn: Callable, recurse: bool = True) -> GPT:
         """As of any module; what may have been emptied and is in no checkpoint is computed again."""
@@ -90,6 +100,11 @@ class GPT(nn.Module):
         """Compute the sparse phase of every FFN by this backend; see `SparseFFN`."""
         for ffn in self.ffns():
             ffn.backend = backend
+
+    def set_attention(self, kernel: str) -> None:
+        """Compute attention in every layer by this kernel; see `attention.attention_by`."""
+        for block in self.blocks:
+            block.attn.kernel = kernel
 
     def hold_weights(self, hold: bool) -> None:
         """Promise every FFN that its weights stay as they are until `hold` is False again."""
@@ -133,14 +148,22 @@ class GPT(nn.Module):
         return idx
 
 
+class RMSNorm(nn.RMSNorm):
+    """Normalises x [..., D] in the precision of its weight; the result has x's shape and dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """torch does so too where the dtypes differ, but warns that it is slow."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Block(nn.Module):
     """One layer: attention, then the FFN, each on a normalised copy of the residual stream."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attn_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.attn_norm = RMSNorm(config.d_model, eps=1e-5)
         self.attn = Attention(config)
-        self.ffn_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.ffn_norm = RMSNorm(config.d_model, eps=1e-5)
         if config.activation == "relu2":
             self.ffn = SparseFFN(config.d_model, config.d_ff, config.sparsity)
         else:
@@ -183,6 +206,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.kv_heads
         self.d_head = config.d_model // config.n_head
+        self.kernel = TORCH  # see `attention.attention_by`
         self.qkv = _linear(config.d_model, (self.n_head + 2 * self.n_kv_head) * self.d_head)
         self.proj = _linear(config.d_model, config.d_model)
 
@@ -194,7 +218,8 @@ class Attention(nn.Module):
         qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=1)
         q, k = rotate(qk, cos, sin).to(v.dtype).split([self.n_head, self.n_kv_head], dim=1)
         grouped = self.n_kv_head != self.n_head
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        with attention_by(self.kernel):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.proj(y.transpose(1, 2).reshape(batch, seq, d_model))
 
 

@@ -26,9 +26,9 @@ from replicate.gpt import GPT
 from replicate.kernels import backend as engines
 from replicate.settings.text import config_hash, to_dict
 from replicate.system import provenance
-from replicate.training import checkpoint
+from replicate.training import attention, checkpoint
 from replicate.training.compiled import compiled_loss
-from replicate.training.device import pick_device, pick_dtype, reproducible
+from replicate.training.device import pick_device, pick_dtype, pick_residual, reproducible
 from replicate.training.failure import NonFiniteLoss, stopped_at
 from replicate.training.interrupts import interrupts_between_steps
 from replicate.training.progress import Progress
@@ -73,7 +73,8 @@ class Trainer:
 
     Raises:
         ValueError: if run_dir holds checkpoints of another configuration or corpus, or the backend that
-            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here.
+            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here; if the
+            kernel that config.attention names cannot; for a bfloat16 residual in another precision.
     """
 
     def __init__(
@@ -98,6 +99,10 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.model = GPT(config.model)
         self.model.set_backend(config.backend)
+        shape = attention.Shape.of(config.model, config.batch_size, self.dtype, config.deterministic)
+        self.attention = attention.pick(config.attention, shape, self.device)  # a kernel's name, or "torch"
+        self.model.set_attention(self.attention)
+        self.model.stream = pick_residual(config.residual, self.dtype)
         self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.forward = compiled_loss(self.model) if config.compile else self.model
@@ -133,7 +138,7 @@ class Trainer:
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
         why = self.optimizer_step.not_captured
-        self.progress.start(self.parameters, self.step, self.device, self.dtype, why)
+        self.progress.start(self.parameters, self.step, self.device, self.dtype, why, self.attention)
         repeats = reproducible(self.device, config.deterministic)
         with interrupts_between_steps(self.run_dir is not None) as interrupted, repeats:
             self._since = time.perf_counter()
@@ -168,7 +173,7 @@ class Trainer:
             `stats_every`, see `_statistics`. final_loss: mean loss of the last `final_window` steps.
             valid_loss and valid_losses [(steps done, loss)]; valid_seconds, the training time at each of
             these, evaluations and checkpoints not counted, compilation counted. tokens, seconds,
-            tokens_per_s; parameters; corpus: its provenance.
+            tokens_per_s; parameters; attention: its kernel; corpus: its provenance.
         """
         config, n = self.config, len(self.losses)
         window = self.losses[-config.final_window :]
@@ -191,6 +196,7 @@ class Trainer:
             "seconds": self.seconds,
             "tokens_per_s": tokens / self.seconds if self.seconds else None,
             "parameters": self.parameters,
+            "attention": self.attention,
             "corpus": self.data.provenance(),
         }
 

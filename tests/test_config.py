@@ -286,6 +286,16 @@ def test_kv_heads():
         ({"clip": -1.0}, "clip is -1"),
         ({"order": "dense"}, "sparse-dense, dense-sparse, interleaved"),
         ({"dtype": "fp16"}, "dtype is 'fp16'"),
+        ({"residual": "float16"}, "residual is 'float16'; choose one of float32, bfloat16"),
+        (
+            {"residual": "bfloat16", "dtype": "float32"},
+            "dtype 'float32'; set dtype='bfloat16' or residual='float",
+        ),
+        (
+            {"residual": "bfloat16", "dtype": "float64"},
+            "dtype 'float64'; set dtype='bfloat16' or residual='float",
+        ),
+        ({"attention": "xformers"}, "attention is 'xformers'; choose one of auto, torch, flash, cudnn"),
         ({"lr_warmup": 241}, "lr_warmup is 241, longer than steps = 240"),
         ({"steps": "240"}, "steps of TrainConfig is '240'; it must be of type int"),
         ({"steps": 240.0}, "type int"),
@@ -397,7 +407,7 @@ def test_folding_is_for_one_switch():
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
     how = {"device": "cpu", "backend": "reference", "compile": True, "cuda_graph": "off", "log_every": 3}
-    how |= {"checkpoint_every": 5, "deterministic": True}
+    how |= {"checkpoint_every": 5, "deterministic": True, "attention": "flash"}
     assert config_hash(replace(base, **how)) == config_hash(base)
     assert set(NOT_HASHED) == set(how)
     changes = {
@@ -433,6 +443,7 @@ def test_hash_of_known_configs_does_not_drift():
     assert config_hash(train_preset("study10m", "recipe")) == "d4657c24ae2bfc2e"
     assert all(getattr(TrainConfig(), name) == value for name, value in YOUNGER.items())
     assert config_hash(TrainConfig(fold=True)) != config_hash(TrainConfig())
+    assert config_hash(TrainConfig(residual="bfloat16")) != config_hash(TrainConfig())
     assert config_hash({"b": [1, 2.5, None], "a": {"y": "x", "x": True}}) == "2ed3ba076b85164b"
     assert config_hash({"a": {"x": True, "y": "x"}, "b": [1, 2.5, None]}) == "2ed3ba076b85164b"
 

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from replicate.config import ModelConfig, SparsityConfig
-from replicate.gpt import GPT, Attention, rope_tables, rotate
+from replicate.gpt import GPT, Attention, RMSNorm, rope_tables, rotate
 from replicate.settings.presets import MODEL_PRESETS, SPARSITY_PRESETS
 from replicate.training.flops import param_count
 
@@ -235,3 +236,80 @@ def test_a_loaded_model_is_in_the_phase_it_was_saved_in():
     other = make(model.config, seed=5, dtype=torch.float64)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(idx)[0], model(idx)[0])
+
+
+def on_the_stream(model, idx, autocast=True):
+    """(loss, dtypes of what each layer, its attention and its FFN read and give out)."""
+    seen = []
+    hooks = [
+        part.register_forward_hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
+        for block in model.blocks
+        for part in (block, block.attn, block.ffn)
+    ]
+    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        loss = model(idx, idx)[1]
+    for hook in hooks:
+        hook.remove()
+    return loss, set(seen)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(replace(TINY, sparsity=sparsity) for sparsity in SPARSITY_PRESETS.values()),
+        replace(TINY, activation="gelu"),
+        replace(TINY, activation="swiglu", tie_embeddings=False),
+    ],
+)
+def test_a_bfloat16_stream_is_bfloat16_throughout_and_gives_about_the_same_loss(config):
+    narrow, wide = make(config), make(config)
+    narrow.stream = torch.bfloat16
+    for model in (narrow, wide):
+        if config.sparsity.activation == "venom":
+            for ffn in model.ffns():
+                ffn.make_clusters(1)
+        model.set_phase("sparse")
+    (loss, dtypes), (expected, before) = (on_the_stream(m, ids(4, 16)) for m in (narrow, wide))
+    assert dtypes == {torch.bfloat16} and torch.float32 in before
+    assert loss.dtype == torch.float32 and loss.item() != expected.item()
+    assert loss.item() == pytest.approx(expected.item(), abs=5e-3)
+    loss.backward()
+    expected.backward()
+    for (name, ours), theirs in zip(narrow.named_parameters(), wide.parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None, name
+            continue
+        assert ours.grad.dtype == torch.float32 and ours.grad.isfinite().all(), name
+        if config.sparsity == SPARSITY_PRESETS["dense"]:  # masks of 2:4 jump
+            assert (ours.grad - theirs.grad).norm() < 0.03 * theirs.grad.norm(), name
+
+
+def test_without_autocast_a_stream_has_the_weights_dtype():
+    narrow, wide = make(), make()
+    narrow.stream = torch.bfloat16
+    (loss, dtypes), (expected, _) = (on_the_stream(m, ids(4, 16), autocast=False) for m in (narrow, wide))
+    assert torch.equal(loss, expected) and dtypes == {torch.float32}
+    assert narrow.generate(ids(1, 4), 3).shape == (1, 7)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_norms_compute_in_float32_and_round_once(autocast, monkeypatch):
+    """By hand; torch is given one dtype, since it has fast kernels for no mixture."""
+    plain, dtypes = F.rms_norm, []
+
+    def note(x, shape, weight, eps):
+        dtypes.append((x.dtype, weight.dtype))
+        return plain(x, shape, weight, eps)
+
+    monkeypatch.setattr(F, "rms_norm", note)
+    norm, x = RMSNorm(64, eps=1e-5), torch.randn(8, 64).bfloat16()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight.double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        narrow, same = norm(x), norm(x.float())
+    assert dtypes == 2 * [(torch.float32, torch.float32)]
+    assert narrow.dtype == torch.bfloat16 and same.dtype == torch.float32
+    torch.testing.assert_close(same.double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(narrow, same.bfloat16())

@@ -422,8 +422,8 @@ def test_weight_decay_spares_vectors_and_clipping_bounds_the_norm(data):
     original = trainer.optimizer.step
 
     def step():
+        original()  # which leaves behind the gradients that it has clipped and read
         norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in trainer.model.parameters())))
-        original()
 
     trainer.optimizer.step = step
     trainer.run(3)
@@ -543,6 +543,17 @@ def test_progress_in_a_terminal_renews_one_line():
 
 
 @pytest.mark.parametrize(
+    ("why", "steps"), [("", "a step is one CUDA graph"), ("off", "launched kernel by kern")]
+)
+def test_the_first_line_on_a_gpu_names_its_kernels(monkeypatch, why, steps):
+    monkeypatch.setattr("replicate.training.progress.backend.report", lambda device: "backend b on g")
+    log = io.StringIO()
+    Progress(True, RUN, log).start(1000, 0, torch.device("cuda"), torch.bfloat16, why, "cudnn")
+    line = log.getvalue()
+    assert "; cuda bfloat16; backend b on g; attention by cudnn; " in line and steps in line
+
+
+@pytest.mark.parametrize(
     ("batch", "seq_len", "v", "rows"),
     [(8, 128, 64, 4), (64, 512, 64, 8), (2, 16, 32, 2), (1, 8, 8, 1), (6, 16, 48, 3)],
 )
@@ -566,6 +577,18 @@ def test_a_backend_that_cannot_run_here_is_refused_before_the_warm_up(data):
         Trainer(config, data=data, progress=False)
     for dense in (replace(config, model=MODEL), replace(config, sparse_share=0.0)):
         Trainer(dense, data=data, progress=False)
+
+
+def test_a_run_with_a_bfloat16_residual_stream_trains_as_one_with_a_float32_one(data):
+    """And a precision without bfloat16 refuses it, saying what to set."""
+    narrow = run(replace(RUN, dtype="bfloat16", residual="bfloat16"), data)
+    wide = run(replace(RUN, dtype="bfloat16"), data)
+    assert narrow.model.stream == torch.bfloat16 and wide.model.stream is None
+    assert narrow.losses[0] == pytest.approx(wide.losses[0], abs=0.01) and narrow.losses != wide.losses
+    assert narrow.losses[-1] == pytest.approx(wide.losses[-1], abs=0.1) and narrow.losses[-1] < 3
+    assert narrow.valid_losses[-1][1] == pytest.approx(wide.valid_losses[-1][1], abs=0.1)
+    with pytest.raises(ValueError, match="the run computes in float32; set dtype='bfloat16'"):
+        Trainer(replace(RUN, device="cpu", residual="bfloat16"), data=data, progress=False)
 
 
 def test_devices_that_are_not_here_are_refused():

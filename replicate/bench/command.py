@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--preset", nargs="+", metavar="NAME", help="step, train: training presets")
     add("--layers", nargs="+", type=int, help="step: the model's depth, or three or more to fit")
     add("--attention", help="step: flash, cudnn, torch; auto is the fastest")
+    add("--residual", help="step: dtype of the residual stream: float32 (default) or bfloat16")
     add("--no-whole", dest="whole", action="store_false", help="step: compile the dense model only by layer")
     add("--tune", action="store_true", help="kernels: time tiles and warps of the element-wise kernels first")
     add("--workers", type=int, help="backends: runs at a time")

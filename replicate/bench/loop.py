@@ -97,7 +97,7 @@ class PlainLoop:
 
     def run(self, first: int, steps: int) -> None:
         """Train on the batches of steps `first` to `first + steps` - 1."""
-        config, self.optimizer.found_inf = self.trainer.config, None  # which the trainer had set
+        config = self.trainer.config
         for step in range(first, first + steps):
             for micro in range(config.grad_accum):
                 inputs, targets = self.trainer.batch(step, micro)

@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from replicate.bench import ffn, step_cases, timing
+from replicate.bench import ffn, timing
 from replicate.bench.step_cases import DENSE, WHOLE, TrainingStep
+from replicate.config import ATTENTION, RESIDUALS
+from replicate.settings.checks import one_of
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.study import records
+from replicate.training.attention import TORCH
 
 KIND = "bench-step"
 PRESETS = ("llama1b", "llama7b")
@@ -39,6 +42,7 @@ def config(
     repeats: int = 7,
     whole: bool = True,
     attention: str = "auto",
+    residual: str = "float32",
 ) -> Row:
     """What identifies a run; ValueError for something unknown, or depths that cannot be fitted.
 
@@ -47,6 +51,7 @@ def config(
         layers: depths to time: the model's own, or three or more to fit. None: DEPTHS, or the model's own.
         repeats: timed steps of each arm. whole: also compile the dense model in one piece.
         attention: "flash", "cudnn", "torch" (its choice), or "auto": the fastest, for all arms.
+        residual: dtype of the residual stream, for all arms: "float32" or "bfloat16".
     """
     model = train_preset(preset).model
     for name in sparsity:
@@ -56,12 +61,12 @@ def config(
         raise ValueError(
             f"layers {layers}: give {model.n_layer}, the model's, or three depths or more to fit"
         )
-    kernels = ("auto", "torch", *step_cases.ATTENTION)
-    if attention not in kernels:
-        raise ValueError(f"attention is {attention!r}; choose one of {', '.join(kernels)}")
+    one_of("attention", attention, ATTENTION)
+    one_of("residual", residual, RESIDUALS)
     sparse = [name for name in dict.fromkeys(sparsity) if name != DENSE]
     c = {"preset": preset, "n_layer": model.n_layer, "layers": layers, "sparsity": sparse, "whole": whole}
     c |= {"attention": attention, "dtype": "bfloat16", "seed": 0, "repeats": repeats}
+    c |= {"residual": residual} if residual != RESIDUALS[0] else {}  # older records do not say so
     return c | {"step": "one CUDA graph"}
 
 
@@ -77,14 +82,12 @@ def run(c: Row, device: str = "cuda", compile: bool = True) -> records.Record:
     print(f"{c['preset']}: every sparse FFN agrees with the reference", flush=True)
     for depth in c["layers"]:
         timing.release()
-        case = TrainingStep(c["preset"], depth, seed=c["seed"], device=device, compile=compile)
+        how = {"device": device, "compile": compile, "residual": c.get("residual", RESIDUALS[0])}
+        case = TrainingStep(c["preset"], depth, seed=c["seed"], **how)
         if "attention" not in results:
-            times = case.attention_ms() if c["attention"] == "auto" and device != "cpu" else {}
-            used = None if c["attention"] in ("auto", "torch") else c["attention"]
-            used = min(times, key=times.__getitem__, default=used)
-            results |= {"attention": times, "attention_used": used}
-        with step_cases.attention_by(results["attention_used"]):
-            results.setdefault("depths", {})[str(depth)] = measure_depth(c, case)
+            results |= case.take_attention(c["attention"])
+        case.model.set_attention(results["attention_used"] or TORCH)
+        results.setdefault("depths", {})[str(depth)] = measure_depth(c, case)
         print(f"{c['preset']}: {depth} layers timed, {time.perf_counter() - start:.0f} s", flush=True)
         del case
     timing.release()
@@ -186,7 +189,7 @@ def table(record: records.Record) -> str:
     loads = pd.Series(deepest["load"], dtype=object).explode().astype(float)
     lines = [
         f"{c['preset']}: a training step of {train.batch_size} x {train.model.seq_len} tokens, bf16, "
-        f"{c['n_layer']} layers, {how}",
+        f"{'residual stream in bf16, ' if 'residual' in c else ''}{c['n_layer']} layers, {how}",
         pd.DataFrame(rows(record)).set_index("arm").to_string(float_format="{:.3f}".format, na_rep=""),
         f"parts of a step of {max(c['layers'])} layers, one FFN and attention of them, each timed alone",
         parts.to_string(float_format="{:.3f}".format),

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from replicate import evaluate
 from replicate.bench import ffn, timing
 from replicate.gpt import GPT, Block
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
-from replicate.training import compiled
-from replicate.training.step import make_optimizer
+from replicate.training import attention, compiled
+from replicate.training.device import pick_residual
+from replicate.training.step import clipped_step, make_optimizer
 
 DENSE, WHOLE = "dense", "dense, in one piece"
-ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 LR = 1e-6  # small, so that all arms, which take turns on the same weights, see about the same ones
 
 
@@ -34,25 +33,35 @@ class TrainingStep:
     Args:
         preset: training preset. n_layer: depth instead of its own. seed: of weights and tokens.
         device: "cuda" or "cpu". compile: False runs everything as it is.
+        residual: dtype of the residual stream, of all arms; see `TrainConfig`.
     """
 
     def __init__(
-        self, preset: str, n_layer: int, *, seed: int = 0, device: str = "cuda", compile: bool = True
+        self,
+        preset: str,
+        n_layer: int,
+        *,
+        seed: int = 0,
+        device: str = "cuda",
+        compile: bool = True,
+        residual: str = "float32",
     ) -> None:
         base = train_preset(preset)
-        self.config = replace(base, model=replace(base.model, n_layer=n_layer), lr=LR)
+        self.config = replace(base, model=replace(base.model, n_layer=n_layer), lr=LR, residual=residual)
         self.device, shape = device, self.config.model
         self.pool = None if device == "cpu" else torch.cuda.graph_pool_handle()
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             self.model = GPT(shape)
             tokens = torch.randint(shape.vocab_size, (self.config.batch_size, shape.seq_len + 1))
+        self.model.stream = pick_residual(residual, torch.bfloat16)
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         for layer in self.model.ffns():
             layer.clustered.fill_(True)
         self.model.set_phase("sparse")  # a dense configuration is dense in every phase
         self.parameters = list(self.model.parameters())
         self.optimizer = make_optimizer(self.model, self.config)
+        self.bad = torch.zeros((), device=device)
         self.compiled: Callable[[Any], Any] = lambda piece: piece
         if compile:
             self.compiled = partial(torch.compile, dynamic=False, backend=compiled.BACKEND)
@@ -78,14 +87,13 @@ class TrainingStep:
         """One optimiser step of arm `name`, from tokens to new weights; the loss."""
         loss = self.loss(name)
         loss.backward()
-        self.update()
+        self.update(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def update(self) -> None:
-        """Clip the gradients and step the optimiser."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+    def update(self, loss: Tensor) -> None:
+        """Clip the gradients and step the optimiser, as the trainer does."""
+        clipped_step(self.optimizer, self.parameters, loss, self.config.clip, self.bad)
 
     def last_step(self, name: str) -> tuple[float, int | None]:
         """A step's loss, and the most GPU memory allocated in it: weights, optimiser, activations."""
@@ -103,18 +111,19 @@ class TrainingStep:
         layers = zip(self.model.ffns(), inputs, strict=True)
         return [ffn.load(layer, x.flatten(0, 1)) for layer, x in layers]
 
-    def attention_ms(self) -> dict[str, float]:
-        """Milliseconds of an attention layer, not compiled, by each of torch's fused kernels that works."""
-        attention, found = self.model.blocks[0].attn, {}
-        x, *angles = self._hidden()
-        call = partial(self._gradients, attention, (x, *angles), [x, *attention.parameters()])
-        for name in ATTENTION:
-            with attention_by(name):
-                try:
-                    found[name] = timing.compare({name: call}, self.device, 5)[name]["ms"]
-                except RuntimeError:  # not in this build, or not on this chip
-                    continue
-        return found
+    def take_attention(self, asked: str) -> dict[str, Any]:
+        """Compute attention as asked, see `step.config`.
+
+        Returns:
+            attention: milliseconds of each kernel that was timed, see `attention.times_ms`; attention_used:
+            the kernel's name, None if torch chooses.
+        """
+        device = torch.device(self.device)
+        shape = attention.Shape.of(self.config.model, self.config.batch_size, torch.bfloat16)
+        times = attention.times_ms(shape, device) if asked == "auto" and device.type == "cuda" else {}
+        used = min(times, key=times.__getitem__) if times else attention.pick(asked, shape, device)
+        self.model.set_attention(used)
+        return {"attention": times, "attention_used": None if used == attention.TORCH else used}
 
     def components(self, arms: Sequence[str], repeats: int) -> dict[str, Any]:
         """Times of the step's parts alone, forward and backward, see `timing.compare`; CUDA graphs on a GPU.
@@ -135,12 +144,13 @@ class TrainingStep:
 
         of_attention = [x, *block.attn_norm.parameters(), *block.attn.parameters()]
         of_head = [x, *model.norm.parameters(), weight]
+        loss = self.loss(DENSE)
+        loss.backward()  # for the optimiser
         calls: dict[str, Callable[[], Any]] = {
             "attention": partial(self._gradients, attend, (block, x, cos, sin), of_attention),
             "head and loss": partial(self._gradients, head, (model.norm, weight, x, self.targets), of_head),
-            "optimiser": self.update,
+            "optimiser": partial(self.update, loss.detach()),
         }
-        self.loss(DENSE).backward()  # for the optimiser
         timed = calls | {f"ffn {a}": partial(one_ffn, a) for a in arms}
         on_cpu = self.device == "cpu"
         found = timing.compare(timed, "cpu", repeats) if on_cpu else timing.compare_graphs(timed, repeats)
@@ -150,7 +160,8 @@ class TrainingStep:
     def _hidden(self) -> tuple[Tensor, Tensor, Tensor]:
         """Random x [B, S, D] of the residual stream's dtype, cos and sin."""
         length, d_model = self.inputs.shape[1], self.model.config.d_model
-        x = torch.randn(*self.inputs.shape, d_model, device=self.device, requires_grad=True)
+        how = {"device": self.device, "dtype": self.model.stream or torch.float32}
+        x = torch.randn(*self.inputs.shape, d_model, requires_grad=True, **how)
         return x, self.model.cos[:length], self.model.sin[:length]
 
     def _gradients(self, fn: Callable[..., Tensor], arguments: tuple, wanted: list[Tensor]) -> None:
@@ -172,8 +183,3 @@ def ffn_input(block: Block, x: Tensor) -> Tensor:
 def ffn_half(block: Block, x: Tensor, normed: Callable[[Block, Tensor], Tensor] = ffn_input) -> Tensor:
     """The second half of a layer, x [B, S, D]."""
     return x + block.ffn(normed(block, x))
-
-
-def attention_by(name: str | None) -> AbstractContextManager:
-    """Attention by one of torch's fused kernels, "flash" or "cudnn"; None leaves the choice to torch."""
-    return sdpa_kernel(ATTENTION[name]) if name else nullcontext()

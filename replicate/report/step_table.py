@@ -28,8 +28,11 @@ Row = dict[str, Any]
 
 
 def recorded(preset: str, timed: Sequence[str] = PAPERS) -> Record:
-    """The latest shipped record of a preset's step on `CARD` that has timed these arms, or ValueError."""
-    return RecordStore().latest(KIND, timed=timed, device=CARD, preset=preset)
+    """The latest shipped record of a preset's step on `CARD` that has timed these arms, or ValueError.
+
+    Not of a residual stream in bfloat16, which is a setting of its own.
+    """
+    return RecordStore().latest(KIND, timed=timed, device=CARD, preset=preset, residual=None)
 
 
 def widths() -> pd.DataFrame:
@@ -72,7 +75,7 @@ def pays_from(found: pd.DataFrame, arm: str, column: str = "x") -> int | None:
 
 def speeds(preset: str) -> dict[str, float]:
     """Arm -> a step's times as fast as dense, by the preset's records on `CARD`, each over its own dense."""
-    found = RecordStore().widest_last(KIND, device=CARD, preset=preset)
+    found = RecordStore().widest_last(KIND, device=CARD, preset=preset, residual=None)
     return {row["arm"]: row["x"] for record in found for row in rows(record)}
 
 

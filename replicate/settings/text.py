@@ -16,12 +16,12 @@ from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 
 # Settings of how a run is computed, not of what: they do not enter its hash.
 NOT_HASHED = (
-    *("device", "backend", "compile", "cuda_graph", "deterministic"),
+    *("device", "backend", "compile", "attention", "cuda_graph", "deterministic"),
     *("log_every", "checkpoint_every"),
 )
 # Settings younger than some records: at the value that says what was done before, they do not enter the hash.
 # `SparsityConfig.backward` is one too, see `config_hash`.
-YOUNGER = {"fold": False}
+YOUNGER = {"fold": False, "residual": "float32"}
 # A setting that is gone, at the only value that records have.
 GONE = {"outputs": "full"}
 

@@ -130,7 +130,8 @@ class RecordStore:
         """The latest shipped record of a kind that fits.
 
         Args:
-            timed: sparsity presets that it must have timed. config: values that its configuration must have.
+            timed: sparsity presets that it must have timed. config: values that its configuration must have,
+                None for a setting that it must not have.
             device: name of the GPU that it must come from, such as "NVIDIA H200"; by default any.
 
         Raises ValueError if none fits.
@@ -139,7 +140,9 @@ class RecordStore:
         fits = [record for record in found if set(timed) <= set(record.config.get("sparsity", timed))]
         if not fits:
             asked = config if device is None else {"device": device, **config}
-            what = ", ".join([*timed, *(f"{name} {value}" for name, value in asked.items())])
+            what = ", ".join(
+                [*timed, *(f"{name} {value}" for name, value in asked.items() if value is not None)]
+            )
             raise ValueError(f"no record of kind {kind!r}{f' with {what}' if what else ''} is shipped")
         return max(fits, key=lambda record: record.date)
 

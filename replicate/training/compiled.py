@@ -30,7 +30,7 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
         for ffn in model.ffns():
             ffn.phase  # noqa: B018  compiled code does not look for a phase written from outside
-        x, y = model.embed(idx), None
+        x, y = model.residual(idx), None
         cos, sin = model.cos[: idx.shape[-1]], model.sin[: idx.shape[-1]]
         for block in model.blocks:
             x, y = layer(block, x, y, cos, sin)

@@ -34,6 +34,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def pick_residual(name: str, dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype of `GPT.stream` for a setting of TrainConfig.residual: None for "float32", the weights' own.
+
+    Raises ValueError for "bfloat16" in a run that does not compute in it.
+    """
+    if name != "bfloat16":
+        return None
+    if dtype != torch.bfloat16:
+        computes = str(dtype).removeprefix("torch.")
+        raise ValueError(f"residual is {name!r}, but the run computes in {computes}; set dtype='bfloat16'")
+    return torch.bfloat16
+
+
 @contextmanager
 def reproducible(device: torch.device, strict: bool = False) -> Iterator[None]:
     """Run with deterministic kernels on a GPU, and give torch's random state and settings back after.

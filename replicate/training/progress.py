@@ -71,9 +71,15 @@ class Progress:
         self.config, self._phase, self._options = config, "dense", (enabled, config.steps, every, stream)
 
     def start(
-        self, parameters: int, step: int, device: torch.device, dtype: torch.dtype, not_captured: str = ""
+        self,
+        parameters: int,
+        step: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        not_captured: str = "",
+        attention: str = "torch",
     ) -> None:
-        """Say what is about to run, and on a GPU why its steps are no CUDA graphs if they are not."""
+        """Say what is about to run; on a GPU its kernels, and why its steps are no CUDA graphs if so."""
         c, sparse = self.config, schedule.sparse_steps(self.config)
         parts = [f"{parameters:,} parameters", f"{c.steps} steps of {c.tokens_per_step:,} tokens"]
         if sparse:
@@ -82,7 +88,8 @@ class Progress:
         parts.append(f"{device} {str(dtype).removeprefix('torch.')}")
         if device.type == "cuda":
             launched = f"steps launched kernel by kernel ({not_captured})"
-            parts += [backend.report(device), launched if not_captured else "a step is one CUDA graph"]
+            parts += [backend.report(device), f"attention by {attention}"]
+            parts += [launched if not_captured else "a step is one CUDA graph"]
         if step:
             parts.append(f"continues after step {step}")
         self.bar = Bar(*self._options, initial=step)

@@ -1,4 +1,4 @@
-"""One optimiser step: forward, backward, clipping and AdamW, launched one by one or as one CUDA graph.
+"""One optimiser step: forward, backward, clipping inside AdamW, launched one by one or as one CUDA graph.
 
 A step of a small model is some 400 kernels of a few microseconds, and Python launches them more slowly than
 a GPU runs them. So a phase's first steps are launched as they come, then one is captured, and from then on
@@ -23,6 +23,7 @@ from replicate.config import TrainConfig
 from replicate.gpt import GPT
 from replicate.kernels import backend as engines
 
+CLIP_EPS = 1e-6  # torch's: clip_grad_norm_ multiplies by min(1, clip / (norm + CLIP_EPS))
 WARM = 2  # steps launched before one is captured: they compile, tune and allocate
 Batch = tuple[Tensor, Tensor]  # inputs and targets [B, S] of a micro-batch
 
@@ -50,6 +51,41 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, clip: float, bad: Tensor
+) -> Tensor:
+    """Clip the gradients and step; [2]: the loss, and the norm of the gradients before clipping.
+
+    As `clip_grad_norm_` and `step`, but without a pass over the gradients that scales them: a fused step
+    divides them by its `grad_scale`, a float32, as it reads them. float64 gradients are scaled before.
+    Nothing waits for the device.
+
+    Args:
+        optimizer: a fused one; its step leaves weights and moments as they are where `bad` is 1.
+        parameters: those that the norm is over; some may have no gradient.
+        loss: a scalar. clip: the largest norm; 0 never clips.
+        bad: a scalar beside the gradients; becomes 1 once the loss or the norm is not finite.
+
+    Raises ValueError for an optimiser that is not fused: it would not clip.
+    """
+    if not optimizer.defaults.get("fused"):
+        raise ValueError(f"{type(optimizer).__name__} is not fused; take the one of make_optimizer")
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    result = torch.stack([loss, norm.to(loss.dtype)])
+    bad.copy_(torch.maximum(bad, (~torch.isfinite(result)).any().float()))
+    scale = None
+    if clip and norm.dtype == torch.float64:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    elif clip:
+        scale = ((norm + CLIP_EPS) / clip).clamp(min=1)
+    optimizer.grad_scale, optimizer.found_inf = scale, bad
+    try:
+        optimizer.step()
+    finally:
+        optimizer.grad_scale = optimizer.found_inf = None
+    return result
 
 
 def draw_seed(seed: int, step: int, micro: int) -> int:
@@ -150,13 +186,7 @@ class OptimizerStep:
         """The step, kernel by kernel. Nothing in it waits for the device."""
         self.optimizer.zero_grad(set_to_none=True)  # what an interrupted step has left
         loss = self._gradients(batches, step)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.config.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
-        result = torch.stack([loss, norm.to(loss.dtype)])
-        self.bad.copy_(torch.maximum(self.bad, (~torch.isfinite(result)).any().float()))
-        self.optimizer.found_inf = self.bad  # the fused step leaves everything as it is where this is 1
-        self.optimizer.step()
+        result = clipped_step(self.optimizer, self.parameters, loss, self.config.clip, self.bad)
         self.optimizer.zero_grad(set_to_none=True)
         return result
 
@@ -214,6 +244,7 @@ class OptimizerStep:
             (ffn.config, engines.requested(ffn.backend), ffn.collect, ffn.clustered._version)
             for ffn in self.model.ffns()
         )
+        forms = (self.model.stream, *(block.attn.kernel for block in self.model.blocks))
         groups = self.optimizer.param_groups
         settings = tuple(v for group in groups for k, v in group.items() if k not in ("params", "lr"))
         moments = [t for state in self.optimizer.state.values() for t in state.values()]
@@ -222,7 +253,7 @@ class OptimizerStep:
         shapes = tuple((part.shape, part.dtype) for batch in batches for part in batch)
         places = tuple(t.data_ptr() for t in (*parameters, *self.model.buffers(), *moments, *rates))
         trained = tuple(p.requires_grad for p in parameters)
-        return id(self.forward), formats, settings, _switches(), shapes, trained, places
+        return id(self.forward), formats, forms, settings, _switches(), shapes, trained, places
 
 
 def _leave_capture(device: torch.device) -> None:

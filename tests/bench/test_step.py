@@ -13,6 +13,7 @@ from replicate.bench import step as step_bench
 from replicate.bench.step_cases import DENSE, WHOLE, TrainingStep
 from replicate.report import step_table
 from replicate.settings.presets import MODEL_PRESETS, SPARSITY_PRESETS, WIDTHS
+from replicate.settings.text import config_hash
 from replicate.study import records
 from replicate.training import compiled, flops
 
@@ -75,6 +76,10 @@ def test_a_line_is_fitted_with_its_deviation(noise):
         ({"preset": "llama1b", "sparsity": ["venom8"]}, "unknown sparsity preset"),
         ({"preset": "llama1b", "layers": [2, 4]}, "give 22, the model's"),
         ({"preset": "llama1b", "layers": [0, 2, 4]}, "give 22, the model's"),
+        (
+            {"preset": "llama1b", "residual": "float16"},
+            "residual is 'float16'; choose one of float32, bfloat16",
+        ),
         ({"preset": "llama1b", "attention": "xformers"}, "choose one of auto, torch, flash, cudnn"),
     ],
 )
@@ -129,6 +134,41 @@ def test_parts_of_a_step_are_the_step_s(case):
     assert all(p.grad is None for p in case.parameters)
 
 
+@pytest.mark.parametrize("arm", [DENSE, WHOLE, "recipe", "act24", "venom16"])
+def test_every_arm_runs_with_a_bfloat16_residual_stream(case, arm):
+    narrow = TrainingStep("smoke", 2, device="cpu", compile=False, residual="bfloat16")
+    seen = []
+    for block in narrow.model.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.extend([args[0].dtype, out.dtype]))
+    assert narrow.loss(arm).item() == pytest.approx(case.loss(arm).item(), abs=0.02)
+    assert seen == 4 * [torch.bfloat16] and narrow._hidden()[0].dtype == torch.bfloat16
+    assert case._hidden()[0].dtype == torch.float32
+    before = [p.detach().clone() for p in narrow.parameters]
+    assert math.isfinite(narrow.step(arm))
+    assert all((p != old).any() for p, old in zip(narrow.parameters, before, strict=True))
+    if arm == "recipe":
+        test_parts_of_a_step_are_the_step_s(narrow)
+
+
+def test_the_residual_stream_is_a_setting_that_old_records_lack(monkeypatch):
+    plain, narrow = (step_bench.config("smoke", ["act24"], repeats=1, residual=r) for r in
+                     ("float32", "bfloat16"))  # fmt: skip
+    assert plain == step_bench.config("smoke", ["act24"], repeats=1) and "residual" not in plain
+    assert narrow == plain | {"residual": "bfloat16"}
+    monkeypatch.setattr(step_bench, "measure_depth", lambda c, case: case.model.stream)
+    for c, expected in ((plain, None), (narrow, torch.bfloat16)):
+        assert step_bench.run(c, "cpu", compile=False).results["depths"] == {"3": expected}
+
+
+def test_every_recorded_step_is_still_found():
+    names = ("preset", "sparsity", "layers", "repeats", "whole", "attention")
+    shipped = [r for r, origin in records.RecordStore().all(step_bench.KIND) if origin == "recorded"]
+    assert len(shipped) > 5
+    for record in shipped:
+        c = step_bench.config(**{name: record.config[name] for name in names})
+        assert config_hash(c) == record.config_hash, record.config["preset"]
+
+
 def test_load_is_the_busiest_cluster_s(case):
     load = case.load("venom64")
     assert len(load) == 2 and all(1 <= value <= 16 for value in load)
@@ -160,21 +200,40 @@ def test_a_loss_that_is_not_finite_stops_the_run(case):
         step_bench.measure_depth(c, case)
 
 
-@pytest.mark.parametrize(("asked", "used"), [("auto", "cudnn"), ("torch", None), ("flash", "flash")])
-def test_the_fastest_attention_serves_all_arms(monkeypatch, asked, used):
-    class Case:
-        def __init__(self, *args, **options):
-            pass
+@pytest.mark.parametrize(
+    ("asked", "works", "used"),
+    [
+        ("auto", {"flash": 3.0, "cudnn": 2.0}, "cudnn"),
+        ("auto", {"flash": 3.0}, "flash"),
+        ("auto", {}, None),
+        ("torch", {"flash": 3.0, "cudnn": 2.0}, None),
+        ("flash", {"flash": 3.0, "cudnn": 2.0}, "flash"),
+    ],
+)
+def test_one_kernel_serves_all_arms_and_depths(monkeypatch, asked, works, used):
+    seen = []
 
-        def attention_ms(self):
-            return {"flash": 3.0, "cudnn": 2.0}
+    class Case(TrainingStep):
+        """On a CPU that says it is a GPU."""
 
-    monkeypatch.setattr(step_bench.ffn, "LayerCase", Case)
+        def __init__(self, preset, n_layer, **options):
+            super().__init__("smoke", n_layer, device="cpu", compile=False)
+            self.device = "cuda"
+
+    def measure(c, case):
+        seen.append([block.attn.kernel for block in case.model.blocks])
+        return {}
+
+    monkeypatch.setattr(step_cases.attention, "times_ms", lambda shape, device: works)
+    pick = lambda asked, shape, device: "torch" if asked == "auto" else asked  # noqa: E731
+    monkeypatch.setattr(step_cases.attention, "pick", pick)
+    monkeypatch.setattr(step_bench.ffn, "LayerCase", lambda *_: None)
     monkeypatch.setattr(step_bench.ffn, "check", lambda case, sparsity: {})
     monkeypatch.setattr(step_bench, "TrainingStep", Case)
-    monkeypatch.setattr(step_bench, "measure_depth", lambda c, case: {})
-    results = step_bench.run(step_bench.config("llama1b", attention=asked)).results
-    assert results["attention_used"] == used and bool(results["attention"]) == (asked == "auto")
+    monkeypatch.setattr(step_bench, "measure_depth", measure)
+    results = step_bench.run(step_bench.config("llama7b", layers=[1, 2, 3], attention=asked)).results
+    assert results["attention_used"] == used and results["attention"] == (works if asked == "auto" else {})
+    assert seen == [n * [used or "torch"] for n in (1, 2, 3)]
 
 
 def test_a_whole_model_is_composed_from_depths():
@@ -239,7 +298,7 @@ def test_the_table_says_what_was_composed():
 
 
 def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
-    """A later and wider record of another GPU changes nothing."""
+    """A later and wider record of another GPU, or of another residual stream, changes nothing."""
     store = records.RecordStore(recorded=tmp_path)
     monkeypatch.setattr(step_table, "RecordStore", lambda: store)
     record = made_up(preset="llama1b")
@@ -250,6 +309,9 @@ def test_tables_show_one_card_s_steps(tmp_path, monkeypatch):
     other = step_bench.config("llama1b", ["recipe", "act24"], (2, 4, 6))
     other = records.make_record(step_bench.KIND, other, record.results | {"depths": depths})
     store.put(replace(other, device="NVIDIA A100", date="2026-02-01T00:00:00Z"), recorded=True)
+    narrow = step_bench.config("llama1b", ["recipe", "act24"], (2, 4, 6), residual="bfloat16")
+    narrow = records.make_record(step_bench.KIND, narrow, other.results)
+    store.put(replace(narrow, device=step_table.CARD, date="2026-03-01T00:00:00Z"), recorded=True)
     assert step_table.recorded("llama1b", ["recipe"]) == ours
     assert step_table.speeds("llama1b")["recipe"] == step_table.rows(ours)[-1]["x"]
     with pytest.raises(ValueError, match=f"act24, device {step_table.CARD}"):

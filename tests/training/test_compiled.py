@@ -57,7 +57,15 @@ def trained(config, data):
     return trainer
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"order": "interleaved", "interleave": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "residual": "bfloat16"},
+        {"order": "interleaved", "interleave": 4},
+    ],
+)
 def test_compiled_pieces_train_the_same(data, traced, changes):
     config = replace(RUN, **changes)
     plain, pieces = trained(config, data).result(), trained(replace(config, compile=True), data).result()

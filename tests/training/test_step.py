@@ -1,3 +1,5 @@
+import copy
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -6,10 +8,18 @@ import torch
 
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.data import TokenData
+from replicate.gpt import GPT
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.settings.text import with_changes
 from replicate.train import Trainer
-from replicate.training.step import WARM, OptimizerStep, make_optimizer, set_rate, why_not_captured
+from replicate.training.step import (
+    WARM,
+    OptimizerStep,
+    clipped_step,
+    make_optimizer,
+    set_rate,
+    why_not_captured,
+)
 
 MODEL = ModelConfig(vocab_size=64, n_layer=2, d_model=64, d_ff=512, n_head=2, seq_len=64)
 RUN = TrainConfig(
@@ -222,6 +232,104 @@ def test_a_step_that_cannot_be_captured_goes_on_launched(tmp_path):
     assert trainer.losses == reference.losses
     assert step.captured == 0
     assert torch.rand(8, device="cuda").std() > 0, "torch draws again"
+
+
+def by_hand(gradients, clip, dtype=torch.float32, loss=1.0, bad=0.0):
+    """(reported, weights, optimiser, bad) after `clipped_step` of weights that are 1, one a gradient."""
+    weights = [torch.nn.Parameter(torch.ones(len(g or [0]), dtype=dtype)) for g in gradients]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = torch.tensor(gradient, dtype=dtype) if gradient else None
+    optimizer = torch.optim.AdamW(weights, lr=0.1, betas=(0.9, 0.95), fused=True)
+    bad = torch.tensor(bad)
+    return clipped_step(optimizer, weights, torch.tensor(loss), clip, bad), weights, optimizer, bad
+
+
+@pytest.mark.parametrize(
+    ("clip", "factor"),
+    [
+        (0.0, 1.0),  # off
+        (0.5, 0.1),
+        (4.0, 0.8),
+        (5.1, 1.0),  # a norm below the limit stays
+        (100.0, 1.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_norm_5_is_clipped_by_hand(clip, factor, dtype):
+    """The moments show it: Adam's first change of a weight is the same for any length of the gradient."""
+    result, weights, optimizer, bad = by_hand([[3.0, 0.0], None, [4.0]], clip, dtype)
+    assert result.tolist() == [1.0, 5.0] and bad == 0, "the norm before clipping"
+    first, second = (optimizer.state[weights[i]] for i in (0, 2))
+    torch.testing.assert_close(
+        first["exp_avg"], torch.tensor([0.3 * factor, 0.0], dtype=dtype), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        second["exp_avg"], torch.tensor([0.4 * factor], dtype=dtype), rtol=1e-6, atol=0
+    )
+    expected = torch.tensor([0.8 * factor**2], dtype=dtype)
+    torch.testing.assert_close(second["exp_avg_sq"], expected, rtol=1e-6, atol=0)
+    assert weights[1] not in optimizer.state and weights[1] == 1, "no gradient, no step"
+    assert optimizer.grad_scale is None and optimizer.found_inf is None
+
+
+def test_tiny_norms_are_clipped_as_torch_clips_them():
+    """clip / (norm + 1e-6) is a third of 1 here, and not half."""
+    _, (weight,), optimizer, _ = by_hand([[2e-6]], 1e-6)
+    torch.testing.assert_close(
+        optimizer.state[weight]["exp_avg"], torch.tensor([2e-7 / 3]), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("gradient", "loss", "bad"),
+    [([math.nan], 1.0, 0.0), ([math.inf], 1.0, 0.0), ([1.0], math.nan, 0.0), ([1.0], 1.0, 1.0)],
+)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_weights_and_moments_stay_from_the_first_step_that_is_not_finite(gradient, loss, bad, clip):
+    _, (weight,), optimizer, now = by_hand([gradient], clip, loss=loss, bad=bad)
+    assert now == 1 and weight == 1
+    assert all(value == 0 for value in optimizer.state[weight].values())
+
+
+def test_an_optimiser_that_would_not_clip_is_refused():
+    weight = torch.nn.Parameter(torch.ones(1))
+    for plain in (torch.optim.SGD([weight]), torch.optim.AdamW([weight])):
+        with pytest.raises(ValueError, match=r"is not fused; take the one of make_optimizer"):
+            clipped_step(plain, [weight], torch.tensor(1.0), 1.0, torch.tensor(0.0))
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("clip", [0.0, 0.05, 1.0])
+def test_steps_are_those_of_clipping_and_then_adamw(clip, tied, device):
+    """Weights equal to rounding over several steps, with an embedding that is also the head."""
+    run = replace(config("dense", device=device), clip=clip)
+    run = replace(run, model=replace(run.model, tie_embeddings=tied))
+    torch.manual_seed(1)
+    ours = GPT(run.model).to(device)
+    theirs = copy.deepcopy(ours)
+    for model in (ours, theirs):
+        model.blocks[0].attn.proj.weight.requires_grad_(False)
+    step = OptimizerStep(ours, ours, make_optimizer(ours, run), replace(run, cuda_graph="off"))
+    optimizer, norms = make_optimizer(theirs, run), []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        batch = torch.randint(64, (2, 4, 64)).to(device).unbind()
+        found = step([batch], 1e-3)
+        set_rate(optimizer, 1e-3)
+        loss = theirs(*batch)[1]
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or math.inf))
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(found, torch.stack([loss.detach(), norms[-1]]), rtol=1e-4, atol=1e-6)
+    assert (clip == 0.05) == all(norm > clip > 0 for norm in norms)
+    for (name, weight), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        # Six steps move a weight by up to 6e-3. A GPU adds gradients up in no fixed order.
+        torch.testing.assert_close(weight, other, rtol=0, atol=6e-6 if device == "cpu" else 2e-4, msg=name)
 
 
 def test_a_launched_step_reports_loss_and_norm(tmp_path):
