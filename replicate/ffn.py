@@ -19,6 +19,7 @@ from replicate import ablations, router
 from replicate.config import SparsityConfig
 from replicate.sparsity import mask24, prune24, soft_threshold24
 from replicate.system.once import once
+from replicate.training.device import autocast_on
 from replicate.training.layer_state import LayerState
 
 INIT_STD = 0.02
@@ -242,14 +243,3 @@ def _sparse_gradients(
 def _over_tokens(sparse: Tensor, dense: Tensor) -> Tensor:
     """[T, F], [T, D] -> [F, D]: the sum over tokens of a weight gradient."""
     return sparse.T @ dense
-
-
-def autocast_on(x: Tensor) -> bool:
-    """True if autocast is on where x is."""
-    return _has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
-
-
-@torch.compiler.assume_constant_result
-def _has_autocast(kind: str) -> bool:
-    """False for devices such as meta."""
-    return torch.amp.is_autocast_available(kind)

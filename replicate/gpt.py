@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
-from replicate.ffn import INIT_STD, SparseFFN, autocast_on, new_weight, relu2
+from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
 from replicate.training.attention import TORCH, attention_by
+from replicate.training.device import autocast_on
 from replicate.training.layer_state import PHASES
 
 

@@ -21,9 +21,11 @@ from replicate.kernels.execution import WEIGHTS, Execution
 from replicate.kernels.two_four.compressed24 import Compressed24, new_buffer, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
 from replicate.kernels.two_four.soft_threshold_prune24 import soft_threshold_prune24
+from replicate.kernels.venom.cast_means import cast_means
 from replicate.router import ordered_cluster_means
 
 Key = tuple[str, str]
+TOGETHER: tuple[Key, Key] = ("cast", "w1"), ("means", "")  # made from one read of W1
 FORWARD, BACKWARD = ("w1", "w2"), ("w2_t", "w1_t")
 
 
@@ -109,11 +111,15 @@ class Operands:
         return self.made[kind, name]
 
     def _make(self, kind: str, name: str) -> None:
-        w = self.weights[name.removesuffix("_t") or "w1"]
+        w, c = self.weights[name.removesuffix("_t") or "w1"], self.how.config
+        if (kind, name) in TOGETHER and set(TOGETHER) <= set(self.forms()):
+            both = cast_means(w.contiguous(), c.n_clusters, self.dtype)
+            self.made |= dict(zip(TOGETHER, both, strict=True))
+            return
         if kind == "cast":
             made = w.to(self.dtype)
         elif kind == "means":
-            made = ordered_cluster_means(w, self.how.config.n_clusters).to(self.dtype).contiguous()
+            made = ordered_cluster_means(w, c.n_clusters).to(self.dtype).contiguous()
         elif kind == "packed":
             found = self._prune(w, name)
             made = found.buffer

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,3 +71,14 @@ def reproducible(device: torch.device, strict: bool = False) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def autocast_on(x: Tensor) -> bool:
+    """True if autocast is on where x is."""
+    return _has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    """False for devices such as meta."""
+    return torch.amp.is_autocast_available(kind)
