@@ -133,14 +133,13 @@ class TrainingStep:
         model, block = self.model, self.model.blocks[0]
         x, cos, sin = self._hidden()
         weight = model.embed.weight if model.head is None else model.head.weight
-        pieces = (attention_half, ffn_half, ffn_input, compiled.head_loss)
-        attend, dense, normed, head = map(self.compiled, pieces)
+        y = torch.zeros_like(x, dtype=torch.bfloat16)
+        attend, feed, head = map(self.compiled, (attention_half, ffn_half, compiled.head_loss))
         of_ffn = [x, *block.ffn_norm.parameters(), block.ffn.w1, block.ffn.w2]
 
         def one_ffn(name: str) -> None:
             block.ffn.config = SPARSITY_PRESETS[name]
-            sparse = partial(ffn_half, normed=normed)
-            self._gradients(dense if name == DENSE else sparse, (block, x), of_ffn)
+            self._gradients(feed, (block, x), of_ffn)
 
         of_attention = [x, *block.attn_norm.parameters(), *block.attn.parameters()]
         of_head = [x, *model.norm.parameters(), weight]
@@ -148,7 +147,9 @@ class TrainingStep:
         loss.backward()  # for the optimiser
         calls: dict[str, Callable[[], Any]] = {
             "attention": partial(self._gradients, attend, (block, x, cos, sin), of_attention),
-            "head and loss": partial(self._gradients, head, (model.norm, weight, x, self.targets), of_head),
+            "head and loss": partial(
+                self._gradients, head, (model.norm, weight, x, y, self.targets), of_head
+            ),
             "optimiser": partial(self.update, loss.detach()),
         }
         timed = calls | {f"ffn {a}": partial(one_ffn, a) for a in arms}
@@ -175,11 +176,6 @@ def attention_half(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x + block.attn(block.attn_norm(x), cos, sin)
 
 
-def ffn_input(block: Block, x: Tensor) -> Tensor:
-    """What the FFN reads of x [B, S, D], in bf16."""
-    return block.ffn_norm(x).bfloat16()
-
-
-def ffn_half(block: Block, x: Tensor, normed: Callable[[Block, Tensor], Tensor] = ffn_input) -> Tensor:
+def ffn_half(block: Block, x: Tensor) -> Tensor:
     """The second half of a layer, x [B, S, D]."""
-    return x + block.ffn(normed(block, x))
+    return x + block.ffn(block.ffn_norm(x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.gpt import GPT, Block
+from replicate.training.device import autocast_on
 
 BACKEND = "inductor"
 RECOMPILE_LIMIT = 256  # one piece serves shapes, formats, phases, and steps with and without gradients
@@ -30,26 +31,33 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
         for ffn in model.ffns():
             ffn.phase  # noqa: B018  compiled code does not look for a phase written from outside
-        x, y = model.residual(idx), None
+        x = model.residual(idx)
+        y = _nothing(x)
         cos, sin = model.cos[: idx.shape[-1]], model.sin[: idx.shape[-1]]
         for block in model.blocks:
             x, y = layer(block, x, y, cos, sin)
         weight = model.embed.weight if model.head is None else model.head.weight
-        return None, loss(model.norm, weight, x, targets, y)
+        return None, loss(model.norm, weight, x, y, targets)
 
     return forward
 
 
-def _layer(block: Block, x: Tensor, y: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer on the residual stream x + y, y being the last FFN's output: the same of this layer."""
-    x = x if y is None else x + y
+def _nothing(x: Tensor) -> Tensor:
+    """Zeros that are to compiled code what a layer before the first one would have added to x."""
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast_on(x) else x.dtype
+    return torch.zeros_like(x, dtype=dtype, requires_grad=torch.is_grad_enabled())
+
+
+def _layer(block: Block, x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer on the residual stream x + y, y being what the layer before adds: the same of this layer."""
+    x = x + y
     x = x + block.attn(block.attn_norm(x), cos, sin)
     return x, block.ffn(block.ffn_norm(x))
 
 
-def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, targets: Tensor, y: Tensor | None = None) -> Tensor:
+def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
     """Final norm, vocabulary head and mean cross-entropy of x + y [B, S, D]."""
-    logits = F.linear(norm(x if y is None else x + y), weight)
+    logits = F.linear(norm(x + y), weight)
     wide = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
 
