@@ -145,12 +145,13 @@ class TrainingStep:
         of_head = [x, *model.norm.parameters(), weight]
         loss = self.loss(DENSE)
         loss.backward()  # for the optimiser
+        loss = loss.detach()  # a graph that lives on binds later passes to its stream: no capture then
         calls: dict[str, Callable[[], Any]] = {
             "attention": partial(self._gradients, attend, (block, x, cos, sin), of_attention),
             "head and loss": partial(
                 self._gradients, head, (model.norm, weight, x, y, self.targets), of_head
             ),
-            "optimiser": partial(self.update, loss.detach()),
+            "optimiser": partial(self.update, loss),
         }
         timed = calls | {f"ffn {a}": partial(one_ffn, a) for a in arms}
         on_cpu = self.device == "cpu"

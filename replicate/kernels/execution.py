@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -52,15 +52,20 @@ class Execution:
         backend, kind, sparse, block, formats = text.split(" ", 4)
         return Execution(formats, backend, kind, tuple(filter(None, sparse.split(","))), int(block))
 
-    @cached_property
+    @property
     def config(self) -> SparsityConfig:
         """The layer's formats."""
-        return SparsityConfig(**json.loads(self.formats))
+        return _config(self.formats)
 
     @property
     def keeps_dense(self) -> bool:
         """True if y2 is also kept uncompressed: its product runs dense, or only the library reads it."""
         return self.layout == "vendor" or "y2" not in self.sparse
+
+
+@cache
+def _config(formats: str) -> SparsityConfig:
+    return SparsityConfig(**json.loads(formats))
 
 
 @torch.compiler.assume_constant_result
@@ -76,7 +81,7 @@ def execution(
     Args:
         backend: from `backend.requested`. dtype: of the tokens.
     """
-    c, on = Execution(formats).config, engines.select(device, backend, dtype) == "cusparselt"
+    c, on = _config(formats), engines.select(device, backend, dtype) == "cusparselt"
     used = [name for name in WEIGHTS if getattr(c, name)] + ["y2", "dy1"] * (c.activation == "24")
     if not used:
         return Execution(formats, backend).text

@@ -13,6 +13,7 @@ pass. Each form is a tensor under a key:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,15 +45,10 @@ class Operands:
         self.weights, self.scale, self.dtype, self.how = {"w1": w1, "w2": w2}, scale, dtype, how
         self.made: dict[Key, Tensor] = dict(made)
 
-    def forms(self, products: Iterable[str] = WEIGHTS) -> list[Key]:
+    def forms(self, products: tuple[str, ...] = WEIGHTS) -> tuple[Key, ...]:
         """The forms that these products need, in a fixed order; not a weight that is in the dtype already."""
-        found: dict[Key, None] = {}
-        for name in products:
-            found |= dict.fromkeys(self._chain(name))
-        c = self.how.config
-        if "w1" in products and c.activation == "venom" and c.routing == "token":
-            found["means", ""] = None
-        return [key for key in found if key[0] != "cast" or self.weights[key[1]].dtype != self.dtype]
+        there = tuple(name for name, w in self.weights.items() if w.dtype == self.dtype)
+        return _forms(products, self.how, there)
 
     def kept(self) -> list[Key]:
         """The forms that the forward pass makes and the backward pass reads again."""
@@ -93,17 +89,6 @@ class Operands:
         if kind == "packed":
             return new_buffer(True, rows, cols, w, self.dtype)
         return w.new_empty((rows, cols), dtype=self.dtype)
-
-    def _chain(self, name: str) -> list[Key]:
-        """The forms behind the weight that product `name` reads, each made from the one before."""
-        source = self.how.config.source(name)
-        if not source:
-            return [("cast", name.removesuffix("_t"))]
-        unpacked = name == source and name not in self.how.sparse
-        chain: list[Key] = [("packed", source)]
-        if unpacked or self.how.layout == "vendor":  # only the library reads the vendor's layout
-            chain.append(("unpacked", source))
-        return chain if name == source else [*chain, ("dense", source)]
 
     def _get(self, kind: str, name: str) -> Tensor:
         if (kind, name) not in self.made:
@@ -152,3 +137,23 @@ class Operands:
         """Rows and columns of the compressed matrix: W^T for w1 and w2, W for w2_t and w1_t."""
         rows, cols = self.weights[name.removesuffix("_t")].shape
         return (rows, cols) if name.endswith("_t") else (cols, rows)
+
+
+@cache
+def _forms(products: tuple[str, ...], how: Execution, there: tuple[str, ...]) -> tuple[Key, ...]:
+    c, found = how.config, [key for name in products for key in _chain(name, how)]
+    if "w1" in products and c.activation == "venom" and c.routing == "token":
+        found.append(("means", ""))
+    return tuple(dict.fromkeys(key for key in found if key not in [("cast", name) for name in there]))
+
+
+def _chain(name: str, how: Execution) -> list[Key]:
+    """The forms behind the weight that product `name` reads, each made from the one before."""
+    source = how.config.source(name)
+    if not source:
+        return [("cast", name.removesuffix("_t"))]
+    unpacked = name == source and name not in how.sparse
+    chain: list[Key] = [("packed", source)]
+    if unpacked or how.layout == "vendor":  # only the library reads the vendor's layout
+        chain.append(("unpacked", source))
+    return chain if name == source else [*chain, ("dense", source)]
