@@ -933,8 +933,8 @@ def test_blocks_must_divide_the_tokens(tokens):
         ffn(normal(tokens, D))
 
 
-def test_compiled_code_ends_before_the_sparse_phase():
-    """Kernels choose by shape and environment at each call, which a compiled graph would freeze."""
+def test_compiled_code_contains_the_sparse_phase_unless_it_is_watched():
+    """Statistics leave the graph: then compiled code ends before the sparse phase and begins again after it."""
     ffn = SparseFFN(16, 32, SparsityConfig(activation="24"))
     ffn.phase, graphs = "sparse", []
 
@@ -943,5 +943,9 @@ def test_compiled_code_ends_before_the_sparse_phase():
         return graph
 
     x = torch.randn(4, 16)
+    assert torch.compile(ffn, backend=backend, fullgraph=True)(x).equal(ffn(x))
+    assert len(graphs) == 1
+    ffn.collect = True
     assert torch.compile(ffn, backend=backend)(x).equal(ffn(x))
-    assert graphs == [["reshape"], ["view"]]
+    assert graphs[1:] == [["reshape"], ["view"]]
+    assert ffn.stats()["kept_sparsity"] >= 0.5
