@@ -7,6 +7,7 @@ import pandas as pd
 from replicate.bench import ffn as ffn_bench
 from replicate.study.records import CARD, Record, RecordStore
 
+SMALLER = [[8192, 3072, 12288], [16384, 1024, 4096]]  # tokens, d_model, d_ff
 NAMES = {
     "dense": "dense, compiled",
     "dense, by hand": "dense, by hand",
@@ -49,6 +50,17 @@ def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str,
         if any(s["shape"][1] == d_model for s in record.results["shapes"]):
             found |= layer(record, d_model).set_index("arm")[column].to_dict()
     return found
+
+
+def smaller() -> pd.DataFrame:
+    """One row a format: times as fast as the faster dense layer, and memory, at `SMALLER` shapes."""
+    record = RecordStore().latest(ffn_bench.KIND, shapes=SMALLER)
+    found: dict[str, pd.Series] = {}
+    for tokens, d_model, d_ff in SMALLER:
+        table = layer(record, d_model).set_index("layer")
+        name = f"{tokens} x {d_model} x {d_ff}"
+        found |= {name: table["x"], f"{name}, memory": table["memory"]}
+    return pd.DataFrame(found).rename_axis("layer").reset_index()
 
 
 def cards() -> pd.DataFrame:
