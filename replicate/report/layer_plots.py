@@ -169,7 +169,7 @@ def layer(record: Record) -> Figure:
 
 
 def layer_stages(record: Record) -> Figure:
-    """Milliseconds of the kernels of one layer, by kind, for three layers and both shapes."""
+    """Milliseconds of the kernels of one layer, by kind, for dense and sparse layers and both shapes."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.2), sharey=True)

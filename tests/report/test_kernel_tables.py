@@ -43,17 +43,15 @@ def test_the_page_s_prose_agrees_with_the_records(kernels, venom):
 def test_the_page_s_prose_on_the_layer_agrees_with_the_records():
     record = kernel_tables.recorded(kernel_tables.LAYER)
     large, small = (layer_tables.layer(record, d).set_index("arm") for d in kernel_tables.MODELS)
-    for name in ("recipe", "venom16"):
-        assert f"to {large.loc[name, 'x']:.2f}" in PAGE
-    assert f"to {large.loc['recipe', 'memory']:.2f} of the dense layer's" in PAGE
+    assert f"took it to {large.loc['recipe', 'memory']:.2f}" in PAGE
     launches = next(s for s in record.results["shapes"] if s["shape"][1] == 2048)["launches"]
     host_ms = (launches["all24"]["ms"] - launches["act24"]["ms"]) / 4  # by one more 2:4 product and its pass
-    assert f"about {host_ms:.1f} ms" in PAGE
+    assert 1 < host_ms < 2.5 and "one to two and a half milliseconds" in PAGE
     assert all(small.loc[n, "x"] > 0.8 * aim for n, aim in kernels_page.LAYER_AIMS.items())
-    slower = small.index[small["launches"] < 1]
+    slower = small[small["launches"] < 1].index.drop(["dense", "dense, eager"])
     routed = ["recipe", "recipe32", "recipe64"]
-    assert slower.tolist() == [*routed, "act24", "act24+tile", "all24", "dense, eager"]
-    assert large.drop("dense, eager")["launches"].min() == 1, "only at the 1B shape do graphs decide"
+    assert slower.tolist() == [*routed, "act24", "act24+tile", "all24"]
+    assert large.drop(["dense", "dense, eager"])["launches"].min() == 1, "only at the 1B shape do graphs decide"
 
 
 def test_arithmetic_of_the_formats_by_hand():
@@ -107,7 +105,7 @@ def test_every_aim_is_compared(kernels, venom):
     assert "Speed aims are reached at the 7B shape" in PAGE
     missed = goals.loc[goals["reached"] == "no", "what"].tolist()
     assert missed == [
-        f"peak memory, {layer_tables.NAMES[name]}" for name in ("act24", "act24+tile", "all24")
+        f"peak memory, {layer_tables.NAMES[name]}" for name in ("act24+tile", "all24")
     ], "the page's prose says so"
 
 

@@ -219,7 +219,7 @@ def test_what_the_prose_says_of_the_speed_by_activations():
         assert 0.92 < x["active16x32"] / x["recipe"] < 1, "nearly as fast"
         assert x["active16x32"] < x["active16"] < x["venom16"]
     step = step_table.speeds("llama1b")
-    assert 0.98 < step["active16x32"] / step["recipe"] < 1
+    assert 0.96 < step["active16x32"] / step["recipe"] < 1
     for d_model in (2048, 4096):
         memory = layer_tables.over_dense(d_model, "memory", step_table.CARD)
         venom = {arm for arm in memory if arm.startswith(("venom", "recipe", "active"))}
@@ -231,7 +231,9 @@ def test_what_the_prose_says_of_memory():
         peaks = {row["arm"]: row["peak GiB"] for row in step.rows(step_table.recorded(preset))}
         assert all(peak < peaks["dense"] for arm, peak in peaks.items() if not arm.startswith("dense"))
     layers = report.layers().set_index("layer")
-    assert (layers.loc[["2:4 activations"], ["memory, 1B", "memory, 7B"]] > 1).all(axis=None)
+    memory = layers[["memory, 1B", "memory, 7B"]]
+    assert (memory.loc["2:4 activations"] < 1).all()
+    assert (memory.loc["2:4 activations, weight gradients too"] > 1).all()
     assert (layers.filter(like="4 of", axis=0)[["memory, 1B", "memory, 7B"]] < 1).all(axis=None)
 
 
@@ -260,6 +262,7 @@ def test_what_the_prose_says_of_shorter_dense_runs():
 
 def test_what_the_prose_says_of_a_second_gpu():
     table = layer_tables.cards().set_index("layer")
+    table = table[~table.index.str.startswith("dense")]
     first, second = (table.filter(like=card).to_numpy() for card in ("H200", "H100"))
     assert (second <= first * 1.005).all() and (second > 0.85 * first).all(), "a little smaller"
     for one, other in zip(first.T, second.T, strict=True):
