@@ -145,7 +145,7 @@ def memory(record: Record) -> Figure:
 
 
 def layer(record: Record) -> Figure:
-    """Speed and peak memory of `SparseFFN` over the compiled dense layer, and the paper's arithmetic."""
+    """Speed and peak memory of `SparseFFN` over the dense layer, and the paper's arithmetic."""
     import matplotlib.pyplot as plt
 
     by_shape = {
@@ -161,7 +161,7 @@ def layer(record: Record) -> Figure:
         }
         theirs = {layer_tables.NAMES[arm]: kernel_tables.arithmetic(arm) for arm in arms}
         draw_rows(ax, rows, shades, marks=theirs if column == "x" else {}, mark="the paper's arithmetic")
-        ax.axvline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense, compiled")
+        ax.axvline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense")
     axes[0].set(xlabel="times as fast as dense", title="Speed, everything counted")
     axes[1].set(xlabel="times the dense layer's", title="Peak memory: less is better")
     axes[0].legend(loc="lower right", fontsize=9)
