@@ -51,7 +51,8 @@ def test_the_page_s_prose_on_the_layer_agrees_with_the_records():
     slower = small[small["launches"] < 1].index.drop(["dense", "dense, eager"])
     routed = ["recipe", "recipe32", "recipe64"]
     assert slower.tolist() == [*routed, "act24", "act24+tile", "all24"]
-    assert large.drop(["dense", "dense, eager"])["launches"].min() == 1, "only at the 1B shape do graphs decide"
+    others = large.drop(["dense", "dense, eager"])
+    assert others["launches"].min() == 1, "only at the 1B shape do graphs decide"
 
 
 def test_arithmetic_of_the_formats_by_hand():
