@@ -934,7 +934,7 @@ def test_blocks_must_divide_the_tokens(tokens):
 
 
 def test_compiled_code_contains_the_sparse_phase_unless_it_is_watched():
-    """Statistics leave the graph: compiled code then ends before the sparse phase and begins again after it."""
+    """Statistics leave the graph: compiled code then ends before the sparse phase and begins after it."""
     ffn = SparseFFN(16, 32, SparsityConfig(activation="24"))
     ffn.phase, graphs = "sparse", []
 

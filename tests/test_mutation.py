@@ -32,6 +32,33 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "clipping-multiplies",
+        "replicate/training/step.py",
+        "clipped_step",
+        "(norm + CLIP_EPS) / clip",
+        "clip / (norm + CLIP_EPS)",
+        "tests/training/test_step.py",
+        "clip",
+    ),
+    Mutation(
+        "means-are-sums",
+        "replicate/kernels/venom/cast_means.py",
+        "_cast_means_kernel",
+        "mean = total / width",
+        "mean = total",
+        "tests/kernels/venom/test_cast_means.py",
+        "hand_made",
+    ),
+    Mutation(
+        "second-derivative-is-zero",
+        "replicate/system/once.py",
+        "once",
+        "_Once.apply(gradients, *args) if torch.is_grad_enabled() else gradients(*args)",
+        "gradients(*args)",
+        "tests/kernels/test_operators.py",
+        "torch_func and recipe",
+    ),
+    Mutation(
         "compressed-weights-go-stale",
         "replicate/training/layer_state.py",
         "LayerState.__init__",

@@ -105,9 +105,9 @@ def test_every_aim_is_compared(kernels, venom):
     assert goals["7B shape"].str.fullmatch(r"[\d.]+(%|x)?").all()
     assert "Speed aims are reached at the 7B shape" in PAGE
     missed = goals.loc[goals["reached"] == "no", "what"].tolist()
-    assert missed == [
-        f"peak memory, {layer_tables.NAMES[name]}" for name in ("act24+tile", "all24")
-    ], "the page's prose says so"
+    assert missed == [f"peak memory, {layer_tables.NAMES[name]}" for name in ("act24+tile", "all24")], (
+        "the page's prose says so"
+    )
 
 
 def test_layer_ratios_are_those_of_the_times():
