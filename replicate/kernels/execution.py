@@ -68,6 +68,11 @@ def _config(formats: str) -> SparsityConfig:
     return SparsityConfig(**json.loads(formats))
 
 
+def compressed(config: SparsityConfig) -> list[str]:
+    """The operands that are compressed in this configuration: of WEIGHTS, and "y2" and "dy1"."""
+    return [name for name in WEIGHTS if getattr(config, name)] + ["y2", "dy1"] * (config.activation == "24")
+
+
 @torch.compiler.assume_constant_result
 def execution(
     formats: str, backend: str, device: torch.device, dtype: torch.dtype, n_tokens: int, d_model: int,
@@ -79,10 +84,11 @@ def execution(
     where `backend` is "cusparselt"; else dense on the same values.
 
     Args:
-        backend: from `backend.requested`. dtype: of the tokens.
+        backend: from `backend.requested`. dtype: of the tokens. n_tokens: read only if the engine is
+            "cusparselt" and something is compressed.
     """
     c, on = _config(formats), engines.select(device, backend, dtype) == "cusparselt"
-    used = [name for name in WEIGHTS if getattr(c, name)] + ["y2", "dy1"] * (c.activation == "24")
+    used = compressed(c)
     if not used:
         return Execution(formats, backend).text
     shapes = dict(_shapes(dtype, n_tokens, d_model, d_ff))

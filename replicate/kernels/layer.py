@@ -12,6 +12,7 @@ stay as they are. A 2:4 product that cuSPARSELt does not make faster runs dense 
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from replicate.kernels import backend as engines
 from replicate.kernels import operators
 from replicate.kernels.backend import HALF
-from replicate.kernels.execution import execution
+from replicate.kernels.execution import compressed, execution
 from replicate.kernels.two_four.compressed24 import TILE
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return f"wgrad {c.wgrad!r} has no kernel with activation {c.activation!r}"
     if c.wgrad == "tile" and len(x) % TILE:
         return f"{len(x)} tokens are no multiple of {TILE}"
-    pairs = c.activation == "24" or any(getattr(c, name) for name in ("w1", "w2", "w2_t", "w1_t"))
+    pairs = compressed(c)
     if pairs and x.dtype not in HALF:
         return f"2:4 needs float16 or bfloat16, not {x.dtype}"
     if x.dtype not in (*HALF, torch.float32):
@@ -86,11 +87,14 @@ def describe(ffn: SparseFFN, x: Tensor) -> str:
 
 def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
     """y3 [T, D] of the configured sparse FFN, differentiable in x [T, D], W1 and W2."""
-    if choose(ffn, x) == "reference":
+    engine = choose(ffn, x)
+    if engine == "reference":
         return ffn.by_reference(x)
     c, (d_model, d_ff) = ffn.config, ffn.w1.shape
+    # Sparse tensor cores are planned by shape: compiled code is then for this number of tokens alone.
+    n_tokens = operator.index(len(x)) if engine == "cusparselt" and compressed(c) else 0
     asked = engines.requested(ffn.backend)
-    how = execution(ffn.formats, asked, x.device, x.dtype, len(x), d_model, d_ff)
+    how = execution(ffn.formats, asked, x.device, x.dtype, n_tokens, d_model, d_ff)
     scale = ffn.scale / ffn.scaled if c.weight_scale else None
     clusters = ffn.fixed_clusters() if c.activation == "venom" and c.routing == "static" else None
     held = _held(ffn, scale, x.dtype, how)

@@ -174,7 +174,7 @@ def _weights(
 
 def _saved(x: Tensor, d_ff: int, how: Execution) -> list[Tensor]:
     """Uninitialised activations that the backward pass needs of x [T, D]."""
-    c, n_tokens = how.config, len(x)
+    c, n_tokens = how.config, x.shape[0]  # not len(x), which makes a variable number of tokens a constant
     if c.activation == "dense":
         return [x.new_empty(n_tokens, d_ff)]
     if c.activation == "24":
@@ -182,7 +182,7 @@ def _saved(x: Tensor, d_ff: int, how: Execution) -> list[Tensor]:
         return [buffer, dense] if how.keeps_dense else [buffer]
     choices = x.new_empty((n_tokens, c.top_k), dtype=torch.int32)
     lists = empty_lists(choices, c.n_clusters, _block(choices, how))
-    return [x.new_empty(len(lists.tokens), d_ff // c.n_clusters), *lists]
+    return [x.new_empty(lists.tokens.shape[0], d_ff // c.n_clusters), *lists]
 
 
 def _two_four_forward(x: Tensor, weights: Operands) -> tuple[Tensor, list[Tensor]]:

@@ -160,6 +160,25 @@ def test_a_model_compiles_in_one_piece(name, backend):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("name", ["recipe", "act24", "venom16", "active16"])
+def test_compiled_code_takes_any_number_of_tokens(name):
+    """The second number of tokens makes it a variable, unless 2:4 products are planned by shape."""
+    ffn, graphs = layer(CONFIGS[name]), []
+
+    def traced(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(ffn, fullgraph=True, backend=traced)
+    for n in (64, 128, 192):
+        x = tokens()[:1].repeat(n, 1) + torch.arange(n, device=DEVICE, dtype=HALF)[:, None] / n
+        assert torch.equal(compiled(x), ffn(x))
+    planned = GPU and name in ("recipe", "act24")
+    assert len(graphs) == (3 if planned else 2)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", ["recipe", "act24"])
 def test_micro_batches_share_operands_in_compiled_code(name):
     """The first makes them, the others read them: two graphs, not one a micro-batch."""
