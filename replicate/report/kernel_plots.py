@@ -193,8 +193,8 @@ def draw_stacks(
         ink = "black" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) > 0.5 else "white"
         ax.bar_label(bars, numbers, label_type="center", color=ink, fontsize=9)
     for y, total in enumerate(totals):
-        ax.text(total + 0.015 * longest, y, f"{kernel_tables.digits3(total)} ms", va="center", fontsize=9)
-    ax.set(xlabel="milliseconds", xlim=(0, 1.12 * longest), ylim=(len(stacks) - 0.5, -0.5))
+        ax.text(total + 0.025 * longest, y, f"{kernel_tables.digits3(total)} ms", va="center", fontsize=9)
+    ax.set(xlabel="milliseconds", xlim=(0, 1.15 * longest), ylim=(len(stacks) - 0.5, -0.5))
     ax.grid(False, axis="y")
 
 

@@ -170,18 +170,15 @@ def layer(record: Record) -> Figure:
 
 
 def layer_stages(record: Record) -> Figure:
-    """Milliseconds of the kernels of one layer, by kind, for dense and sparse layers and both shapes.
-
-    They are from a profile of separate calls and add up to less than the step.
-    """
+    """Milliseconds of the kernels of one layer, by kind, for dense and sparse layers and both shapes."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.2), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
+    fig.suptitle("Kernels in a profile of separate calls: they add up to less than the step", fontsize=11)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         split = layer_tables.stages(record, d_model).set_index("stage, ms").drop(columns="dense, eager")
         colours = [LAYER_COLOURS[stage] for stage in split.index]
         draw_stacks(ax, split.to_dict(), colours, least=0.09)
         ax.set_title(name)
-        ax.set_xlabel("milliseconds of kernels, from a profile of separate calls")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     return fig
