@@ -88,7 +88,7 @@ def roofline(record: Record) -> Figure:
 
     fig, ax = plt.subplots(figsize=(8.5, 4.3))
     draw_roofline(ax, kernel_tables.intensities(record), kernel_tables.bandwidth(record))
-    ax.set_title("Our passes lie at or near the memory roof, the products beyond the ridge")
+    ax.set_title("Passes are limited by memory, products by arithmetic")
     return fig
 
 
@@ -143,7 +143,7 @@ def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
     titles = ("two of each row", "two of each row and column")
     for ax, kept, title in zip(axes, (by_rows, by_tile), titles, strict=True):
         draw_tile(ax, tile, kept)
-        ax.set_title(f"{title}:\n{tile[kept].sum():g} of {tile.sum():g} kept")
+        ax.set_title(f"{title}:\nkept sum: {tile[kept].sum():g} of {tile.sum():g}")
     return fig
 
 
@@ -168,7 +168,9 @@ def draw_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapp
         at = np.arange(len(groups)) + (i - (len(colours) - 1) / 2) * width
         heights = [group.get(series, np.nan) for group in groups.values()]
         bars = ax.bar(at, heights, width * 0.92, color=colour, label=series, edgecolor="white")
-        ax.bar_label(bars, ["" if np.isnan(h) else f"{h:.3g}" for h in heights], fontsize=8, padding=1)
+        ax.bar_label(
+            bars, ["" if np.isnan(h) else kernel_tables.digits3(h) for h in heights], fontsize=8, padding=1
+        )
     ax.set_xticks(range(len(groups)), list(groups))
     ax.grid(False, axis="x")
 
@@ -187,12 +189,12 @@ def draw_stacks(
     look = {"stacked": True, "width": 0.62, "edgecolor": "white", "legend": False}
     frame.plot.barh(ax=ax, color=list(colours)[: len(frame.columns)], **look)
     for bars, stage, colour in zip(ax.containers, frame.columns, colours, strict=False):
-        numbers = [f"{ms:.3g}" if ms > least * longest else "" for ms in frame[stage]]
+        numbers = [kernel_tables.digits3(ms) if ms > least * longest else "" for ms in frame[stage]]
         ink = "black" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) > 0.5 else "white"
         ax.bar_label(bars, numbers, label_type="center", color=ink, fontsize=9)
     for y, total in enumerate(totals):
-        ax.text(total + 0.01 * longest, y, f"{total:.3g} ms", va="center", fontsize=9)
-    ax.set(xlabel="milliseconds", xlim=(0, 1.12 * longest), ylim=(len(stacks) - 0.5, -0.5))
+        ax.text(total + 0.025 * longest, y, f"{kernel_tables.digits3(total)} ms", va="center", fontsize=9)
+    ax.set(xlabel="milliseconds", xlim=(0, 1.15 * longest), ylim=(len(stacks) - 0.5, -0.5))
     ax.grid(False, axis="y")
 
 

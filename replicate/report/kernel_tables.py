@@ -29,6 +29,11 @@ def recorded(kind: str, timed: Sequence[str] | None = None, device: str = CARD) 
     return RecordStore().latest(kind, timed=needed, device=device)
 
 
+def digits3(x: float) -> str:
+    """A number with three digits, zeros at its end too: "0.500", "6.30", "18.0"."""
+    return f"{x:#.3g}".rstrip(".")
+
+
 def memory(record: Record) -> pd.DataFrame:
     """Passes over memory: ms, TB/s and the share of the copy bandwidth, one row a pass and shape."""
     frame = pd.DataFrame(record.results["memory"])

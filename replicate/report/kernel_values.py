@@ -42,6 +42,11 @@ def _list(numbers: Iterable[float], form: str = "{:.2f}") -> str:
     return f"{', '.join(first)} and {last}"
 
 
+def _percents(shares: Iterable[float]) -> str:
+    found = list(shares)
+    return f"{100 * min(found):.0f} to {100 * max(found):.0f} %"
+
+
 def _percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
@@ -54,11 +59,22 @@ def _two_four(record: Record) -> dict[str, str]:
     ffn = kernel_tables.products(record).query("name not in ['figure 6', 'sweep']")
     seven = kernel_tables.ffn_products(record, 4096).set_index("name")
     tile = seven.loc["dW2 = y2^T dy3"]
+    passes = kernel_tables.memory(record).set_index("pass")["of copy"]
+    own = passes[~passes.index.str.contains("copy|torch")]
+    of_weights = own.index.str.startswith("soft")
+    least_ms = 2 * row["m"] * row["k"] * (1 + 9 / 16) / (1e9 * bandwidth)  # bytes over TB/s
+    pays = sweep[sweep["speedup_with_conversion"] > 1]
     return {
         "figure 6": f"{row['speedup']:.2f}",
         "figure 6, our conversion": f"{row['speedup_with_conversion']:.2f}",
         "figure 6, torch's conversion": f"{row['with eager conversion']:.2f}",
         "our conversion": _percent(row["convert_ms"] / row["sparse_ms"], 1),
+        "activation passes": _percents(own[~of_weights]),
+        "weight passes": _percents(own[of_weights]),
+        "conversion, least ms": f"{least_ms:.3f}",
+        "conversion, torch's ms": f"{row['eager_ms']:.2f}",
+        "compressor, of copy": _percent(passes["torch: compress y2"].min()),
+        "pays from": str(pays["m"].iloc[0]),
         "torch's conversion": _percent(row["eager_ms"] / row["sparse_ms"]),
         "columns to repay, ours": f"{kernel_tables.columns_to_repay(row, 'convert_ms'):,.0f}",
         "columns to repay, torch's": f"{kernel_tables.columns_to_repay(row, 'eager_ms'):,.0f}",
@@ -96,6 +112,8 @@ def _venom(record: Record) -> dict[str, str]:
             out |= {f"{model} {column}, {form}": f"{x:.2f}" for column, x in formats.loc[form].items()}
         for column in ("clusters", "FFN"):
             out[f"{model} {column}"] = _list(formats[column])
+        level = formats["gather, V = 128"] / formats["clusters, y3 summed"]
+        out[f"{model} gather over summed"] = _range(level)
         out[f"{model} FFN over grouped"] = _range(formats["FFN over grouped"])
         out[f"{model} of dense"] = _list(100 * formats["of dense"], "{:.0f} %")
         shares = kernel_tables.overhead_share(record, d_model).values()
@@ -125,5 +143,6 @@ def _backends(record: Record) -> dict[str, str]:
         "curves, backends": f"{frame['largest gap of the curves'].max():.3f}",
         "curves, seeds": f"{record.results['seeds']:.3f}",
         "ends, backends": f"{frame['gap of the last 100 steps'].max():.3f}",
+        "ends, closest seeds": f"{frame['of two seeds, last 100'].min():.4f}",
         "ends, seeds": f"{record.results['final_seeds']:.3f}",
     }

@@ -30,6 +30,7 @@ PEERS = {  # likewise: products alone and the whole FFN, ours and a mixture of e
     "FFN": PALETTE["recipe"],
     "grouped FFN": PALETTE["2:4 weights"],
 }
+OPAQUE = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 1}  # of a legend
 _BLOCK = 128  # rows that a kernel multiplies at a time
 
 
@@ -91,12 +92,12 @@ def figure7(record: Record) -> Figure:
             ylim=(0, 15.5),
             yticks=range(0, 16, 4),
         )
-    axes[0].legend(loc="upper left", ncols=4, fontsize=9)
+    axes[0].legend(loc="upper left", ncols=4, fontsize=9, **OPAQUE)
     return fig
 
 
-def compared(record: Record, colours: Mapping[str, str], title: str) -> Figure:
-    """Speed-ups over dense by format, side by side for both shapes; colours: `GATHER` or `PEERS`."""
+def compared(record: Record, colours: Mapping[str, str], title: str, over: str = "cuBLAS") -> Figure:
+    """Speed-ups by format, side by side for both shapes, and `over` what; colours: `GATHER` or `PEERS`."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), sharey=True)
@@ -106,8 +107,8 @@ def compared(record: Record, colours: Mapping[str, str], title: str) -> Figure:
         bars = {shown.get(column, column): colour for column, colour in colours.items()}
         draw_bars(ax, table.rename(columns=shown).T.to_dict(), bars)
         ax.set(title=f"{name}: {title}", ylim=(0, 14.5))
-    axes[0].set_ylabel("times as fast as dense")
-    axes[0].legend(loc="upper left", fontsize=9)
+    axes[0].set_ylabel(f"times as fast as\n{over}")
+    axes[0].legend(loc="upper left", fontsize=9, **OPAQUE)
     return fig
 
 
@@ -120,7 +121,7 @@ def breakdown(record: Record) -> Figure:
         stages = kernel_tables.stages(record, d_model)
         dense = sum(stages.pop("dense").values())
         draw_stacks(ax, stages, STAGE_COLOURS, least=0.085)
-        ax.set_title(f"{name}: mostly products\n(six dense products: {dense:.3g} ms)")
+        ax.set_title(f"{name}: mostly products\n(six dense products: {kernel_tables.digits3(dense)} ms)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return fig
 
@@ -140,7 +141,7 @@ def memory(record: Record) -> Figure:
     draw_bars(ax, peaks, {"dense": PALETTE["dense"], **_FORMATS})
     ax.set(title="Peak memory of one FFN, beyond weights and input", ylabel="GiB", xlabel="FFN shape")
     ax.margins(y=0.1)
-    ax.legend(loc="upper right", fontsize=9)
+    ax.legend(loc="upper right", fontsize=9, **OPAQUE)
     return fig
 
 
@@ -172,7 +173,8 @@ def layer_stages(record: Record) -> Figure:
     """Milliseconds of the kernels of one layer, by kind, for dense and sparse layers and both shapes."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.2), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
+    fig.suptitle("Kernels in a profile of separate calls: they add up to less than the step", fontsize=11)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         split = layer_tables.stages(record, d_model).set_index("stage, ms").drop(columns="dense, eager")
         colours = [LAYER_COLOURS[stage] for stage in split.index]

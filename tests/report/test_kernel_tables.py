@@ -149,7 +149,7 @@ def test_pictures_say_what_the_layout_says(ax):
 
 def test_stacks_end_at_their_sum(ax):
     kernel_plots.draw_stacks(ax, {"a": {"x": 1.0, "y": 2.5}, "b": {"x": 0.5, "y": 0.25}}, ["C0", "C1"])
-    assert {"3.5 ms", "0.75 ms"} <= set(texts(ax))
+    assert {"3.50 ms", "0.750 ms"} <= set(texts(ax))
 
 
 def test_rows_show_their_numbers_and_marks(ax):
