@@ -145,9 +145,9 @@ def wasted_rows(answer: Any) -> str:
     )
     guess, longer = len(loads) * BLOCK // 2, _shape()["load"]["4"]
     return (
-        f"Larger blocks use the tensor cores better and waste more rows. Half a block a cluster, {guess:,} "
-        f"rows, is only a guess: here it is {rows - total:,}, at 4 of 16 "
-        f"it is {_multiplied(longer) - sum(longer):,}."
+        "Larger blocks use the tensor cores better and waste more rows. Half a block for each cluster would be "
+        f"{guess:,} rows. The padding is {rows - total:,} rows here and {_multiplied(longer) - sum(longer):,} "
+        "at 4 of 16: that rule holds only on average."
     )
 
 
