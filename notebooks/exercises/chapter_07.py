@@ -145,9 +145,9 @@ def wasted_rows(answer: Any) -> str:
     )
     guess, longer = len(loads) * BLOCK // 2, _shape()["load"]["4"]
     return (
-        "Larger blocks use the tensor cores better and waste more rows. Half a block for each cluster would be "
-        f"{guess:,} rows. The padding is {rows - total:,} rows here and {_multiplied(longer) - sum(longer):,} "
-        "at 4 of 16: that rule holds only on average."
+        "Larger blocks use the tensor cores better and waste more rows. Half a block for each cluster would "
+        f"be {guess:,} rows. The padding is {rows - total:,} rows here and "
+        f"{_multiplied(longer) - sum(longer):,} at 4 of 16: that rule holds only on average."
     )
 
 
