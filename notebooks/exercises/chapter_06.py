@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from exercises import exercise
-from exercises.compare import NotAnswered, Wrong, call, number, tensor
+from exercises.compare import NotAnswered, Wrong, call, given, number, tensor
 from replicate.report import kernel_plots, kernel_tables
 from replicate.sparsity import mask24
 
@@ -45,10 +45,15 @@ def compressed_bytes(answer: Any) -> str:
         value = kept * bits / 8
         right = value + kept * 2 / 8
         hints = [
+            (right / (rows * cols * bits / 8), "That is the share. Asked are bytes."),
             (8 * right, "That is in bits. Eight of them are a byte."),
             (value, "These are the values alone. Where is it written which two of four they are?"),
             (value + 2 * kept, "A place takes two bits. You counted two bytes."),
-            (value + kept / 2, "You counted two bits for every entry. Only the kept ones have a place."),
+            (
+                value + kept / 2,
+                "You counted two bits for every entry, or a whole byte for a nibble of four bits. Only the "
+                "kept ones have a place.",
+            ),
             (value + kept / 8, "You counted one bit for a kept value. Its place is one of four: two bits."),
             (2 * value + kept / 4, "You stored all values. Half of them are dropped."),
         ]
@@ -58,22 +63,27 @@ def compressed_bytes(answer: Any) -> str:
                 (sixteen / 2, ninth),
                 *hints,
             ]
-        number(call(answer, rows, cols, bits), right, hints)
+        size = call(answer, rows, cols, bits)
+        with given(f"rows={rows}, cols={cols}, bits={bits}"):
+            number(size, right, hints)
     return "9/16 of the bytes for 16-bit values, but 10/16 for 8-bit values: narrow values gain less."
 
 
 @exercise("06.2")
 def pack(answer: Any) -> str:
     """Values [R, K / 2] and nibbles [R, K / 4] of a matrix [R, K]."""
-    given = call(answer, EXAMPLE)
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
+    parts = call(answer, EXAMPLE)
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
         raise Wrong("Return two tensors: `return values, nibbles`.")
-    if any(part is None or part is ... for part in given):
+    if any(part is None or part is ... for part in parts):
         raise NotAnswered
-    values, nibbles = (torch.as_tensor(part) for part in given)
+    values, nibbles = (torch.as_tensor(part) for part in parts)
+    right_values, right = packed(EXAMPLE)
+    if values.shape == right.shape and nibbles.shape == right_values.shape:
+        raise Wrong("Values come first, then nibbles.")
     if values.numel() < EXAMPLE.numel() // 2:
         raise Wrong("Each group keeps two values, a group of zeros too. Go by the mask, not by x != 0.")
-    right_values, right = packed(EXAMPLE)
+    _shape("values", values, right_values)
     by_size = right_values.view(-1, 2)
     by_size = by_size.gather(-1, by_size.abs().argsort(dim=-1, descending=True, stable=True))
     hints = [
@@ -86,13 +96,21 @@ def pack(answer: Any) -> str:
         raise Wrong("A nibble is at most 15. Count places within a group, 0 to 3, not within the row.")
     if nibbles.shape == right_values.shape:
         raise Wrong("You return a place for each value. Make one number of a group's two, i0 + 4 i1.")
-    if nibbles.shape == right.shape and (nibbles != right).any() and (nibbles == right)[~TIED].all():
+    _shape("nibbles", nibbles, right)
+    if (nibbles != right).any() and (nibbles == right)[~TIED].all():
         raise Wrong("Of equal values keep the earlier two; of a group of zeros that is places 0 and 1.")
     first, second = right % 4, right // 4
     hints = [
         (second + 4 * first, "The first kept place is in the low bits: i0 + 4 i1. Yours are swapped."),
         (first + 2 * second, "You multiply i1 by 2. A place takes two bits, so shift it by two: times 4."),
     ]
+    differ = (nibbles != right).nonzero().tolist()
+    if differ and _same_places(nibbles, right) and (nibbles != hints[0][0]).any():
+        row, group = differ[0]
+        raise Wrong(
+            f"nibbles[{row}, {group}] is {int(nibbles[row, group])}; it should be {right[row, group]}. Sort "
+            "the two places first."
+        )
     tensor(nibbles, right, hints)
     return "A kernel finds the same with four comparisons, without sorting."
 
@@ -168,7 +186,10 @@ def products_to_share(answer: Any) -> str:
         ],
         tolerance=1e-4,
     )
-    return "Weights can be shared by so many micro-batches. Activations are new each time."
+    return (
+        f"Weights can be shared by so many micro-batches, but {right} is more than the 8 of figure 6. "
+        "Activations are new each time."
+    )
 
 
 _DIVIDED = (
@@ -179,6 +200,17 @@ _DIVIDED = (
 def _products(row: Any, convert: str, speedup: float) -> float:
     """t with t dense = speedup (t sparse + conversion)."""
     return speedup * row[convert] / (row["dense_ms"] - speedup * row["sparse_ms"])
+
+
+def _shape(name: str, part: Tensor, right: Tensor) -> None:
+    if part.shape != right.shape:
+        raise Wrong(f"The shape of {name} is {tuple(part.shape)}; it should be {tuple(right.shape)}.")
+
+
+def _same_places(nibbles: Tensor, right: Tensor) -> bool:
+    """Whether all nibbles name the right two places, in whichever order."""
+    low, high = nibbles % 4, nibbles // 4
+    return torch.equal(torch.minimum(low, high) + 4 * torch.maximum(low, high), right.to(nibbles.dtype))
 
 
 def _tokens(ridge: float, d: int) -> float:

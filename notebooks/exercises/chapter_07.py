@@ -1,5 +1,6 @@
 """Exercises of chapter 07, Venom kernels. Read this after you tried them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from replicate.report import kernel_plots, kernel_tables
 
 CHOICES = torch.tensor([[2, 0], [0, 3], [2, 3], [3, 0], [0, 2]])  # nobody wants cluster 1
 CLUSTERS = 4
+FEW = torch.tensor([[2, 0], [0, 2], [2, 3], [0, 2]])  # of 5: nobody wants 1 and the last, one wants 3
 BLOCK = 128
 
 
@@ -27,24 +29,42 @@ def token_lists(answer: Any) -> str:
     given = call(answer, CHOICES, CLUSTERS)
     if not isinstance(given, (list, tuple)):
         raise Wrong("Return a Python list of tensors, one for each cluster: they differ in length.")
-    right = lists_of(CHOICES, CLUSTERS)
     if len(given) == CLUSTERS - 1:
         raise Wrong("There are 3 lists for 4 clusters. A cluster that no token chose has an empty list.")
     if len(given) == len(CHOICES):
         raise Wrong("You return a list for each token. Turn it round: a list of tokens for each cluster.")
-    if len(given) != CLUSTERS:
-        raise Wrong(f"There are {len(given)} lists for {CLUSTERS} clusters.")
+    _same_lists(given, CHOICES, CLUSTERS)
+    n_clusters = 5
+    given = call(answer, FEW, n_clusters)
+    if len(given) == int(FEW.max()) + 1:
+        raise Wrong(
+            f"There are {len(given)} lists for {n_clusters} clusters. Count to n_clusters, not to the "
+            "largest cluster chosen."
+        )
+    _same_lists(given, FEW, n_clusters)
+    return "The kernel makes them without asking the processor, so that a CUDA graph can hold them."
+
+
+def _same_lists(given: Any, clusters: Tensor, n_clusters: int) -> None:
+    """Raises Wrong if `given` are not the lists of `clusters` [T, k]."""
+    if len(given) != n_clusters:
+        raise Wrong(f"There are {len(given)} lists for {n_clusters} clusters.")
     if any(part is None or part is ... for part in given):
         raise NotAnswered
-    flat, k = CHOICES.flatten(), CHOICES.shape[1]
+    flat, k = clusters.flatten(), clusters.shape[1]
     if any(isinstance(part, set) for part in given):
         raise Wrong("A set has no order. Return tensors with ascending numbers.")
-    for cluster, (part, tokens) in enumerate(zip(given, right)):
-        got, example = torch.as_tensor(part).long(), f"For {CHOICES.tolist()}, cluster {cluster}: "
+    for cluster, (part, tokens) in enumerate(zip(given, lists_of(clusters, n_clusters))):
+        got, example = torch.as_tensor(part).long(), f"For {clusters.tolist()}, cluster {cluster}: "
         places = (flat == cluster).nonzero()[:, 0]
-        first = (CHOICES[:, 0] == cluster).nonzero()[:, 0]
+        first = (clusters[:, 0] == cluster).nonzero()[:, 0]
         if torch.equal(got, tokens):
             continue
+        if got.dim() == 0:
+            raise Wrong(
+                f"{example}a cluster with one token needs a list of length 1, not a single number "
+                "(`squeeze`)."
+            )
         if got.dim() == 2:
             raise Wrong(f"{example}`nonzero` gives a row and a column number. The row is the token.")
         if torch.equal(got, places):
@@ -56,7 +76,6 @@ def token_lists(answer: Any) -> str:
         if torch.equal(got.sort().values, tokens):
             raise Wrong(f"{example}the right tokens, but not in ascending order.")
         raise Wrong(f"{example}{got.tolist()}; it should be {tokens.tolist()}.")
-    return "The kernel makes them without asking the processor, so that a CUDA graph can hold them."
 
 
 def routed(x: Tensor, w1: Tensor, w2: Tensor, clusters: Tensor, n: int) -> Tensor:
@@ -83,7 +102,10 @@ def selected_blocks(answer: Any) -> str:
             "You used each token's first cluster. Sum over all.",
         ),
         (_last_one_wins(x, w1, w2), "A later cluster overwrites an earlier one. Add: `y3[tokens] += ...`."),
-        (_without_square(x, w1, w2), "The activation is relu squared. The square is missing."),
+        (_with_activation(x, w1, w2, torch.relu), "The activation is relu squared. The square is missing."),
+        (_with_activation(x, w1, w2, torch.square), "The activation is relu squared. The relu is missing."),
+        (_without_last(x, w1, w2), "A slice stops before its end: you left out each cluster's last neuron."),
+        (_strided(x, w1, w2), "A cluster's neurons stand side by side. You took every fourth column."),
         (right / CHOICES.shape[1], "You averaged over a token's clusters. Their parts add up."),
     ]
     tensor(y3, right, hints, tolerance=1e-4)
@@ -101,8 +123,7 @@ def selected_blocks(answer: Any) -> str:
 def wasted_rows(answer: Any) -> str:
     """The share of padding among the rows of 4 of 64 at the 7B shape, blocks of 128."""
     loads = _shape()["load"]["1"]
-    rows = sum(-(-load // BLOCK) * BLOCK for load in loads)
-    total = sum(loads)
+    rows, total = _multiplied(loads), sum(loads)
     number(
         answer,
         1 - total / rows,
@@ -122,7 +143,12 @@ def wasted_rows(answer: Any) -> str:
         ],
         tolerance=5e-3,
     )
-    return "Larger blocks use the tensor cores better and waste more rows."
+    guess, longer = len(loads) * BLOCK // 2, _shape()["load"]["4"]
+    return (
+        "Larger blocks use the tensor cores better and waste more rows. Half a block for each cluster would "
+        f"be {guess:,} rows. The padding is {rows - total:,} rows here and "
+        f"{_multiplied(longer) - sum(longer):,} at 4 of 16: that rule holds only on average."
+    )
 
 
 @exercise("07.4")
@@ -148,6 +174,12 @@ def perfect_products(answer: Any) -> str:
             (dense / products, "These are the measured products alone."),
             (dense / rest, "That is for products that take no time."),
             ((dense + rest) / (dense / 16 + rest), "The dense layer has no routing, no lists and no sums."),
+            (
+                (products + rest) / (dense / 16 + rest),
+                "As many times as *dense*, not as the measured 4 of 64.",
+            ),
+            ((dense / 16 + rest) / dense, "Other way round: dense time over sparse time."),
+            (dense / 16 + rest, "Those are milliseconds. How many times as fast as dense is that?"),
         ],
         tolerance=5e-3,
     )
@@ -168,6 +200,10 @@ def gather_intensity(answer: Any) -> str:
             hints=[
                 (flops / (2 * weight), "You counted W2's rows alone. Values and output move too."),
                 (flops / (2 * (weight + values)), "The output [V, D] is written. Its bytes are missing."),
+                (
+                    flops / (2 * (values + out)),
+                    "The K gathered rows of W2, [K, D], are read as well, for each block.",
+                ),
                 (flops / (2 * (weight + out)), "The kept values [V, K] are read. Their bytes are missing."),
                 (flops / (weight + values + out), "You counted numbers. In bf16 each has two bytes."),
                 (flops / 4 / (weight + values + out), "A multiplication with its addition is two FLOPs."),
@@ -180,9 +216,15 @@ def gather_intensity(answer: Any) -> str:
         if row["name"] == "copy by a kernel"
     )
     return (
-        "At V = 64, K = 2048, D = 4096 it is 61, left of chapter 06's ridge at about "
-        f"{kernel_plots.PEAK_DENSE / copy['tb_per_s']:.0f}: a small V waits for memory."
+        "At V = 64 it is 61, at 128 it is 117. Both are left of the ridge (about "
+        f"{kernel_plots.PEAK_DENSE / copy['tb_per_s']:.0f}): gathering waits for memory, "
+        "with a small V more so."
     )
+
+
+def _multiplied(loads: list[int]) -> int:
+    """Rows that are multiplied if each cluster's list is filled up to whole blocks."""
+    return sum(-(-load // BLOCK) * BLOCK for load in loads)
 
 
 def _shape() -> dict[str, Any]:
@@ -195,6 +237,22 @@ def _last_one_wins(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     return routed(x, w1, w2, CHOICES.max(1, keepdim=True).values, CLUSTERS)
 
 
-def _without_square(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    chosen = torch.zeros(len(x), CLUSTERS).scatter(1, CHOICES, 1.0)
-    return (torch.relu(x @ w1) * chosen.repeat_interleave(w1.shape[1] // CLUSTERS, 1)) @ w2
+def _chosen(x: Tensor) -> Tensor:
+    """1 where a token chose a cluster, else 0, [T, n]."""
+    return torch.zeros(len(x), CLUSTERS).scatter(1, CHOICES, 1.0)
+
+
+def _with_activation(x: Tensor, w1: Tensor, w2: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    return (act(x @ w1) * _chosen(x).repeat_interleave(w1.shape[1] // CLUSTERS, 1)) @ w2
+
+
+def _without_last(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """Cluster c's neurons without its last one."""
+    width = w1.shape[1] // CLUSTERS
+    kept = torch.arange(w1.shape[1]) % width < width - 1
+    return routed(x, w1 * kept, w2, CHOICES, CLUSTERS)
+
+
+def _strided(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """Cluster c of n with the neurons c, c + n, c + 2 n and so on."""
+    return (torch.relu(x @ w1).square() * _chosen(x).repeat(1, w1.shape[1] // CLUSTERS)) @ w2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exercises import exercise
 from exercises.compare import NotAnswered, Wrong, call, number, one_of
-from replicate.sparsity import soft_threshold24
+from replicate.sparsity import prune24, soft_threshold24
 from replicate.study import plans, results, statistics
 
 PAIRS = [0.31, 0.35, 0.27, 0.41], [0.22, 0.29, 0.20, 0.31]  # losses of an arm and of dense, by seed
@@ -44,7 +44,27 @@ def too_long(answer: Any) -> str:
     right = (sent.norm() / true.norm()).item()
     along_rows = soft_threshold24(w1, dim=1)
     dy1_rows, true_rows = _input_gradient(x, along_rows, w2, upstream)
+    pruned = prune24(w1, dim=0)
+    dy1_pruned, true_pruned = _input_gradient(x, pruned, w2, upstream)
+    straight = upstream @ w2.T  # dy2 in place of dy1
     hints = [
+        (
+            (dy1_pruned @ w1.T).norm() / true_pruned.norm(),
+            "You pruned hard. S24 is soft thresholding: `soft_threshold24(w1, dim=0)`.",
+        ),
+        (
+            (straight @ w1.T).norm() / (straight @ sparse.T).norm(),
+            "dy1 = dy2 * 2 relu(y1). The activation's derivative is missing.",
+        ),
+        (
+            (sent - true).norm() / true.norm(),
+            "That is the length of the difference. Asked are the lengths of the two.",
+        ),
+        (
+            (sent.norm(dim=1) / true.norm(dim=1)).mean(),
+            "Take one length of the whole dx, not a mean over tokens.",
+        ),
+        (sent.norm(), "Divide by the length of the true dx."),
         (1 / right, "It is the other way round: the one that is sent down over the true one."),
         (1, "Both gradients are the same. One of them is `dy1 @ w1.T`, with the whole weight."),
         (
@@ -59,7 +79,10 @@ def too_long(answer: Any) -> str:
         ((for_dense[0] @ w1.T).norm() / (for_dense[0] @ sparse.T).norm(), "dy1 must come from y1 = x S(W1)."),
     ]
     number(call(answer, x, w1, w2, upstream), right, [(float(w), h) for w, h in hints], tolerance=1e-3)
-    return "The shrinking makes it so long. Hard pruning shrinks nothing, and stays nearer to one."
+    return (
+        "The shrinking makes it so long. Hard pruning leaves the kept weights as they are, and stays nearer "
+        "to one."
+    )
 
 
 @exercise("08.3")
@@ -98,7 +121,10 @@ def interval_of_pairs(answer: Any) -> str:
         if math.isclose(half, wrong, rel_tol=1e-3):
             raise Wrong(hint)
     if not math.isclose(half, right, rel_tol=1e-3):
-        raise Wrong(f"The middle is right. It reaches {half:.4f} to either side, not t s / sqrt(n).")
+        raise Wrong(
+            f"The middle is right, but the interval reaches {half:.4f} to either side. It should reach "
+            "t s / sqrt(n), with n - 1 for both t and s."
+        )
     return "The pairs share their batches, so the noise that they share cancels."
 
 
@@ -122,7 +148,7 @@ def seeds_needed(answer: Any) -> str:
             (_seeds(alone, aim), "That is without pairing: you took the arms' own spreads."),
             (
                 math.ceil(spread / aim),
-                "It shrinks with the square root of n: t s / sqrt(n) = 0.005.",
+                "2 leaves out t. Find the least n with t s / sqrt(n) <= 0.005, t for n - 1.",
             ),
             (_seeds(spread, aim / 2), "You took 0.005 for the whole width. It is to either side."),
             (_seeds(spread, 2 * aim), "The half width is t s / sqrt(n), not half of that."),

@@ -32,6 +32,11 @@ def by_size(x):
     return groups.gather(-1, places).flatten(1), places[..., 0] + 4 * places[..., 1]
 
 
+def nibbles_by_size(x):
+    """Right values, but a group's places in the order of size."""
+    return pack(x)[0], by_size(x)[1]
+
+
 def later_of_equal(x):
     return pack(x, mask24(x.flip(-1)).flip(-1))
 
@@ -52,6 +57,9 @@ WRONG = [
     ("06.1", lambda rows, cols, bits: rows * cols * bits / 8 * 9 / 16, "9/16 holds for 16-bit values"),
     ("06.1", lambda rows, cols, bits: rows * cols * 2 * 9 / 16, "Use the argument `bits`"),
     ("06.1", lambda rows, cols, bits: rows * cols / 2 * bits / 8 + rows * cols / 4, "for every entry"),
+    ("06.1", lambda rows, cols, bits: (bits + 2) / 2 / bits, "That is the share. Asked are bytes"),
+    ("06.1", lambda rows, cols, bits: rows * cols * (bits + 2) / 2, "For rows=64, cols=128, bits=16: That"),
+    ("06.1", lambda rows, cols, bits: rows * cols / 2 * (bits / 8 + 1 / 2), "a whole byte for a nibble"),
     ("06.1", 9 / 16, "The answer is a function"),
     ("06.2", lambda x: pack(x, largest(x)), "It goes by magnitude"),
     ("06.2", by_size, "in the order of their places"),
@@ -59,6 +67,10 @@ WRONG = [
     ("06.2", lambda x: pack(x, nibble=lambda i, j: j + 4 * i), "Yours are swapped"),
     ("06.2", lambda x: pack(x, within=8), "within a group, 0 to 3"),
     ("06.2", lambda x: (x[mask24(x)].view(2, 4), mask24(x).nonzero()[:, 1].view(2, 4) % 4), "one number"),
+    ("06.2", nibbles_by_size, "nibbles[0, 0] is 3; it should be 12. Sort the two places first"),
+    ("06.2", lambda x: pack(x)[::-1], "Values come first, then nibbles"),
+    ("06.2", lambda x: (pack(x)[0].flatten(), pack(x)[1]), "The shape of values is (8,)"),
+    ("06.2", lambda x: (pack(x)[0], pack(x)[1].flatten()), "The shape of nibbles is (4,)"),
     ("06.2", later_of_equal, "Of equal values keep the earlier"),
     ("06.2", lambda x: pack(x)[0], "Return two tensors"),
     ("06.3", lambda values, nibbles: unpack(values, nibbles // 4, nibbles % 4), "Yours are swapped"),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from replicate.sparsity import soft_threshold24
+from replicate.sparsity import prune24, soft_threshold24
 from replicate.study import results, statistics
 
 SPREAD = results.differences(results.recorded_study("gpu"), column="final_loss")["venom16"].std
@@ -20,6 +20,36 @@ def ratio(x, w1, w2, upstream, dim=0, forward=None):
     sparse = soft_threshold24(w1, dim=dim)
     dy1 = 2 * (x @ (sparse if forward is None else forward)).relu() * (upstream @ w2.T)
     return (dy1 @ w1.T).norm() / (dy1 @ sparse.T).norm()
+
+
+def both_gradients(x, w1, w2, upstream, derivative=True):
+    """The dx that is sent down and the true one."""
+    sparse, dy1 = soft_threshold24(w1, dim=0), upstream @ w2.T
+    if derivative:
+        dy1 = dy1 * 2 * (x @ sparse).relu()
+    return dy1 @ w1.T, dy1 @ sparse.T
+
+
+def without_derivative(*given):
+    sent, true = both_gradients(*given, derivative=False)
+    return sent.norm() / true.norm()
+
+
+def hard(x, w1, w2, upstream):
+    """Pruned hard in place of S24."""
+    sparse = prune24(w1, dim=0)
+    dy1 = 2 * (x @ sparse).relu() * (upstream @ w2.T)
+    return (dy1 @ w1.T).norm() / (dy1 @ sparse.T).norm()
+
+
+def of_the_difference(*given):
+    sent, true = both_gradients(*given)
+    return (sent - true).norm() / true.norm()
+
+
+def over_tokens(*given):
+    sent, true = both_gradients(*given)
+    return (sent.norm(dim=1) / true.norm(dim=1)).mean()
 
 
 def of_the_dense_layer(x, w1, w2, upstream):
@@ -63,6 +93,12 @@ WRONG = [
     ("08.2", of_the_dense_layer, "the gradient of the dense layer"),
     ("08.2", lambda *given: ratio(*given, dim=1), "use dim=0"),
     ("08.2", lambda x, w1, *rest: ratio(x, w1, *rest, forward=w1), "must come from y1 = x S(W1)"),
+    ("08.2", hard, "You pruned hard"),
+    ("08.2", without_derivative, "The activation's derivative is missing"),
+    ("08.2", of_the_difference, "the length of the difference"),
+    ("08.2", over_tokens, "not a mean over tokens"),
+    ("08.2", lambda *given: both_gradients(*given)[0].norm(), "Divide by the length of the true dx"),
+    ("08.3", lambda ours, base: ends(ours, base, t=statistics.t_quantile(4), ddof=0), "for both t and s"),
     ("08.3", lambda ours, base: ends(ours, base, t=1.96), "You took 1.96"),
     ("08.3", unpaired, "the spreads of the two arms"),
     ("08.3", lambda ours, base: ends(base, ours), "The sign is wrong"),
@@ -72,5 +108,5 @@ WRONG = [
     ("08.3", lambda ours, base: np.subtract(ours, base).mean(), "Return two numbers"),
     ("08.4", math.ceil((1.96 * SPREAD / 0.005) ** 2), "You took 1.96"),
     ("08.4", math.ceil((statistics.t_quantile(2) * SPREAD / 0.005) ** 2), "t of three seeds"),
-    ("08.4", 2, "square root of n"),
+    ("08.4", 2, "2 leaves out t"),
 ]
