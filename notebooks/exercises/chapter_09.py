@@ -44,7 +44,7 @@ def speed_of_the_mix(answer: Any) -> str:
             *(
                 (
                     flops.run_speedup(share, by_count),
-                    "You took the step by the honest count. Take the measured one.",
+                    "You took the step by the complete count. Take the measured one.",
                 )
                 for share in (p, 0.5)
             ),
