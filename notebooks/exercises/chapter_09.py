@@ -21,7 +21,9 @@ def speed_of_the_mix(answer: Any) -> str:
     config = plans.everything("gpu", (1,))[HALF][0]
     sparse, steps, warm = schedule.sparse_steps(config), config.steps, config.dense_warmup
     step = step_table.speeds("llama1b")["recipe"]
-    by_paper = flops.step_speedup(flops.formula_share(paper.model("1B")), 8)
+    by_paper, by_count = (
+        flops.step_speedup(share(paper.model("1B")), 8) for share in (flops.formula_share, flops.honest_share)
+    )
     p = sparse / steps
     number(
         answer,
@@ -33,10 +35,18 @@ def speed_of_the_mix(answer: Any) -> str:
             ),
             (step, "That is the sparse step. The other steps of the run are dense."),
             (1 - p + p * step, "You averaged speeds. Times add up: 1 / (1 - p + p / step)."),
+            (1 / (1 - p + p * step), "Divide p by the step: the sparse part takes less time."),
             (1 - p + p / step, "That is the time over the dense run's. How many times as fast is it?"),
             (
                 flops.run_speedup(p, by_paper),
                 "You took the step by the paper's count. Take the measured one.",
+            ),
+            *(
+                (
+                    flops.run_speedup(share, by_count),
+                    "You took the step by the complete count. Take the measured one.",
+                )
+                for share in (p, 0.5)
             ),
             (flops.run_speedup((sparse + warm) / steps, step), "The warm-up is dense, so it is not in p."),
         ],
@@ -61,6 +71,8 @@ def dense_steps_of_equal_flops(answer: Any) -> str:
             ),
             (_equal(r, 6 / 8), "You gave all six products an eighth. Two have weights in 2:4: a half."),
             (_equal(r, 6 / 2), "You gave all six products a half. Four are Venom: an eighth."),
+            (_equal(r, 2 / 2 + 4 * 7 / 8), "87.5 % are zero. An eighth is left."),
+            (_equal(1, 0), "Sparse steps have FLOPs too."),
             (_equal(1, 1.5), "You made whole steps sparse. Only the FFN's share of a step is."),
             (_equal(formula, 1.5), "You took the paper's formula for r. Take the complete count."),
             (_equal(r, 1.5, 1500), "1,400 of the 3,000 steps are sparse: the warm-up is not."),
@@ -93,6 +105,10 @@ def surely_won_back(answer: Any) -> str:
                 s.mean - t * s.std,
                 "You took the spread of one seed. The mean's is smaller by the square root of n.",
             ),
+            (
+                s.mean - t * error * math.sqrt((n - 1) / n),
+                "Your s divides by n. From three seeds it divides by n - 1: `ddof=1`.",
+            ),
             (s.mean - t * alone, "You did not pair the seeds. Take each seed's difference first."),
             (s.mean - error, "That is one standard error below the mean. Multiply it by t."),
             (
@@ -116,7 +132,11 @@ def questions_needed(answer: Any) -> str:
         answer,
         right,
         hints=[
-            (right / 2, "That is the error of one score. In a difference both scores have one."),
+            (
+                right / 2,
+                "Half of it. Either you counted only one score's variance, or you took 2 instead of 2^2 "
+                "for two standard errors.",
+            ),
             (right / 4, "That makes 0.01 *one* standard error. Asked are two."),
             (right * 1.96**2 / 4, "That is for 1.96 standard errors. Asked are two."),
             (2 * 0.25 * (2 / APART) ** 2, "You took a (1 - a) = 0.25, for a = 0.5. Here a is 0.7."),

@@ -34,6 +34,7 @@ def least_sparse_steps(answer: Any) -> str:
                 steps * flops.share_needed(run, said),
                 f"That is for sparse steps of {said}x. Here they take no time at all.",
             ),
+            (steps / 2, f"{steps // 2:,} is half. Solve 1 / (1 - p) = {run}."),
             (
                 steps * (run - 1),
                 f"The run takes 1 / {run} of the time. It saves 1 - 1 / {run}, not {run} - 1.",
@@ -45,7 +46,7 @@ def least_sparse_steps(answer: Any) -> str:
         ],
         tolerance=2e-5,
     )
-    return f"The table prints {paper.number('mix_7b')[0]:,}, too few for any sparse step."
+    return f"The table prints {paper.number('mix_7b')[0]:,}, too few, however fast a sparse step is."
 
 
 @exercise("11.2")
@@ -53,6 +54,8 @@ def needed_v(answer: Any) -> str:
     """v that gives Table 2's 7B run at a 1:1 mix with r = 0.80."""
     run, r = _printed_run(), paper.number("ffn_share_text")
     step = flops.step_needed(run, 0.5)
+    if answer == "none":  # a check takes None for no answer, so the stub passes this word
+        raise Wrong("`None` means that no v is enough. Did you take the 1:1 mix (p = 0.5) and r = 0.80?")
     number(
         answer,
         flops.venom_needed(step, r),
@@ -85,34 +88,42 @@ def needed_v(answer: Any) -> str:
 
 
 @exercise("11.3")
-def run_with_half(answer: Any) -> str:
-    """The 7B run with 24k of 48k steps sparse, complete count, v = 7."""
-    model, v = paper.model("7B"), paper.number("venom_speedup_text")
+def run_with_three_quarters(answer: Any) -> str:
+    """The 7B run with 36k of 48k steps sparse, complete count, v = 7."""
+    model, v, p = paper.model("7B"), paper.number("venom_speedup_text"), 0.75
     r = flops.honest_share(model)
     step, mix = flops.step_speedup(r, v), paper.number("mix_7b")
     formula = flops.step_speedup(flops.formula_share(model), v)
     small = flops.step_speedup(flops.honest_share(paper.model("1B")), v)
+    only = "Only the FFN is faster: use `step_speedup(r, v)`."
     number(
         answer,
-        flops.run_speedup(0.5, step),
+        flops.run_speedup(p, step),
         hints=[
-            (step, "That is the speed-up of a sparse step. Half of the run's steps are dense."),
-            (flops.run_speedup(0.5, formula), "You took the paper's formula for r. Take the complete count."),
-            (flops.run_speedup(0.5, small), "That is the 1B model. The question is about 7B."),
+            (step, "That is the speed-up of a sparse step. A quarter of the run's steps is dense."),
+            (flops.run_speedup(p, formula), "You took the paper's formula for r. Take the complete count."),
+            (flops.run_speedup(p, v), only),
+            (flops.run_speedup(p, flops.ffn_speedup(v)), only),
+            (flops.run_speedup(0.5, step), "That is for 24k, as in section 4. Here it is 36k."),
+            (
+                flops.run_speedup(1 - p, step),
+                "You took the share of the dense steps. p is that of the sparse.",
+            ),
+            (flops.run_speedup(p, small), "That is the 1B model. The question is about 7B."),
             (
                 flops.run_speedup(mix[0] / sum(mix), step),
-                "You took the printed mix, 10k of 48k. Here it is 24k.",
+                "You took the printed mix, 10k of 48k. Here it is 36k.",
             ),
             (
-                flops.run_speedup(0.5, flops.step_speedup(r, math.inf)),
+                flops.run_speedup(p, flops.step_speedup(r, math.inf)),
                 "That is the limit of a large v. Here v = 7.",
             ),
-            (flops.run_speedup(0.5, flops.step_speedup(r, 8)), "You took v = 8. Here v = 7."),
-            (0.5 + 0.5 * step, "You averaged the speeds. Times add up: a run is 1 / (1 - p + p / step)."),
+            (flops.run_speedup(p, flops.step_speedup(r, 8)), "You took v = 8. Here v = 7."),
+            (1 - p + p * step, "You averaged the speeds. Times add up: a run is 1 / (1 - p + p / step)."),
         ],
-        tolerance=5e-3,
+        tolerance=1e-3,
     )
-    return f"So with the complete count even a 1:1 mix is far from the printed {_printed_run()}x."
+    return f"So even with three sparse steps in four the complete count stays below {_printed_run()}x."
 
 
 @exercise("11.4")
@@ -124,6 +135,8 @@ def correlation(answer: Any) -> str:
         1 - (largest / 2) ** 2,
         hints=[
             ((largest / 2) ** 2, "That is 1 - ρ. What is ρ?"),
+            (math.sqrt(1 - (largest / 2) ** 2), "That is the root of ρ."),
+            (1 - largest**2, "Asked are two standard errors."),
             (1 - largest / 2, "The error shrinks by the square root of 1 - ρ. You solved for 1 - ρ itself."),
             (largest / 2, "By this factor the error must shrink, and it is the square root of 1 - ρ."),
             (1 - 2 / largest, "The error must become smaller, from 1 to 0.97 / 2. You made it larger."),
@@ -133,7 +146,7 @@ def correlation(answer: Any) -> str:
                 "That is for 1.96 standard errors, half of a 95 % interval; asked are 2.",
             ),
         ],
-        tolerance=3e-3,
+        tolerance=5e-3,
     )
     return "Without the answers to each item nobody can tell whether the correlation is so large."
 
@@ -152,6 +165,7 @@ def errors_of_the_average(answer: Any) -> str:
         hints=[
             (error, "That is the standard error of the drop. How many of them is the drop?"),
             (drop / error / n, "That is the error of the sum of six scores. An average is a sixth of it."),
+            (2 * drop / error, "The average is over six, not twelve."),
             (
                 drop / math.sqrt(sum(both) / n),
                 "You divided the sum of the variances by 6. Half way: the variance of a sixth is a 36th.",

@@ -1,5 +1,6 @@
 """Comparing an answer with the right one, and with the wrong ones that are often given."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +58,8 @@ def number(answer: Any, right: float, hints: Hints = (), tolerance: float = 1e-3
         hints: (wrong number, what to say about it), tried in order.
     """
     value = _as_float(answer)
+    if math.isnan(value):
+        raise Wrong("The answer is not a number (NaN).")
     if _near(value, right, tolerance):
         return
     for wrong, hint in hints:

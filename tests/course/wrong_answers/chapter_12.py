@@ -27,22 +27,70 @@ def squared_again(y2, n, k):
     return energy(y2, n).gather(1, chosen).sum() / y2.sum()
 
 
-def grow(fired, n, first_only=False, free_only=True, start=-1):
-    together = fired.T.float() @ fired.float()
-    neurons = fired.shape[1]
+def together(fired):
+    return fired.T.double() @ fired.double()
+
+
+def cosine(fired):
+    both = together(fired)
+    return both / both.diagonal().outer(both.diagonal()).sqrt()
+
+
+def jaccard(fired):
+    silent = (~fired).double()
+    return together(fired) / (len(fired) - silent.T @ silent)
+
+
+def agreeing(fired):
+    return together(fired) + together(~fired)
+
+
+def add_up(rows):
+    return rows.sum(0)
+
+
+def grow(fired, n, near=together, join=add_up, free_only=True, start=-1, first=0, highest=False):
+    """Greedy clusters; `join` makes one score of the rows of nearness of a cluster's members."""
+    near, neurons = near(fired), fired.shape[1]
     labels = torch.full((neurons,), start)
     free = torch.ones(neurons, dtype=torch.bool)
     for cluster in range(n):
-        members = [int(free.nonzero()[0])]
+        members = [int(free.nonzero()[first])]
         while len(members) < neurons // n:
-            score = together[members[:1] if first_only else members].sum(0)
-            score[members] = -1
+            score = join(near[members]).clone()
+            score[members] = -9
             if free_only:
-                score[~free] = -1
-            members.append(int(score.argmax()))
+                score[~free] = -9
+            best = (score == score.max()).nonzero().flatten()
+            members.append(int(best[-1 if highest else 0]))
         labels[members] = cluster
         free[members] = False
     return labels
+
+
+def in_parallel(fired, n):
+    near = together(fired)
+    clusters = [[neuron] for neuron in range(n)]
+    while sum(map(len, clusters)) < fired.shape[1]:
+        for members in clusters:
+            score = near[members].sum(0)
+            for taken in clusters:
+                score[taken] = -1
+            members.append(int(score.argmax()))
+    labels = torch.empty(fired.shape[1], dtype=torch.long)
+    for cluster, members in enumerate(clusters):
+        labels[members] = cluster
+    return labels
+
+
+def too_small(fired, n):
+    """Clusters of two neurons, the others left over."""
+    labels = grow(fired, fired.shape[1] // 2)
+    return torch.where(labels < n, labels, -1)
+
+
+def swapped(fired, n):
+    return n - 1 - grow(fired, n)
 
 
 WRONG = [
@@ -54,7 +102,26 @@ WRONG = [
     ("12.1", squared_again, "Do not square it again"),
     ("12.1", lambda y2, n, k: energy(y2, n).topk(k).values.sum(), "Divide it by the whole sum"),
     ("12.1", lambda y2, n, k: 100 * energy(y2, n).topk(k).values.sum() / y2.sum(), "in percent"),
-    ("12.2", lambda fired, n: grow(fired, n, first_only=True), "with the first neuron alone"),
+    ("12.1", lambda y2, n, k: y2.unflatten(1, (-1, n)).sum(1).topk(k).values.sum() / y2.sum(), "not 0 and 4"),
+    ("12.1", lambda y2, n, k: y2.topk(k).values.sum() / y2.sum(), "k is a number of clusters"),
+    ("12.1", lambda y2, n, k: energy(y2, n).topk(2).values.sum() / y2.sum(), "k says how many"),
+    ("12.1", lambda y2, n, k: energy(y2, 4).topk(k).values.sum() / y2.sum(), "n_clusters says how many"),
+    ("12.1", lambda y2, n, k: energy(y2, 4).topk(2).values.sum() / y2.sum(), "n_clusters says how many"),
+    ("12.1", lambda y2, n, k: energy(0 * y2, n).sum() / (0 * y2).sum(), "not a number (NaN)"),
+    ("12.2", lambda fired, n: grow(fired, n, join=lambda rows: rows[0]), "with the first neuron alone"),
+    ("12.2", lambda fired, n: grow(fired, n, join=lambda rows: rows.amax(0)), "the nearest member alone"),
+    ("12.2", lambda fired, n: grow(fired, n, join=lambda rows: rows[-1]), "the newest member alone"),
+    ("12.2", lambda fired, n: grow(fired, n, near=agreeing), "both are silent"),
+    ("12.2", lambda fired, n: grow(fired, n, first=-1), "starts with the free neuron of the lowest number"),
+    ("12.2", lambda fired, n: grow(fired, n, highest=True), "Of equally near neurons"),
+    ("12.2", lambda fired, n: grow(fired, n, near=cosine), "Do not scale it"),
+    ("12.2", lambda fired, n: grow(fired, n, near=jaccard), "Do not scale it"),
+    ("12.2", lambda fired, n: grow(fired, n, near=lambda f: torch.corrcoef(f.T.double())), "Do not scale it"),
+    ("12.2", in_parallel, "grow in parallel"),
+    ("12.2", lambda fired, n: grow(fired, 2), "n_clusters is 3"),
+    ("12.2", lambda fired, n: grow(fired, 3), "Neurons are left over"),
+    ("12.2", too_small, "Neurons are left over"),
+    ("12.2", swapped, "with other numbers"),
     ("12.2", lambda fired, n: grow(fired, n, free_only=False), "was taken again"),
     ("12.2", lambda fired, n: grow(fired, n, free_only=False, start=0), "was taken again"),
     ("12.2", lambda fired, n: torch.arange(fired.shape[1]) * n // fired.shape[1], "neighbours by number"),
@@ -63,8 +130,11 @@ WRONG = [
     ("12.3", 0.75, "counts as 1"),
     ("12.3", 1 / 3, "That is 1 / v"),
     ("12.3", 8, "At which v are they level?"),
-    ("12.4", 4, "all 32 clusters"),
+    ("12.3", 2.25, "asked is v"),
+    ("12.3", 1.5, "product 1 in blocks too"),
+    ("12.4", 4, "Four times too much"),
+    ("12.4", 0.5, "the dense y2"),
     ("12.4", 1.0737, "in GB"),
-    ("12.4", 2, "two bytes"),
+    ("12.4", 2, "without dx"),
     ("12.4", 0.125, "y3 itself"),
 ]
