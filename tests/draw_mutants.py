@@ -9,7 +9,14 @@ from collections import Counter
 from test_mutation import ROOT
 
 # Where the six products are computed.
-PRODUCTS = ("_SparseProducts", "_over_tokens", "own_gradient_mask", "score_gradient", "token_reduction")
+PRODUCTS = (
+    "_SparseProducts",
+    "_sparse_gradients",
+    "_over_tokens",
+    "own_gradient_mask",
+    "score_gradient",
+    "token_reduction",
+)
 # Only junk: arithmetic in place of bits and the reverse, and signs of masks, raise at once on any input; `is`
 # for `==` is the same on short strings and small numbers; whether a string is below another means nothing.
 JUNK = re.compile(

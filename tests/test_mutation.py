@@ -205,7 +205,7 @@ MUTATIONS = [
     Mutation(
         "mask-reuse",
         "replicate/ffn.py",
-        "_SparseProducts.backward",
+        "_sparse_gradients",
         "dy1.masked_fill(~mask, 0) if c.mask_reuse else ablations.own_gradient_mask(dy1, c)",
         "ablations.own_gradient_mask(dy1, c)",
         "tests/test_ffn.py",
@@ -232,7 +232,7 @@ MUTATIONS = [
     Mutation(
         "derivative-of-the-square",
         "replicate/ffn.py",
-        "_SparseProducts.backward",
+        "_sparse_gradients",
         "dy1 = 2 * dy2 * relu_y1",
         "dy1 = dy2 * relu_y1",
         "tests/test_ffn.py",

@@ -64,10 +64,13 @@ import replicate.ffn
 
 class SparseFFN(replicate.ffn._SparseProducts):
     @staticmethod
-    def forward(ctx, x, w1, w2, s1, mask):
-        kept = replicate.ffn.relu2(x @ s1) * mask
-        ctx.save_for_backward(x, (x @ s1).relu(), kept, w2, s1, mask)
-        return kept @ w2
+    def forward(x, w1, w2, s1, mask):
+        return (replicate.ffn.relu2(x @ s1) * mask) @ w2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, _, w2, s1, mask = inputs
+        ctx.save_for_backward(x, (x @ s1).relu(), replicate.ffn.relu2(x @ s1) * mask, w2, s1, mask)
 
     @staticmethod
     def backward(ctx, dy3):
