@@ -19,9 +19,12 @@ def test_the_claim_table_has_every_claim():
 
 
 def test_what_the_prose_says():
-    line = pd.read_csv(paths.ROOT / "figures" / "12_loss_and_time.csv", index_col="training")["the line"]
+    table = pd.read_csv(paths.ROOT / "figures" / "12_loss_and_time.csv", index_col="training")
+    line, stopped = table["the line"], table["above its own dense, stopped"]
     assert line["by activations, 8 of 32"] == "on it" and line["algorithms 1, 2, 4 of 16"] == "above"
-    assert line["2:4 activations"] == "on it" and "below" not in set(line), "nothing beats stopping sooner"
+    for interval in stopped[line == "below"]:  # a change of 1 % in a step's time moves it by as much
+        high = float(re.search(r"to ≈(\S+),", interval)[1])
+        assert high > -0.001, "nothing clearly beats stopping sooner"
     study = results.recorded_study("gpu")
     gap = results.differences(study, column="final_loss")
     assert gap["act24"].low < 0 < gap["act24"].high, "our runs cannot tell it from nothing"
