@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from replicate.config import ModelConfig
+from replicate.kernels.graph_time import median_ms
 from replicate.system import paths
 from replicate.system.files import write_atomic
 from replicate.training.device import reproducible
@@ -36,7 +35,6 @@ ORDERS = {
     "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_OTHERS],
     "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_OTHERS],
 }
-REPEATS = 7
 Timer = Callable[[Callable[[], object]], float]  # from a call to its milliseconds
 _known: dict[tuple[str, str], str] = {}  # by cache file and shape
 
@@ -72,27 +70,6 @@ def attention_by(name: str) -> AbstractContextManager:
     if name == TORCH:
         return nullcontext()
     return sdpa_kernel(ORDERS[name], set_priority=True)
-
-
-def median_ms(call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median GPU time of a call, replayed as a CUDA graph, so that small shapes do not time Python."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        call()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    graph.replay()
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
 
 
 def pick(asked: str, shape: Shape, device: torch.device, timer: Timer = median_ms) -> str:

@@ -11,16 +11,6 @@ from replicate.report import kernel_plots, kernel_tables, kernels_page, layer_ta
 PAGE = pages.PAGES["kernels"].path.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return kernel_tables.recorded(kernel_tables.KERNELS)
-
-
-@pytest.fixture(scope="module")
-def venom():
-    return kernel_tables.recorded(kernel_tables.VENOM)
-
-
 def texts(ax):
     return [text.get_text() for text in ax.texts]
 

@@ -17,16 +17,6 @@ from replicate.report import (
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    return kernel_tables.recorded(kernel_tables.KERNELS)
-
-
-@pytest.fixture(scope="module")
-def venom():
-    return kernel_tables.recorded(kernel_tables.VENOM)
-
-
-@pytest.fixture(scope="module")
 def layer():
     return kernel_tables.recorded(kernel_tables.LAYER)
 

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from torch import Tensor
 
 from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF
+from replicate.kernels.graph_time import median_ms
 from replicate.kernels.two_four.compressed24 import TILE, compress_by_library
 from replicate.sparsity import mask24
 from replicate.system import paths
@@ -133,7 +131,7 @@ def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
         return b.t() @ a.t() if shape.transpose else a @ b
 
     def sparse_ms(algorithm: int, repeats: int) -> float:
-        return _median_ms(lambda: sparse_product(buffer, b, shape.transpose, algorithm), repeats)
+        return median_ms(lambda: sparse_product(buffer, b, shape.transpose, algorithm), repeats)
 
     expected = dense()
     times: dict[int, float] = {}
@@ -153,8 +151,8 @@ def tune(shape: Shape, device: torch.device, *, repeats: int = 5) -> Plan:
     return Plan(
         best,
         ms=finalists.get(best, 0.0),
-        dense_ms=_median_ms(dense, 3 * repeats),
-        unpack_ms=_median_ms(a.clone, repeats),
+        dense_ms=median_ms(dense, 3 * repeats),
+        unpack_ms=median_ms(a.clone, repeats),
         default_ms=times.get(0, 0.0),
         tried=tried,
         wrong=wrong,
@@ -184,23 +182,6 @@ def _error(buffer: Tensor, b: Tensor, transpose: bool, algorithm: int, expected:
         return None
     norm = torch.linalg.vector_norm
     return float(norm(out - expected, dtype=torch.float32) / norm(expected, dtype=torch.float32))
-
-
-def _median_ms(fn: Callable[[], object], repeats: int) -> float:
-    """Median GPU time of one call. A replayed graph leaves out Python and the library's planning (0.6 ms)."""
-    fn()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        fn()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    graph.replay()
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
 
 
 def _four_bits(size: int, unit: int) -> int:

@@ -168,7 +168,7 @@ def fake_library(monkeypatch, results):
 
     monkeypatch.setattr(plan24, "sparse_product", product)
     monkeypatch.setattr(plan24, "compress_by_library", lambda a: a)
-    monkeypatch.setattr(plan24, "_median_ms", median_ms)
+    monkeypatch.setattr(plan24, "median_ms", median_ms)
 
 
 @pytest.mark.parametrize("transpose", [False, True])
