@@ -256,6 +256,7 @@ def _over_tokens(
         del block
         product = matmul24(turned, dense, transpose=transpose, backend=how.backend)
         out[:, columns].copy_(product) if transpose else out[columns].copy_(product)
+        del turned, product  # their memory is the next block's
     return out
 
 
