@@ -112,7 +112,7 @@ class SparsityConfig:
         for name, value in (plain | dict.fromkeys(("w1", "w2_t"), False)).items():
             if (ours := getattr(self, name)) != value:
                 raise ValueError(
-                    f"{name} is {ours!r}; routing 'learned' is a mixture of dense experts: set {name}={value!r}"
+                    f"{name} is {ours!r}; routing 'learned' has dense experts alone: set {name}={value!r}"
                 )
 
     @property
