@@ -1,7 +1,7 @@
 """Benchmark of training steps of the study's arms with shapes of their own: wider layers and their peers.
 
 One model at a time, the dense one first and again last; a step is the trainer's own, `OptimizerStep`, as one
-CUDA graph: micro-batches of random tokens, clipping, AdamW. A step has as many passes as micro-batches, but one
+CUDA graph: micro-batches of random tokens, clipping, AdamW. It has as many passes as micro-batches, but one
 update: the time of any number follows from two. A deep model is composed from depths, see `step`.
 """
 
