@@ -88,6 +88,9 @@ WIDER_BY_ACTIVATIONS = ((2, 32, 64), (2, 16, 64), (4, 16, 64), (4, 8, 64), (8, 1
 WIDER_24 = ((2, 32, 64), (4, 16, 64))  # with 2:4 weights, read the same
 EXPERTS = ((4, 16, 64),)  # peers with a learned router, which trains sparse from the start
 DENSE_WIDER = (1.5, 4)
+# Other text: English prose in the folder "english" of the current one, `train.txt` and `valid.txt`
+ENGLISH, ENGLISH_STEPS = "on English", 1500
+IN_ENGLISH = ("dense", "act24", "venom16", "recipe", "recipe, same", "active16, 64 clusters")
 ON_GPU = ("study10m", "study40m")  # presets of the scales that train on one
 AT_40M = (
     *("dense", "recipe", "active16x32", "recipe, 50% sparse first"),
@@ -137,6 +140,12 @@ def _of_scale(dense: TrainConfig) -> Arms:
             arms[f"{name}, lr x {factor:g}"] = (name, {"lr": factor * dense.lr})
     of_equal_parameters = {"model.activation": "swiglu", "model.d_ff": 2 * dense.model.d_ff // 3}
     return arms | {"SwiGLU": ("dense", of_equal_parameters)}
+
+
+def in_english() -> Arms:
+    """The main arms on other text, fewer steps of it, "venom16, on English" for one; see IN_ENGLISH."""
+    changes = {"corpus": "file:english", "steps": ENGLISH_STEPS}
+    return {f"{name}, {ENGLISH}": (ARMS[name][0], ARMS[name][1] | changes) for name in IN_ENGLISH}
 
 
 def wider(dense: TrainConfig) -> Arms:
@@ -199,7 +208,7 @@ def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list
     Variants with more clusters than the scale's d_ff divides into are left out; `wider` is for ON_GPU alone.
     """
     dense = train_preset(preset_of(profile))
-    more = wider(dense) if preset_of(profile) in ON_GPU else {}
+    more = wider(dense) | in_english() if preset_of(profile) in ON_GPU else {}
     return {
         name: arms(profile, [preset], seeds, **changes)
         for name, (preset, changes) in (ARMS | _of_scale(dense) | more).items()
