@@ -77,7 +77,9 @@ ARMS: Arms = (
 # Groups with arms of `_of_scale`
 SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
 RATES = ("dense", "w1+w2", "act24", "venom16", "recipe")  # arms that also run at half and twice the rate
-PLANNED = {"dense, 10/11 of the steps": 10 / 11, "dense, 5/6 of the steps": 5 / 6}  # planned to end there
+# Dense runs planned to end sooner: what a step 1.1, 1.2, 1.4, 1.55 or 1.7 times as fast has to beat
+SHORTER = ((10, 11), (5, 6), (5, 7), (20, 31), (10, 17))
+PLANNED = {f"dense, {n}/{of} of the steps": n / of for n, of in SHORTER}
 # Sparsity spent on width: times as wide, clusters a token uses, of how many. Without the 2 of 4 inside, which
 # saves no time.
 WIDER = (
@@ -240,7 +242,7 @@ def queue(
         plan, stages = some(names, seeds, profile), [(names, seeds)]
     else:
         plan, first = everything(profile, seeds), seeds[:1]
-        stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES, seeds), (ACTIVE, seeds)]
+        stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES | SAME_MIXES, seeds), (ACTIVE, seeds)]
         stages += [(PLANNED, seeds), (VARIANTS, first), (plan, seeds)]
         stages = [(AT_40M, seeds)] if profile == "gpu40m" else stages
     runs: dict[str, tuple[str, TrainConfig]] = {}
