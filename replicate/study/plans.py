@@ -86,9 +86,12 @@ WIDER = (
     *((2, 8, 16), (2, 32, 64), (2, 16, 64), (4, 4, 16), (4, 16, 64), (4, 8, 64), (4, 32, 128)),
     *((8, 8, 64), (8, 16, 128), (8, 8, 128)),
 )
-WIDER_BY_ACTIVATIONS = ((2, 32, 64), (2, 16, 64), (4, 16, 64), (4, 8, 64), (8, 16, 128))
+WIDER_BY_ACTIVATIONS = (
+    *((2, 32, 64), (2, 16, 64), (4, 16, 64), (4, 8, 64), (4, 4, 64)),
+    *((4, 16, 128), (4, 8, 128), (8, 16, 128)),
+)
 WIDER_24 = ((2, 32, 64), (4, 16, 64))  # with 2:4 weights, read the same
-EXPERTS = ((4, 16, 64),)  # peers with a learned router, which trains sparse from the start
+EXPERTS = ((4, 16, 64), (4, 8, 64))  # peers with a learned router, which trains sparse from the start
 DENSE_WIDER = (1.5, 4)
 # Other text: English prose in the folder "english" of the current one, `train.txt` and `valid.txt`
 ENGLISH, ENGLISH_STEPS = "on English", 1500
