@@ -188,9 +188,9 @@ def _at_scale(claim: Claim, verdict: Verdict, profile: str) -> Verdict:
 
 
 def unpack(ours: Any, spread: float | None, n: int) -> tuple[Any, float | None, int]:
-    """(ours, spread, n) in plain numbers; `ours` may be a `statistics.Stats` that carries the other two."""
+    """(ours, spread, n) in plain numbers; `ours` may be a `statistics.Stats`, whose interval is then judged."""
     if isinstance(ours, statistics.Stats):
-        return ours.mean, ours.std if ours.n > 1 else None, ours.n
+        return ours.mean, ours.spread if ours.n > 1 else None, ours.n
     if hasattr(ours, "item"):
         ours = ours.item()
     return ours, spread, n

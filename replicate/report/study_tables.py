@@ -18,8 +18,10 @@ from replicate.config import TrainConfig
 from replicate.paper import audit
 from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
-from replicate.study import plans, results, statistics
+from replicate.study import noise, plans, results, statistics
+from replicate.study.noise import drift
 from replicate.study.records import Record, RecordStore
+from replicate.study.results import contrast
 from replicate.training.flops import param_count
 
 SCALES = ("laptop", "gpu")
@@ -59,21 +61,6 @@ def run_seconds(scale: str) -> float:
     device = "CPU" if scale == "laptop" else "NVIDIA"
     records = every_run(scale)["record"]
     return float(np.median([record.seconds for record in records if record.device.startswith(device)]))
-
-
-def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> statistics.Stats | None:
-    """Statistics over seeds of the first arm minus the others, within a seed, each above the dense model.
-
-    A sum of several arms so has the dense model counted once. Of two texts (`results.of_one_text`) one is
-    taken. None if no seed has all of them.
-    """
-    frame = results.of_one_text(frame[frame["arm"].isin([*arms, "dense"])])
-    values = frame.pivot(index="seed", columns="arm", values=column)
-    if not {*arms, "dense"} <= set(values):
-        return None
-    above = values.sub(values["dense"], axis=0)
-    each = (above[arms[0]] - above[list(arms[1:])].sum(axis=1, skipna=False)).dropna()
-    return statistics.summary(each.tolist()) if len(each) else None
 
 
 def cells(stats: statistics.Stats | None, name: str) -> dict[str, str]:
@@ -276,23 +263,6 @@ def missing() -> str:
     return "\n".join(lines) or "- nothing"
 
 
-def drift(scale: str) -> tuple[float, float]:
-    """(root mean square, largest) difference in nats between runs that should be one, before they part.
-
-    The recipe's runs of a seed that turn dense after some of the steps are the same run until then; compared
-    are the means of their training losses over the last 100 steps that they share.
-    """
-    names = ["recipe", *(f"recipe, {share:.0%} sparse first" for share in plans.SHARES)]
-    frame, gaps = runs(scale), []
-    for _, part in frame[frame["arm"].isin(names)].groupby("seed"):
-        found = [(sparse_steps(from_dict(r.config)), r.results["steps"]["loss"]) for r in part["record"]]
-        start = from_dict(part["record"].iloc[0].config).dense_warmup
-        for (one, a), (other, b) in itertools.combinations(found, 2):
-            shared = slice(start + min(one, other) - 100, start + min(one, other))
-            gaps.append(float(np.mean(a[shared]) - np.mean(b[shared])))
-    return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
-
-
 def across_cards(scale: str) -> str:
     """How many runs ran on another kind of GPU than the dense run of their seed: "62 of 107"."""
     frame = runs(scale).assign(device=lambda runs: [record.device for record in runs["record"]])
@@ -308,6 +278,6 @@ def _millions(number: float) -> str:
 def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs whose score on the held-out completion task was recorded, with the column `accuracy`."""
     asked = [record for record, origin in RecordStore().all("completion") if origin == "recorded"]
-    scores = {record.config["train"]: record.results["accuracy"] for record in asked}
-    accuracy = [scores.get(record.config_hash) for record in frame["record"]]
-    return frame.assign(accuracy=accuracy).dropna(subset="accuracy")
+    answers = {record.config["train"]: record for record in asked}
+    found = results.answered(frame, [answers.get(record.config_hash) for record in frame["record"]])
+    return found.dropna(subset="accuracy")
