@@ -29,7 +29,7 @@ TABLE3 = tuple(
 def tables() -> dict[str, str]:
     """Name -> Markdown of every table of the page."""
     text, short = figures.markdown, partial(figures.markdown, digits=3)
-    settings = pd.DataFrame({scale: study.setting(scale) for scale in study.SIZES})
+    settings = pd.DataFrame(study.settings())
     out = {
         "scope": text(_scope()),
         "setting": text(settings.rename_axis("").reset_index()),
@@ -56,6 +56,8 @@ def tables() -> dict[str, str]:
         "sizes": text(study.sizes()),
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
+        "trained on": "\n".join(study.cards(scale) for scale in ("gpu", "gpu40m")),
+        "trained again": study.trained_again(),
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}

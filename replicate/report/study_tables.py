@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from replicate import paper
+from replicate import figures, paper
 from replicate.config import TrainConfig
 from replicate.paper import audit
 from replicate.schedule import sparse_steps
@@ -128,12 +128,18 @@ def contrasts(
     return pd.DataFrame(rows)
 
 
-def setting(scale: str) -> dict[str, str]:
-    """What was trained at a scale: model, text, recipe, machine, as the records say."""
-    frame = runs(scale)
+def settings() -> dict[str, dict[str, str]]:
+    """`setting` of each of SIZES, and of the laptop runs that a CPU trained on its own text: every record."""
+    out = {scale: setting(scale) for scale in SIZES}
+    return {"laptop": out.pop("laptop"), "laptop, on a CPU": setting("laptop", on_cpu=True), **out}
+
+
+def setting(scale: str, on_cpu: bool = False) -> dict[str, str]:
+    """What was trained at a scale, on GPUs or on a CPU: model, text, recipe, machine, as the records say."""
+    frame = every_run(scale)
+    frame = frame[frame["seed"].isin(plans.ON_CPU) == on_cpu]
     some: list[Record] = frame["record"].tolist()
     c, corpus = from_dict(some[0].config), some[0].corpus
-    on_cpu = int(every_run(scale)["seed"].isin(plans.ON_CPU).sum())
     m, size, tokens = c.model, param_count(c.model), c.steps * c.tokens_per_step
     evaluated = f"{c.eval_batches * c.batch_size * m.seq_len / 1e6:.2f}M"
     dense = frame.loc[frame["arm"] == "dense", [TRAIN, HELD]].mean()
@@ -148,11 +154,13 @@ def setting(scale: str) -> dict[str, str]:
         "passes over the text": f"{tokens / corpus['train_tokens']:.2f}",
         "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
         "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
-        "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
+        "text, its checksum": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.1f} MB, {corpus['sha256'][:8]}",
         "held-out tokens, of these evaluated": f"{_millions(corpus['valid_tokens'])}, {evaluated}",
         "dense, training / held-out": " / ".join(map("{:.3f} nats".format, dense)),
-        "runs recorded": str(len(frame)) + (f", and {on_cpu} on a CPU with its own text" if on_cpu else ""),
-        "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
+        "runs recorded": str(len(frame)),
+        "device, torch, Python": "; ".join(
+            sorted({", ".join([r.device, *(r.versions[name] for name in ("torch", "python"))]) for r in some})
+        ),
         "commits": ", ".join(sorted({r.commit[:7] for r in some})),
         "hours of all runs, some side by side": f"{sum(r.seconds for r in some) / 3600:.2f}",
     }
@@ -218,21 +226,30 @@ def recipe_sparse(scale: str) -> pd.DataFrame:
 
 
 def prize() -> str:
-    """A line a scale: is there an arm of `recipe_sparse` that surely costs less than the paper's Venom?"""
+    """A line a scale: is there an arm of `recipe_sparse` that surely costs less than the paper's Venom?
+
+    Surely: by `statistics.holm` over all of these arms with three seeds, by the worse of the two losses.
+    """
     costs = audit.table3_costs()
     limit = costs[next(row["sparse"] for row in paper.rows(3) if row["preset"] == "venom16")]
     lines = []
     for scale in SIZES:
         table = recipe_sparse(scale)
         stats = {arm: _above_dense(every_run(scale), arm) for arm in table["arm"]}
-        sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
+        p = {a: max(statistics.p_value(s, limit) for s in two) for a, two in stats.items() if two[0].n > 2}
+        below = [a for a, two in stats.items() if all(s.n > 1 and s.high < limit for s in two)]
+        sure = [a for a in below if a in statistics.holm(p)]
         best = table["arm"].iloc[0]
         lines.append(
-            f"- {scale}: {', '.join(f'`{a}`' for a in sure) or 'none found'}, of {len(table)} arms, whose "
-            f"intervals in training and held out lie below {limit:+.3f} nats. The lowest mean is that of "
+            f"- {scale}, of {len(table)} arms: surely below {limit:+.3f} nats in training and held out: "
+            f"{_named(sure)}; by their own intervals alone: {_named(below)}. The lowest mean is that of "
             f"`{best}`: {sentence(stats[best][0])} in training, {sentence(stats[best][1])} held out."
         )
     return "\n".join(lines)
+
+
+def _named(arms: Iterable[str]) -> str:
+    return ", ".join(f"`{arm}`" for arm in arms) or "none"
 
 
 @lru_cache
@@ -242,25 +259,61 @@ def open_questions() -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
 
 
 def opened() -> pd.DataFrame:
-    """One row an answer to `plans.OPEN`: mean, interval and n at each scale where it was run."""
-    return pd.DataFrame(
+    """One row an answer to `plans.OPEN`: mean, interval and n at each scale where it was run, and a word.
+
+    The word is `results.surely`'s, over all rows of the table at that scale.
+    """
+    answers = open_questions()
+    table = pd.DataFrame(
         {"question": question, "arm": arm, "instead of": base}
         | at_scales({scale: found.get(scale) for scale in SCALES})
-        for question, arm, base, found in open_questions()
+        for question, arm, base, found in answers
     )
+    for scale in SCALES:
+        word = results.surely({row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found})
+        table[f"surely, {scale}"] = [word.get(row, "") for row in table.index]
+    return table
 
 
 def missing() -> str:
-    """Lines a scale: arms of the study that have fewer than three seeds, and those not run at all."""
+    """Lines a scale: arms of the study that have fewer than three seeds of one text, and those not run."""
     lines = []
     for scale in SIZES:
-        seeds = every_run(scale).groupby("arm")["seed"].nunique()
+        frame = every_run(scale)
+        text = [record.corpus["sha256"] for record in frame["record"]]
+        seeds = frame.groupby(["arm", text])["seed"].nunique().groupby("arm").max()
         plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
         some = [f"`{arm}` ({seeds[arm]})" for arm in plan if seeds.get(arm, 3) < 3]
         none = [f"`{arm}`" for arm in plan if arm not in seeds]
         for what, arms in {"fewer than three seeds (how many there are)": some, "not run": none}.items():
             lines += [f"- {scale}, {what}: {', '.join(arms)}"] if arms else []
     return "\n".join(lines) or "- nothing"
+
+
+def cards(scale: str) -> str:
+    """Lines: which arms of a scale ran on which card, and of those with runs on several the seeds on each."""
+    frame = runs(scale).assign(card=lambda runs: [record.device for record in runs["record"]])
+    groups: dict[str, list[str]] = {}
+    for arm, part in frame.groupby("arm", sort=False):
+        of = {card: sorted(some["seed"]) for card, some in part.groupby("card")}
+        if len(of) == 1:
+            groups.setdefault(next(iter(of)), []).append(f"`{arm}`")
+        else:
+            seeds = "; ".join(f"{card}: {', '.join(map(str, some))}" for card, some in of.items())
+            groups.setdefault("several cards (seeds on each)", []).append(f"`{arm}` ({seeds})")
+    return "\n".join(f"- {scale}, {card}: {', '.join(arms)}" for card, arms in sorted(groups.items()))
+
+
+def trained_again() -> str:
+    """`noise.reruns` of all scales as a table: between cards, and on one; a sentence while there are none."""
+    found = pd.concat([noise.reruns(scale).assign(scale=scale) for scale in SIZES])
+    if not len(found):
+        return "No run has been trained a second time yet, on either card."
+    found["cards"] = np.where(found["first on"] == found["again on"], "the same", "another")
+    parts = found.groupby(["scale", "arm", "cards"], sort=False)
+    table = parts[["training", "held-out"]].agg(lambda apart: float(np.sqrt(np.mean(np.square(apart)))))
+    table = table.map("{:.4f}".format).assign(n=parts.size()).reset_index()
+    return figures.markdown(table)
 
 
 def across_cards(scale: str) -> str:

@@ -118,7 +118,7 @@ def differences(
         values = {arm: part.set_index("seed")[column] for arm, part in pair.groupby("arm")}
         seeds = _common_seeds({arm: values[arm].index for arm in (name, base)})
         found = statistics.paired(values[name].loc[seeds].tolist(), values[base].loc[seeds].tolist())
-        out[name] = _widened(found, pair, {name: 1, base: -1}, column, seeds)
+        out[name] = with_floor(found, pair, {name: 1, base: -1}, column, seeds)
     return out
 
 
@@ -141,13 +141,16 @@ def contrast(runs: pd.DataFrame, arms: Sequence[str], column: str) -> statistics
     each = sum((weight * values[arm] for arm, weight in weights.items()), 0 * values["dense"]).dropna()
     if not len(each):
         return None
-    return _widened(statistics.summary(each.tolist()), runs, weights, column, each.index)
+    return with_floor(statistics.summary(each.tolist()), runs, weights, column, each.index)
 
 
-def _widened(
+def with_floor(
     found: statistics.Stats, runs: pd.DataFrame, weights: Mapping[str, int], column: str, seeds: Sequence[int]
 ) -> statistics.Stats:
-    """`found`, the sum of weight x arm over these seeds, with `noise.floor` and the questions' error."""
+    """`found`, the sum of weight x arm over these seeds, with `noise.floor` and the questions' error.
+
+    The questions' error is the variance, over them, of what they add to the accuracy in the mean of the seeds.
+    """
     if "record" not in runs:
         return found
     runs = runs[runs["arm"].isin(weights) & runs["seed"].isin(seeds)]
