@@ -97,6 +97,13 @@ def brief(stats: statistics.Stats | None) -> str:
     return f"{stats.mean:.3f}{half} ({stats.n})"
 
 
+def read_on_cpu(frame: pd.DataFrame, arms: Iterable[str]) -> bool:
+    """True if what is said of these arms rests on the runs that a CPU trained on its own text."""
+    found = results.of_one_text(frame[frame["arm"].isin(list(arms))])
+    common = set.intersection(*(set(part["seed"]) for _, part in found.groupby("arm")))
+    return common <= set(plans.ON_CPU)
+
+
 def losses(frame: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
     """One row an arm that is in `runs`: the paper's cost, n, training and held-out loss above dense."""
     costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
@@ -222,6 +229,9 @@ def recipe_sparse(scale: str) -> pd.DataFrame:
         return whole and s.activation == "venom" and bool(s.inner) and 4 * s.top_k <= s.n_clusters
 
     table = losses(frame, (arm for arm in frame["arm"].unique() if meant(plan[arm]))).drop(columns="paper")
+    if scale == "laptop":
+        on_cpu = (read_on_cpu(frame, (arm, "dense")) for arm in table["arm"])
+        table.insert(1, "trained on", ["a CPU, its text" if there else "a GPU" for there in on_cpu])
     return table.sort_values("training", key=lambda cells: cells.astype(float), ignore_index=True)
 
 
@@ -261,7 +271,7 @@ def open_questions() -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
 def opened() -> pd.DataFrame:
     """One row an answer to `plans.OPEN`: mean, interval and n at each scale where it was run, and a word.
 
-    The word is `results.surely`'s, over all rows of the table at that scale.
+    The word is `results.surely`'s, over all rows of the table at that scale. "CPU": on a text of its own.
     """
     answers = open_questions()
     table = pd.DataFrame(
@@ -269,8 +279,13 @@ def opened() -> pd.DataFrame:
         | at_scales({scale: found.get(scale) for scale in SCALES})
         for question, arm, base, found in answers
     )
+    for i, (_, arm, base, _) in enumerate(answers):
+        if table.loc[i, "n, laptop"] and read_on_cpu(every_run("laptop"), (arm, base)):
+            table.loc[i, "n, laptop"] += ", CPU"
     for scale in SCALES:
-        word = results.surely({row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found})
+        word = results.surely(
+            {row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found}
+        )
         table[f"surely, {scale}"] = [word.get(row, "") for row in table.index]
     return table
 

@@ -41,7 +41,9 @@ def scale_of(config: TrainConfig) -> str | None:
     def shape(c: TrainConfig) -> tuple[int, ...]:
         return c.model.n_layer, c.model.d_model, c.model.seq_len, c.model.vocab_size
 
-    return next((scale for scale in PRESET_OF if shape(train_preset(PRESET_OF[scale])) == shape(config)), None)
+    return next(
+        (scale for scale in PRESET_OF if shape(train_preset(PRESET_OF[scale])) == shape(config)), None
+    )
 
 
 @lru_cache

@@ -202,7 +202,9 @@ def open_questions(
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
-            found = {scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in there.items()}
+            found = {
+                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in there.items()
+            }
             rows.append((question, arm, base, found))
     return rows
 

@@ -27,7 +27,11 @@ class Stats:
     @property
     def spread(self) -> float:
         """The standard deviation of n values that would give this interval; NaN for one value."""
-        return (self.high - self.low) / 2 * math.sqrt(self.n) / t_quantile(self.n - 1) if self.n > 1 else math.nan
+        return (
+            (self.high - self.low) / 2 * math.sqrt(self.n) / t_quantile(self.n - 1)
+            if self.n > 1
+            else math.nan
+        )
 
 
 def summary(values: Sequence[float]) -> Stats:
