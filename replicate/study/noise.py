@@ -101,7 +101,7 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
     that is no loss, and for models of no recorded scale.
     """
     configs = list(configs)
-    scale = scale_of(configs[0])
+    scale = scale_of(configs[0]) if configs else None
     if scale is None or column not in LOSSES:
         return 0.0
     like_recipe = sum(map(_like_recipe, configs))

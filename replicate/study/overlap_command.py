@@ -1,4 +1,4 @@
-"""`python -m replicate overlap`: how much of a corpus's held-out text stands verbatim in its training text."""
+"""`python -m replicate overlap`: how much held-out text stands verbatim in the training text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = {"corpus": data.provenance(), "device": "cpu", "seconds": time.perf_counter() - start}
     path = RecordStore().put(make_record(KIND, asked, {"share": share}, **made), recorded=args.record)
     print(f"{share:.1%} of the held-out windows of {args.window} tokens stand in the training text too")
-    print(
-        f"{data.corpus.name}, {len(data.valid):,} tokens held out, {len(data.train):,} to train; kept in {path}"
-    )
+    print(f"{data.corpus.name}, {len(data.valid):,} tokens held out of {len(data.train):,} more; {path}")
     return 0

@@ -149,7 +149,7 @@ def with_floor(
 ) -> statistics.Stats:
     """`found`, the sum of weight x arm over these seeds, with `noise.floor` and the questions' error.
 
-    The questions' error is the variance, over them, of what they add to the accuracy in the mean of the seeds.
+    The questions' error is the variance, over them, of what they add in the mean of the seeds.
     """
     if "record" not in runs:
         return found

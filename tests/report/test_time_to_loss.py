@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from replicate.report import step_table, study_tables, time_to_loss
-from replicate.study import plans, records
+from replicate.report import step_table, study_coverage, study_tables, time_to_loss
+from replicate.study import noise, plans, records
 
 
 @pytest.mark.parametrize("scale", ["gpu", "gpu40m"])
@@ -39,12 +39,12 @@ def test_the_drift_is_that_of_runs_until_they_part():
     pair = frame[frame["arm"].isin(["recipe", "recipe, 50% sparse first"]) & (frame["seed"] == 1)]
     a, b = (record.results["steps"]["loss"] for record in pair["record"])
     own = abs(sum(a[1500:1600]) - sum(b[1500:1600])) / 100  # 200 dense steps, then half of 2800
-    rms, largest = study_tables.drift("gpu")
+    rms, largest = noise.drift("gpu")
     assert 0 < rms < largest and largest >= own
 
 
 def test_pairs_across_cards_are_counted():
-    found = study_tables.across_cards("gpu40m").split(" of ")
+    found = study_coverage.across_cards("gpu40m").split(" of ")
     devices = {record.device for record in study_tables.runs("gpu40m")["record"]}
     assert int(found[1]) == (study_tables.runs("gpu40m")["arm"] != "dense").sum()
     assert (found[0] == "0") == (len(devices) == 1)
