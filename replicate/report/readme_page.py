@@ -80,8 +80,8 @@ def _kinds(claims: pd.DataFrame) -> str:
     return (
         f"Of the {len(failed)} that do not hold, {len(sums)} are arithmetic or formulas (notebooks {places}) "
         f"and {len(failed) - len(sums)} measured; of the {len(held)} that hold, {large} "
-        f"rest on runs or timings at laptop scale or larger. {len(spared(claims))} of those not testable have "
-        "a whole interval against the paper, at a scale that we let refute nothing."
+        f"rest on runs or timings at laptop scale or larger. {len(spared(claims))} of those not testable "
+        "have a whole interval against the paper, at a scale that we let refute nothing."
     )
 
 

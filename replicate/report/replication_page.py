@@ -100,6 +100,8 @@ def _study_values(scale: str) -> dict[str, str]:
         out[f"open {arm}"] = study.sentence(found.get(scale))
     half = plans.everything(scale, (1,))[study.HALF][0]
     out["dense end"] = str(half.steps - half.dense_warmup - sparse_steps(half))
+    for label, (arms, column) in study.TOLD.items():
+        out[label] = study.sentence(study.contrast(frame, arms, column))
     out["pooled"] = f"{noise.pooled(scale, study.TRAIN):.3f} nats"
     out["act24, at most"] = f"{study.contrast(frame, ('act24',), study.TRAIN).high:.3f} nats"
     if scale != "laptop":  # on its GPUs equal runs end equal

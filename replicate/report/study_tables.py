@@ -36,6 +36,12 @@ WEIGHTS = {  # contrasts of training losses
 }
 HALF = "recipe, 50% sparse first"
 SWITCHES = (HALF, "recipe, folded, 50% sparse first", "active16x32, 50% sparse first")
+TOLD = {  # contrasts that sentences name
+    "third, above none": (("recipe, 67% sparse first", "recipe"), HELD),
+    "sparse to the end, above half": (("recipe", HALF), HELD),
+    "folded, above not": (("recipe, folded, 50% sparse first", HALF), HELD),
+    "finer clusters": (("venom16, 64 clusters", "venom16"), TRAIN),
+}
 ENDS = {  # contrasts of held-out losses, at the very end
     "half sparse, then dense, above dense": (HALF, "dense"),
     "sparse to the end, above half sparse, then dense": ("recipe", HALF),
