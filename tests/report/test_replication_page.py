@@ -8,10 +8,11 @@ from replicate import paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table
-from replicate.report import layer_tables, pages, step_table, study_coverage
+from replicate.report import layer_tables, pages, step_table, study_coverage, time_to_loss
 from replicate.report import replication_page as report
 from replicate.report import study_tables as study
 from replicate.study import completion, plans, statistics
+from replicate.training import flops
 
 TEXT = pages.PAGES["replication"].path.read_text(encoding="utf-8")
 # Names with digits in them; any other digit in the prose would be a number without a record.
@@ -237,7 +238,11 @@ def test_what_the_prose_says_of_the_speed_by_activations():
     for x in layer:
         assert 0.92 < x["active16x32"] / x["recipe"] < 1, "nearly as fast"
         assert x["active16x32"] < x["active16"] < x["venom16"]
-    step = step_table.speeds("llama1b")
+    step, ranges = step_table.speeds("llama1b"), step_table.speed_ranges("llama1b")
+    whole = study.runs("gpu")
+    sparse = 1 - plans.everything("gpu")["active16x32"][0].dense_warmup / 3000
+    speed, *between = (flops.run_speedup(sparse, x) for x in (step["active16x32"], *ranges["active16x32"]))
+    assert time_to_loss.side(whole, "active16x32", speed, between)[1].startswith("on it"), "level"
     assert 0.96 < step["active16x32"] / step["recipe"] < 1
     for d_model in (2048, 4096):
         memory = layer_tables.over_dense(d_model, "memory", step_table.CARD)
