@@ -72,25 +72,31 @@ def pooled(scale: str, column: str) -> float:
     return float(np.sqrt(np.average(variances, weights=freedom))) if variances else 0.0
 
 
-@lru_cache
-def drift(scale: str) -> tuple[float, float]:
-    """(root mean square, largest) difference in nats between runs that should be one, before they part.
+def drifts(scale: str) -> list[tuple[float, bool]]:
+    """Differences in nats between runs that should be one, before they part; True if one card made both.
 
     The recipe's runs of a seed that turn dense after some of the steps are the same run until then; compared
     are the means of their training losses over the LAST steps that they share.
     """
     names = ["recipe", *(f"recipe, {share:.0%} sparse first" for share in plans.SHARES)]
-    shared: dict[int, list[tuple[int, list[float]]]] = {}
+    found: dict[int, list[tuple[int, Record]]] = {}
     for arm, record in recorded(scale):
         if arm in names:
             config = from_dict(record.config)
-            end = config.dense_warmup + sparse_steps(config)
-            shared.setdefault(config.seed, []).append((end, record.results["steps"]["loss"]))
+            found.setdefault(config.seed, []).append((config.dense_warmup + sparse_steps(config), record))
     gaps = []
-    for (one, a), (other, b) in itertools.chain(*(itertools.combinations(x, 2) for x in shared.values())):
-        last = slice(min(one, other) - LAST, min(one, other))
-        gaps.append(float(np.mean(a[last]) - np.mean(b[last])))
-    return (float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))) if gaps else (0.0, 0.0)
+    for (one, a), (other, b) in itertools.chain(*(itertools.combinations(x, 2) for x in found.values())):
+        shared = slice(min(one, other) - LAST, min(one, other))
+        means = [float(np.mean(record.results["steps"]["loss"][shared])) for record in (a, b)]
+        gaps.append((means[0] - means[1], a.device == b.device))
+    return gaps
+
+
+@lru_cache
+def drift(scale: str) -> tuple[float, float]:
+    """(root mean square, largest) of `drifts` in nats; zeros where no runs part."""
+    gaps = [gap for gap, _ in drifts(scale)] or [0.0]
+    return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
 
 
 def floor(configs: Iterable[TrainConfig], column: str) -> float:

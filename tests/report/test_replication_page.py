@@ -11,7 +11,8 @@ from replicate.paper.table import shipped_table
 from replicate.report import layer_tables, pages, step_table, study_coverage, time_to_loss
 from replicate.report import replication_page as report
 from replicate.report import study_tables as study
-from replicate.study import completion, plans, statistics
+from replicate.study import completion, noise, plans, statistics
+from replicate.study.records import RecordStore
 from replicate.training import flops
 
 TEXT = pages.PAGES["replication"].path.read_text(encoding="utf-8")
@@ -287,6 +288,9 @@ def test_what_the_prose_says_of_shorter_dense_runs():
 def test_what_the_prose_says_of_noise_and_of_the_completion_task():
     values = report.values()
     assert float(values["overlap"].rstrip("%")) < 6.7, "less than in a similar environment"
+    shared = RecordStore().latest("overlap", corpus="stdlib", window=64)
+    on_cpu = study.every_run("laptop").query("seed in @plans.ON_CPU")["record"]
+    assert {shared.corpus["sha256"]} == {record.corpus["sha256"] for record in on_cpu}, "the version it read"
     assert values["spared"] == str(shipped_table()["because"].str.contains("refutes nothing").sum())
     for scale in ("gpu", "gpu40m"):
         known = study.accuracies(study.runs(scale))
@@ -295,6 +299,8 @@ def test_what_the_prose_says_of_noise_and_of_the_completion_task():
         whole = gap_of(known, "recipe")
         assert (whole.high - whole.low) / 2 > 0.003, "no narrower than its questions allow"
         assert whole.high < 0
+    same, across = ([abs(x) for x, one in noise.drifts("gpu") if one == kind] for kind in (True, False))
+    assert len(same) > 5 < len(across) and np.mean(np.square(across)) < np.mean(np.square(same)), "no more"
     assert completion.QUESTIONS["gpu"].get("near", 0) == 0 < completion.QUESTIONS["gpu40m"]["near"]
 
 
