@@ -146,7 +146,7 @@ def draw_frontier(
         ax.errorbar(speed, gap.mean, **bars, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         at = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 9}
-        ax.annotate(label, (speed, gap.mean), **at, bbox=box, zorder=1)
+        ax.annotate(label, (high, gap.mean), **at, bbox=box, zorder=1)
     ax.plot(1, 0, "o", color=PALETTE["dense"], ms=7)
     fastest, highest = (max(x) for x in zip(*((speed, gap.high) for speed, gap, _ in points.values())))
     ax.set(xlim=(0.98, 1.02 + 1.28 * (fastest - 1)), ylim=(-0.02 * highest / 0.15, 1.12 * highest))
