@@ -14,20 +14,26 @@ from replicate.training.flops import param_count
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """`setting` of each of SIZES, and of the laptop runs that a CPU trained on its own text: every record."""
-    out = {scale: setting(scale) for scale in SIZES}
-    return {"laptop": out.pop("laptop"), "laptop, on a CPU": setting("laptop", on_cpu=True), **out}
+    """`setting` of each of SIZES and text, so of every record: "laptop, on a CPU" where a CPU had its own."""
+    out = {}
+    for scale in SIZES:
+        frame = every_run(scale)
+        text = frame["record"].map(lambda record: record.corpus["sha256"])
+        for _, part in frame.groupby(text, sort=False):
+            first = part["record"].iloc[0]
+            other = "on a CPU" if first.device.startswith("CPU") else first.corpus["corpus"]
+            out[f"{scale}, {other}" if scale in out else scale] = setting(scale, part)
+    return out
 
 
-def setting(scale: str, on_cpu: bool = False) -> dict[str, str]:
-    """What was trained at a scale, on GPUs or on a CPU: model, text, recipe, machine, as the records say."""
-    frame = every_run(scale)
-    frame = frame[frame["seed"].isin(plans.ON_CPU) == on_cpu]
+def setting(scale: str, frame: pd.DataFrame | None = None) -> dict[str, str]:
+    """What was trained at a scale, or of it in `frame`: model, text, recipe, machine, as the records say."""
+    frame = runs(scale) if frame is None else frame
     some: list[Record] = frame["record"].tolist()
     c, corpus = from_dict(some[0].config), some[0].corpus
     m, size, tokens = c.model, param_count(c.model), c.steps * c.tokens_per_step
     evaluated = f"{c.eval_batches * c.batch_size * m.seq_len / 1e6:.2f}M"
-    dense = frame.loc[frame["arm"] == "dense", [TRAIN, HELD]].mean()
+    dense = frame.loc[frame["arm"] == frame["arm"].iloc[0], [TRAIN, HELD]].mean()  # the first arm
     return {
         "parameters without embedding": _millions(size["non_embedding"]),
         "layers, d_model, d_ff, heads": f"{m.n_layer}, {m.d_model}, {m.d_ff}, {m.n_head}",

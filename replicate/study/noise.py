@@ -59,7 +59,7 @@ def pooled(scale: str, column: str) -> float:
     for arm, record in recorded(scale):
         config = from_dict(record.config)
         alike = replace(config.model, sparsity=SparsityConfig()) == dense.model
-        if alike and (config.lr, config.steps) == (dense.lr, dense.steps):
+        if alike and all(getattr(config, name) == getattr(dense, name) for name in ("lr", "steps", "corpus")):
             losses.setdefault(arm, {})[config.seed] = record.results[column]
     variances, freedom = [], []
     for arm in losses.keys() - {"dense"}:

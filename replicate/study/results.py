@@ -115,7 +115,7 @@ def differences(
         if name not in there or base not in there:
             raise ValueError(f"no runs of {name!r} or of {base!r}; there are {', '.join(there)}")
         pair = of_one_text(runs[runs["arm"].isin([name, base])])
-        values = {arm: part.set_index("seed")[column] for arm, part in pair.groupby("arm")}
+        values = {arm: pair[pair["arm"] == arm].set_index("seed")[column] for arm in (name, base)}
         seeds = _common_seeds({arm: values[arm].index for arm in (name, base)})
         found = statistics.paired(values[name].loc[seeds].tolist(), values[base].loc[seeds].tolist())
         out[name] = with_floor(found, pair, {name: 1, base: -1}, column, seeds)
@@ -220,9 +220,15 @@ def surely(stats: Mapping[Any, statistics.Stats], null: float = 0.0, least: int 
 
 
 def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs without those of `plans.ON_CPU`, which read another text, if every arm has others."""
+    """The runs that can be paired: without those of `plans.ON_CPU`, which read another text, if every arm has
+    others, and without seeds whose runs read different texts (an arm on English prose has its own dense).
+    """
     others = runs[~runs["seed"].isin(plans.ON_CPU)]
-    return others if set(others["arm"]) == set(runs["arm"]) else runs
+    runs = others if set(others["arm"]) == set(runs["arm"]) else runs
+    if "record" not in runs or not len(runs):
+        return runs
+    text = runs["record"].map(lambda record: (record.corpus or {}).get("sha256", ""))
+    return runs[text.groupby(runs["seed"]).transform("nunique") == 1]
 
 
 def interval(stats: statistics.Stats, unit: str = "nats") -> str:

@@ -273,7 +273,9 @@ def test_what_the_prose_says_of_the_runs():
 
 def test_what_the_prose_says_of_shorter_dense_runs():
     frame = study.runs("gpu")
-    for arm in plans.PLANNED:
+    recorded = [arm for arm in plans.PLANNED if arm in set(frame["arm"])]
+    assert len(recorded) == len(study.losses(frame, plans.PLANNED)) >= 2
+    for arm in recorded:
         planned = frame[frame["arm"] == arm].set_index("seed")
         steps = planned["record"].iloc[0].config["steps"]
         above = []

@@ -21,13 +21,6 @@ def test_the_setting_covers_every_record():
     assert "CPU" not in "".join(found[scale]["device, torch, Python"] for scale in study_tables.SIZES)
 
 
-@pytest.mark.parametrize("scale", study_tables.SIZES)
-def test_runs_of_one_column_read_one_text(scale):
-    runs = study_tables.every_run(scale)
-    for _, part in runs.groupby(runs["seed"].isin(plans.ON_CPU)):
-        assert len({record.corpus["sha256"] for record in part["record"]}) == 1
-
-
 def test_evaluated_tokens_are_fewer_than_those_held_out():
     for one in study_coverage.settings().values():
         held, evaluated = map(float, re.findall(r"([\d.]+)M", one["held-out tokens, of these evaluated"]))

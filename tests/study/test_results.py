@@ -177,6 +177,17 @@ def test_two_texts_are_never_pooled():
     assert results.contrast(results.frame(runs), ("w1", "w2"), "final_loss").mean == pytest.approx(0.7)
 
 
+def test_runs_of_two_texts_are_no_pair():
+    """An arm on other prose is not above the dense model of the usual text, though they share a seed."""
+    runs = [fake(name, seed, [3.0]) for seed in (1, 2) for name in ("dense", "w1")]
+    texts = ["a", "b", "a", "a"]  # of seed 1: dense, w1; of seed 2: both
+    runs = [(replace(r, corpus={"sha256": text}), o) for (r, o), text in zip(runs, texts, strict=True)]
+    assert results.differences(results.frame(runs), column="final_loss")["w1"].n == 1
+    assert results.contrast(results.frame(runs[:2]), ("w1",), "final_loss") is None
+    with pytest.raises(ValueError, match="no seed in common"):
+        results.differences(results.frame(runs[:2]))
+
+
 def test_a_sum_of_arms_counts_dense_once():
     losses = {"dense": [2.0, 3.0], "w1": [2.5, 3.5], "w2": [2.25, 3.25], "w1+w2": [3.0, 4.5]}
     runs = results.frame([fake(n, s, [x]) for n, xs in losses.items() for s, x in enumerate(xs, 1)])
