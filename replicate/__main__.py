@@ -19,6 +19,7 @@ COMMANDS = {  # name -> (module with its `main`, what it does)
     "claims": ("replicate.paper.command", "Print the claim table."),
     "notebooks": ("replicate.report.command", "List, run or refresh the notebooks."),
     "pages": ("replicate.report.pages", "Write the tables of README.md and docs/ anew."),
+    "overlap": ("replicate.study.overlap_command", "Measure how much held-out text was trained on."),
     "tokenizer": ("replicate.text.tokenizer", "Learn the vocabulary's ranks again."),
 }
 

@@ -373,5 +373,5 @@ def test_it_is_a_module():
         check=False,
     )
     assert done.returncode == 0
-    for name in ("train", "bench", "study", "claims", "notebooks", "tokenizer"):
+    for name in ("train", "bench", "study", "claims", "notebooks", "overlap", "tokenizer"):
         assert name in done.stdout

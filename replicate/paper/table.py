@@ -158,6 +158,12 @@ def verdict_counts(table: pd.DataFrame) -> str:
     return f"{len(table)} claims: {', '.join(parts)}"
 
 
+def spared(table: pd.DataFrame) -> list[str]:
+    """Claims of which our whole interval says no, at a scale whose numbers may refute nothing of the kind."""
+    untestable = table[table["verdict"] == verdicts.UNTESTABLE]
+    return untestable.index[untestable["because"].str.contains(verdicts.SPARES, regex=False)].tolist()
+
+
 def claims_markdown(table: pd.DataFrame) -> str:
     """The claim table in Markdown."""
     columns = ["place", "claim", "paper", "ours", "verdict", "because", "scale", "notebook"]

@@ -16,6 +16,7 @@ from replicate.study import statistics
 
 VERDICTS = ("holds", "holds in direction", "another size", "does not hold", "not testable here")
 HOLDS, DIRECTION, SIZE, FAILS, UNTESTABLE = VERDICTS
+SPARES = "refutes nothing"  # of a scale below the one from which a claim can fail
 PROFILES = ("smoke", "laptop", "gpu", "gpu40m", "paper")  # scales of a measurement, ascending
 RULES = ("true", "equals", "at least", "at most", "effect")
 # Our effect over the paper's, both measured from `null`, so of a speed 1.4x the .4: within the first pair an
@@ -182,15 +183,15 @@ def _at_scale(claim: Claim, verdict: Verdict, profile: str) -> Verdict:
         why = f"{verdict.why}, at {profile} scale; to say more needs {claim.needs or claim.holds_from}"
         return dataclasses.replace(verdict, text=DIRECTION, why=why)
     if verdict.text == FAILS and rank < PROFILES.index(claim.fails_from):
-        why = f"{verdict.why}, but {profile} scale refutes nothing; needs {claim.needs or claim.fails_from}"
+        why = f"{verdict.why}, but {profile} scale {SPARES}; needs {claim.needs or claim.fails_from}"
         return dataclasses.replace(verdict, text=UNTESTABLE, why=why)
     return verdict
 
 
 def unpack(ours: Any, spread: float | None, n: int) -> tuple[Any, float | None, int]:
-    """(ours, spread, n) in plain numbers; `ours` may be a `statistics.Stats` that carries the other two."""
+    """(ours, spread, n) in plain numbers; `ours` may be a `statistics.Stats`: its interval counts."""
     if isinstance(ours, statistics.Stats):
-        return ours.mean, ours.std if ours.n > 1 else None, ours.n
+        return ours.mean, ours.spread if ours.n > 1 else None, ours.n
     if hasattr(ours, "item"):
         ours = ours.item()
     return ours, spread, n

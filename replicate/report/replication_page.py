@@ -13,11 +13,12 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
-from replicate.paper.table import shipped_table, verdict_counts
-from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.paper.table import shipped_table, spared, verdict_counts
+from replicate.report import kernel_tables, layer_tables, step_table, study_coverage
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
-from replicate.study import plans
+from replicate.study import noise, plans
+from replicate.study.records import RecordStore
 from replicate.system import paths
 from replicate.training import flops
 
@@ -29,7 +30,7 @@ TABLE3 = tuple(
 def tables() -> dict[str, str]:
     """Name -> Markdown of every table of the page."""
     text, short = figures.markdown, partial(figures.markdown, digits=3)
-    settings = pd.DataFrame({scale: study.setting(scale) for scale in study.SIZES})
+    settings = pd.DataFrame(study_coverage.settings())
     out = {
         "scope": text(_scope()),
         "setting": text(settings.rename_axis("").reset_index()),
@@ -52,10 +53,12 @@ def tables() -> dict[str, str]:
         "clock": short(clock()),
         "open": text(study.opened()),
         "prize": study.prize(),
-        "missing": study.missing(),
+        "missing": study_coverage.missing(),
         "sizes": text(study.sizes()),
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
+        "trained on": "\n".join(study_coverage.cards(scale) for scale in ("gpu", "gpu40m")),
+        "trained again": study_coverage.trained_again(),
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
@@ -69,7 +72,9 @@ def value(name: str) -> str:
 @cache
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
-    out = {"counts": verdict_counts(shipped_table())} | _paper_values()
+    table = shipped_table()
+    out = {"counts": verdict_counts(table), "spared": str(len(spared(table)))} | _paper_values()
+    out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
     for model in step_table.MODELS:
@@ -85,7 +90,7 @@ def values() -> dict[str, str]:
 
 def _study_values(scale: str) -> dict[str, str]:
     """Losses of the study at a scale, what was trained there, and how much alike its runs are."""
-    frame, out = study.runs(scale), study.setting(scale)
+    frame, out = study.runs(scale), study_coverage.setting(scale)
     for arm in frame["arm"].unique():
         for word, column in (("training", study.TRAIN), ("held-out", study.HELD)):
             out[f"{arm}, {word}"] = study.sentence(study.contrast(frame, (arm,), column))
@@ -95,9 +100,15 @@ def _study_values(scale: str) -> dict[str, str]:
         out[f"open {arm}"] = study.sentence(found.get(scale))
     half = plans.everything(scale, (1,))[study.HALF][0]
     out["dense end"] = str(half.steps - half.dense_warmup - sparse_steps(half))
-    if scale != "laptop":  # where no arm's runs part
-        out["drift"], out["drift, largest"] = (f"{x:.3f} nats" for x in study.drift(scale))
-        out["across cards"] = study.across_cards(scale)
+    for label, (arms, column) in study.TOLD.items():
+        out[label] = study.sentence(study.contrast(frame, arms, column))
+    out["pooled"] = f"{noise.pooled(scale, study.TRAIN):.3f} nats"
+    out["act24, at most"] = f"{study.contrast(frame, ('act24',), study.TRAIN).high:.3f} nats"
+    if scale != "laptop":  # on its GPUs equal runs end equal
+        out["drift"], out["drift, largest"] = (f"{x:.3f} nats" for x in noise.drift(scale))
+        out["across cards"] = study_coverage.across_cards(scale)
+        right = study.accuracies(frame).query("arm == 'dense'")["accuracy"]
+        out["dense right"] = f"{right.mean():.0%}"
         for arm, found in frame.groupby("arm")["record"]:
             norms = [record.results["stats"][-1]["grad_norm"] for record in found]
             out[f"norm {arm}"] = f"{sum(norms) / len(norms):.3g}"

@@ -127,20 +127,26 @@ def draw_amdahl(
 
 
 def draw_frontier(
-    ax: Axes, points: Mapping[str, tuple[float, Stats, str]], early: tuple[np.ndarray, np.ndarray]
+    ax: Axes,
+    points: Mapping[str, tuple[float, Stats, str]],
+    early: tuple[np.ndarray, np.ndarray],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Loss above dense over a run's speed-up, with the line of a dense run that is stopped early.
 
     Args:
         points: label -> (times as fast, loss above dense, sparsity preset). early: from `stopped_early`.
+        ranges: label -> least and greatest times as fast, the timing's error, as a horizontal bar.
     """
     ax.plot(*early, "-", color=PALETTE["dense"], lw=1.6, label="dense, stopped early")
     for label, (speed, gap, preset) in points.items():
         look, half = style(preset), (gap.high - gap.low) / 2
-        ax.errorbar(speed, gap.mean, yerr=half, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
+        low, high = (ranges or {}).get(label, (speed, speed))
+        bars = {"yerr": half, "xerr": [[speed - low], [high - speed]] if ranges else None}
+        ax.errorbar(speed, gap.mean, **bars, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         at = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 9}
-        ax.annotate(label, (speed, gap.mean), **at, bbox=box, zorder=1)
+        ax.annotate(label, (high, gap.mean), **at, bbox=box, zorder=1)
     ax.plot(1, 0, "o", color=PALETTE["dense"], ms=7)
     fastest, highest = (max(x) for x in zip(*((speed, gap.high) for speed, gap, _ in points.values())))
     ax.set(xlim=(0.98, 1.02 + 1.28 * (fastest - 1)), ylim=(-0.02 * highest / 0.15, 1.12 * highest))

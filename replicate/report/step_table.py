@@ -79,6 +79,28 @@ def speeds(preset: str) -> dict[str, float]:
     return {row["arm"]: row["x"] for record in found for row in rows(record)}
 
 
+def speed_ranges(preset: str) -> dict[str, tuple[float, float]]:
+    """Arm -> least and greatest times as fast as dense that the timings of `speeds` allow.
+
+    Over all records of the step, each with its own spread: from the fast dense steps (10th percentile) over
+    the arm's slow ones (90th) to the reverse; of a composed step, as far off the line as its depths are.
+    """
+    out: dict[str, tuple[float, float]] = {}
+    for record in RecordStore().widest_last(KIND, device=CARD, preset=preset, residual=None):
+        times = step_times(record)
+        fast, slow = _extremes(times[baseline(times)])
+        for arm, row in times.items():
+            low, high = _extremes(row)
+            known = out.get(arm, (fast / high, slow / low))
+            out[arm] = min(known[0], fast / high), max(known[1], slow / low)
+    return out
+
+
+def _extremes(row: Row) -> tuple[float, float]:
+    off = row["ms"] * row.get("residual", 0)
+    return row.get("ms_p10", row["ms"] - off), row.get("ms_p90", row["ms"] + off)
+
+
 def arithmetic(preset: str, sparsity: str) -> dict[str, float]:
     """A step's speed-up by the formula of section 3.2: the "paper" way, and "corrected" (see the module).
 

@@ -6,7 +6,6 @@ with one it has no interval.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -17,10 +16,9 @@ from replicate import paper
 from replicate.config import TrainConfig
 from replicate.paper import audit
 from replicate.schedule import sparse_steps
-from replicate.settings.text import from_dict
 from replicate.study import plans, results, statistics
-from replicate.study.records import Record, RecordStore
-from replicate.training.flops import param_count
+from replicate.study.records import RecordStore
+from replicate.study.results import contrast
 
 SCALES = ("laptop", "gpu")
 SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
@@ -38,6 +36,12 @@ WEIGHTS = {  # contrasts of training losses
 }
 HALF = "recipe, 50% sparse first"
 SWITCHES = (HALF, "recipe, folded, 50% sparse first", "active16x32, 50% sparse first")
+TOLD = {  # contrasts that sentences name
+    "third, above none": (("recipe, 67% sparse first", "recipe"), HELD),
+    "sparse to the end, above half": (("recipe", HALF), HELD),
+    "folded, above not": (("recipe, folded, 50% sparse first", HALF), HELD),
+    "finer clusters": (("venom16, 64 clusters", "venom16"), TRAIN),
+}
 ENDS = {  # contrasts of held-out losses, at the very end
     "half sparse, then dense, above dense": (HALF, "dense"),
     "sparse to the end, above half sparse, then dense": ("recipe", HALF),
@@ -59,21 +63,6 @@ def run_seconds(scale: str) -> float:
     device = "CPU" if scale == "laptop" else "NVIDIA"
     records = every_run(scale)["record"]
     return float(np.median([record.seconds for record in records if record.device.startswith(device)]))
-
-
-def contrast(frame: pd.DataFrame, arms: tuple[str, ...], column: str) -> statistics.Stats | None:
-    """Statistics over seeds of the first arm minus the others, within a seed, each above the dense model.
-
-    A sum of several arms so has the dense model counted once. Of two texts (`results.of_one_text`) one is
-    taken. None if no seed has all of them.
-    """
-    frame = results.of_one_text(frame[frame["arm"].isin([*arms, "dense"])])
-    values = frame.pivot(index="seed", columns="arm", values=column)
-    if not {*arms, "dense"} <= set(values):
-        return None
-    above = values.sub(values["dense"], axis=0)
-    each = (above[arms[0]] - above[list(arms[1:])].sum(axis=1, skipna=False)).dropna()
-    return statistics.summary(each.tolist()) if len(each) else None
 
 
 def cells(stats: statistics.Stats | None, name: str) -> dict[str, str]:
@@ -110,6 +99,13 @@ def brief(stats: statistics.Stats | None) -> str:
     return f"{stats.mean:.3f}{half} ({stats.n})"
 
 
+def read_on_cpu(frame: pd.DataFrame, arms: Iterable[str]) -> bool:
+    """True if what is said of these arms rests on the runs that a CPU trained on its own text."""
+    found = results.of_one_text(frame[frame["arm"].isin(list(arms))])
+    common = set.intersection(*(set(part["seed"]) for _, part in found.groupby("arm")))
+    return common <= set(plans.ON_CPU)
+
+
 def losses(frame: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
     """One row an arm that is in `runs`: the paper's cost, n, training and held-out loss above dense."""
     costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
@@ -141,40 +137,10 @@ def contrasts(
     return pd.DataFrame(rows)
 
 
-def setting(scale: str) -> dict[str, str]:
-    """What was trained at a scale: model, text, recipe, machine, as the records say."""
-    frame = runs(scale)
-    some: list[Record] = frame["record"].tolist()
-    c, corpus = from_dict(some[0].config), some[0].corpus
-    on_cpu = int(every_run(scale)["seed"].isin(plans.ON_CPU).sum())
-    m, size, tokens = c.model, param_count(c.model), c.steps * c.tokens_per_step
-    evaluated = f"{c.eval_batches * c.batch_size * m.seq_len / 1e6:.2f}M"
-    dense = frame.loc[frame["arm"] == "dense", [TRAIN, HELD]].mean()
-    return {
-        "parameters without embedding": _millions(size["non_embedding"]),
-        "layers, d_model, d_ff, heads": f"{m.n_layer}, {m.d_model}, {m.d_ff}, {m.n_head}",
-        "sequence, vocabulary": f"{m.seq_len}, {m.vocab_size}",
-        "steps, of these dense warm-up": f"{c.steps}, {c.dense_warmup}",
-        "tokens a step": f"{c.tokens_per_step}",
-        "training tokens": _millions(tokens),
-        "tokens a parameter": f"{tokens / size['non_embedding']:.1f}",
-        "passes over the text": f"{tokens / corpus['train_tokens']:.2f}",
-        "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
-        "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
-        "text": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.0f} MB",
-        "held-out tokens, of these evaluated": f"{_millions(corpus['valid_tokens'])}, {evaluated}",
-        "dense, training / held-out": " / ".join(map("{:.3f} nats".format, dense)),
-        "runs recorded": str(len(frame)) + (f", and {on_cpu} on a CPU with its own text" if on_cpu else ""),
-        "device, torch": ", ".join(sorted({f"{r.device}, {r.versions['torch']}" for r in some})),
-        "commits": ", ".join(sorted({r.commit[:7] for r in some})),
-        "hours of all runs, some side by side": f"{sum(r.seconds for r in some) / 3600:.2f}",
-    }
-
-
 def mixes(scale: str) -> pd.DataFrame:
     """Table 4 at a scale: sparse steps, losses above dense, accuracy where it was recorded."""
     frame = runs(scale)
-    known = _accuracies(frame)
+    known = accuracies(frame)
     rows = []
     for arm in ("recipe", *plans.MIXES):
         config, (train, held) = plans.everything(scale, (1,))[arm][0], _above_dense(frame, arm)
@@ -227,25 +193,37 @@ def recipe_sparse(scale: str) -> pd.DataFrame:
         return whole and s.activation == "venom" and bool(s.inner) and 4 * s.top_k <= s.n_clusters
 
     table = losses(frame, (arm for arm in frame["arm"].unique() if meant(plan[arm]))).drop(columns="paper")
+    if scale == "laptop":
+        on_cpu = (read_on_cpu(frame, (arm, "dense")) for arm in table["arm"])
+        table.insert(1, "trained on", ["a CPU, its text" if there else "a GPU" for there in on_cpu])
     return table.sort_values("training", key=lambda cells: cells.astype(float), ignore_index=True)
 
 
 def prize() -> str:
-    """A line a scale: is there an arm of `recipe_sparse` that surely costs less than the paper's Venom?"""
+    """A line a scale: is there an arm of `recipe_sparse` that surely costs less than the paper's Venom?
+
+    Surely: by `statistics.holm` over all of these arms with three seeds, by the worse of the two losses.
+    """
     costs = audit.table3_costs()
     limit = costs[next(row["sparse"] for row in paper.rows(3) if row["preset"] == "venom16")]
     lines = []
     for scale in SIZES:
         table = recipe_sparse(scale)
         stats = {arm: _above_dense(every_run(scale), arm) for arm in table["arm"]}
-        sure = [a for a, both in stats.items() if all(s.n > 1 and s.high < limit for s in both)]
+        p = {a: max(statistics.p_value(s, limit) for s in two) for a, two in stats.items() if two[0].n > 2}
+        below = [a for a, two in stats.items() if all(s.n > 1 and s.high < limit for s in two)]
+        sure = [a for a in below if a in statistics.holm(p)]
         best = table["arm"].iloc[0]
         lines.append(
-            f"- {scale}: {', '.join(f'`{a}`' for a in sure) or 'none found'}, of {len(table)} arms, whose "
-            f"intervals in training and held out lie below {limit:+.3f} nats. The lowest mean is that of "
+            f"- {scale}, of {len(table)} arms: surely below {limit:+.3f} nats in training and held out: "
+            f"{_named(sure)}; by their own intervals alone: {_named(below)}. The lowest mean is that of "
             f"`{best}`: {sentence(stats[best][0])} in training, {sentence(stats[best][1])} held out."
         )
     return "\n".join(lines)
+
+
+def _named(arms: Iterable[str]) -> str:
+    return ", ".join(f"`{arm}`" for arm in arms) or "none"
 
 
 @lru_cache
@@ -255,59 +233,30 @@ def open_questions() -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
 
 
 def opened() -> pd.DataFrame:
-    """One row an answer to `plans.OPEN`: mean, interval and n at each scale where it was run."""
-    return pd.DataFrame(
+    """One row an answer to `plans.OPEN`: mean, interval and n at each scale where it was run, and a word.
+
+    The word is `results.surely`'s, over all rows of the table at that scale. "CPU": on a text of its own.
+    """
+    answers = open_questions()
+    table = pd.DataFrame(
         {"question": question, "arm": arm, "instead of": base}
         | at_scales({scale: found.get(scale) for scale in SCALES})
-        for question, arm, base, found in open_questions()
+        for question, arm, base, found in answers
     )
+    for i, (_, arm, base, _) in enumerate(answers):
+        if table.loc[i, "n, laptop"] and read_on_cpu(every_run("laptop"), (arm, base)):
+            table.loc[i, "n, laptop"] += ", CPU"
+    for scale in SCALES:
+        word = results.surely(
+            {row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found}
+        )
+        table[f"surely, {scale}"] = [word.get(row, "") for row in table.index]
+    return table
 
 
-def missing() -> str:
-    """Lines a scale: arms of the study that have fewer than three seeds, and those not run at all."""
-    lines = []
-    for scale in SIZES:
-        seeds = every_run(scale).groupby("arm")["seed"].nunique()
-        plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
-        some = [f"`{arm}` ({seeds[arm]})" for arm in plan if seeds.get(arm, 3) < 3]
-        none = [f"`{arm}`" for arm in plan if arm not in seeds]
-        for what, arms in {"fewer than three seeds (how many there are)": some, "not run": none}.items():
-            lines += [f"- {scale}, {what}: {', '.join(arms)}"] if arms else []
-    return "\n".join(lines) or "- nothing"
-
-
-def drift(scale: str) -> tuple[float, float]:
-    """(root mean square, largest) difference in nats between runs that should be one, before they part.
-
-    The recipe's runs of a seed that turn dense after some of the steps are the same run until then; compared
-    are the means of their training losses over the last 100 steps that they share.
-    """
-    names = ["recipe", *(f"recipe, {share:.0%} sparse first" for share in plans.SHARES)]
-    frame, gaps = runs(scale), []
-    for _, part in frame[frame["arm"].isin(names)].groupby("seed"):
-        found = [(sparse_steps(from_dict(r.config)), r.results["steps"]["loss"]) for r in part["record"]]
-        start = from_dict(part["record"].iloc[0].config).dense_warmup
-        for (one, a), (other, b) in itertools.combinations(found, 2):
-            shared = slice(start + min(one, other) - 100, start + min(one, other))
-            gaps.append(float(np.mean(a[shared]) - np.mean(b[shared])))
-    return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
-
-
-def across_cards(scale: str) -> str:
-    """How many runs ran on another kind of GPU than the dense run of their seed: "62 of 107"."""
-    frame = runs(scale).assign(device=lambda runs: [record.device for record in runs["record"]])
-    dense = frame.query("arm == 'dense'").set_index("seed")["device"]
-    others = frame.query("arm != 'dense'")
-    return f"{(others['device'] != others['seed'].map(dense)).sum()} of {len(others)}"
-
-
-def _millions(number: float) -> str:
-    return f"{number / 1e6:.1f}M"
-
-
-def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
+def accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs whose score on the held-out completion task was recorded, with the column `accuracy`."""
     asked = [record for record, origin in RecordStore().all("completion") if origin == "recorded"]
-    scores = {record.config["train"]: record.results["accuracy"] for record in asked}
-    accuracy = [scores.get(record.config_hash) for record in frame["record"]]
-    return frame.assign(accuracy=accuracy).dropna(subset="accuracy")
+    answers = {record.config["train"]: record for record in asked}
+    found = results.answered(frame, [answers.get(record.config_hash) for record in frame["record"]])
+    return found.dropna(subset="accuracy")

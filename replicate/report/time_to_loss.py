@@ -11,12 +11,12 @@ from replicate.bench import step
 from replicate.report import step_table, study_tables
 from replicate.settings.presets import PRESET_OF
 from replicate.settings.text import from_dict
-from replicate.study import results
+from replicate.study import results, statistics
 from replicate.study.records import Record
 
 
 def table(scale: str, arms: Sequence[str]) -> tuple[float, str, pd.DataFrame]:
-    """Steps and seconds until the held-out loss was down to that at which the recipe ends.
+    """Steps and seconds until the held-out loss was down to the highest at which a run of the recipe ends.
 
     Seconds are steps times the milliseconds of a step as one CUDA graph, alone on the GPU; those of the dense
     warm-up count at the dense speed, evaluations not at all.
@@ -66,3 +66,30 @@ def stopped_early(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     steps, losses = np.mean(curves, axis=0).T
     there = steps > 0
     return (steps[-1] / steps[there])[::-1], (losses[there] - losses[-1])[::-1]
+
+
+def above_stopped(runs: pd.DataFrame, arm: str, speed: float) -> statistics.Stats:
+    """Held-out loss of an arm above its own dense run, stopped to be `speed` times as fast, seed by seed.
+
+    With intervals as in `results.contrast`.
+    """
+    values = runs.pivot(index="seed", columns="arm", values="valid_loss")
+    apart = (values[arm] - values["dense"]).dropna()
+    lines = {seed: stopped_early(runs[runs["seed"] == seed]) for seed in apart.index}
+    found = statistics.summary([gap - float(np.interp(speed, *lines[seed])) for seed, gap in apart.items()])
+    return results.with_floor(found, runs, {arm: 1, "dense": -1}, "valid_loss", apart.index)
+
+
+def side(
+    runs: pd.DataFrame, arm: str, speed: float, between: tuple[float, float]
+) -> tuple[statistics.Stats, str]:
+    """`above_stopped`, and on which side of the line of dense runs stopped early the arm lies.
+
+    "below" or "above" if the whole interval is, at this speed and at both ends of what the timing allows
+    (`between`); "on it" if it is not at this speed, "on it within timing error" if not at an end.
+    """
+    here, *ends = (above_stopped(runs, arm, x) for x in (speed, *between))
+    words = ["below" if s.high < 0 else "above" if s.low > 0 else "on it" for s in (here, *ends)]
+    if words[0] != "on it" and len(set(words)) > 1:
+        return here, "on it within timing error"
+    return here, words[0]

@@ -2,6 +2,7 @@
 
 python -m replicate study status --profile gpu
 python -m replicate study run --profile gpu --minutes 9 --record
+python -m replicate study run --profile gpu --arms dense recipe --rerun 1 --record
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"profile is {args.profile!r}; choose one of {', '.join(PRESET_OF)}")
     changed = changes(args.set)
     runs = [(n, with_changes(c, changed)) for n, c in plans.queue(args.profile, args.seeds, args.arms)]
-    store = RecordStore(root=args.out)
+    if args.rerun < 0:
+        raise ValueError(f"--rerun is {args.rerun}; choose 1 or more, or leave it out for the study itself")
+    store, kind = RecordStore(root=args.out), f"rerun-{args.rerun}" if args.rerun else "train"
     if args.action == "status":
-        print(status(runs, store))
+        print(status(runs, store, kind))
         return 0
     check_folder("--record" if args.record else "--out", store.recorded if args.record else store.root)
     try:
         outcome = run(
             runs, store, minutes=args.minutes, workers=args.workers, keep=args.record, fresh=args.fresh,
-            question=completion.QUESTIONS.get(args.profile),
+            question=None if args.rerun else completion.QUESTIONS.get(args.profile), kind=kind,
         )  # fmt: skip
     except KeyboardInterrupt:
         kept = f"what was finished is kept; {again('--fresh' if args.fresh else '')}"
@@ -69,9 +72,9 @@ def outlook(profile: str, seed: int) -> str:
     )
 
 
-def status(runs: Runs, store: RecordStore) -> str:
+def status(runs: Runs, store: RecordStore, kind: str = "train") -> str:
     """A table: an arm a line with its tokens a run and, a seed a column, recorded, cached or missing."""
-    found = look_up({config_hash(config): config for _, config in runs}, store)
+    found = look_up({config_hash(config): config for _, config in runs}, store, kind)
     states = {name: {} for name, _ in runs}
     tokens, missing = {}, 0
     for name, config in runs:
@@ -116,4 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--out", type=Path, metavar="DIR", help="keep the results here, not in runs/records")
     parser.add_argument("--workers", type=int, help="processes at a time")
     parser.add_argument("--fresh", action="store_true", help="train also what is stored")
+    again = "train runs once more, beside the stored ones, to see how far apart equal runs end; N counts"
+    parser.add_argument("--rerun", type=int, default=0, metavar="N", help=again)
     return parser

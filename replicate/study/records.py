@@ -2,7 +2,8 @@
 
 A record says what was run (kind and configuration), by which code, where, when, how long, on which
 corpus, and what came out. `data/recorded/<kind>/<hash>.json` holds results shipped with the project,
-measured on a GPU; `runs/records/<kind>/<hash>.json` holds this computer's own.
+measured on a GPU; `runs/records/<kind>/<hash>.json` holds this computer's own. A run of kind "train" that was
+trained once more has the same hash and another kind, "rerun-1".
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from replicate.config import TrainConfig
 from replicate.figures import about
 from replicate.settings.presets import PRESET_OF, preset_of
 from replicate.settings.text import config_hash, from_dict
-from replicate.study import plans, statistics, worker
+from replicate.study import noise, plans, statistics, worker
 from replicate.study.records import Record, RecordStore, make_record
 from replicate.training import checkpoint
 
@@ -106,16 +106,61 @@ def differences(
 ) -> dict[str, statistics.Stats]:
     """arm -> statistics over seeds of (arm - base), paired by seed, for each arm (or `arms`) but the base.
 
-    Only the seeds that both have count. Raises ValueError for an arm that is missing or shares no seed.
+    Only the seeds that both have count, on one text (`of_one_text`). Intervals as in `contrast`. Raises
+    ValueError for an arm that is missing or shares no seed.
     """
-    values = {name: part.set_index("seed")[column] for name, part in runs.groupby("arm", sort=False)}
+    there = list(dict.fromkeys(runs["arm"]))
     out = {}
-    for name in arms or [n for n in values if n != base]:
-        if name not in values or base not in values:
-            raise ValueError(f"no runs of {name!r} or of {base!r}; there are {', '.join(values)}")
+    for name in arms or [n for n in there if n != base]:
+        if name not in there or base not in there:
+            raise ValueError(f"no runs of {name!r} or of {base!r}; there are {', '.join(there)}")
+        pair = of_one_text(runs[runs["arm"].isin([name, base])])
+        values = {arm: pair[pair["arm"] == arm].set_index("seed")[column] for arm in (name, base)}
         seeds = _common_seeds({arm: values[arm].index for arm in (name, base)})
-        out[name] = statistics.paired(values[name].loc[seeds].tolist(), values[base].loc[seeds].tolist())
+        found = statistics.paired(values[name].loc[seeds].tolist(), values[base].loc[seeds].tolist())
+        out[name] = with_floor(found, pair, {name: 1, base: -1}, column, seeds)
     return out
+
+
+def contrast(runs: pd.DataFrame, arms: Sequence[str], column: str) -> statistics.Stats | None:
+    """Statistics over seeds of the first arm minus the others, within a seed, each above the dense model.
+
+    A sum of several arms so has the dense model counted once. Of two texts (`of_one_text`) one is taken.
+    None if no seed has all of them. The interval is `statistics.widened`: its standard deviation is at least
+    `noise.floor`, and an accuracy has the error of its questions, which are the same for every seed.
+    """
+    runs = of_one_text(runs[runs["arm"].isin([*arms, "dense"])])
+    values = runs.pivot(index="seed", columns="arm", values=column)
+    if not {*arms, "dense"} <= set(values):
+        return None
+    weights = dict.fromkeys([*arms, "dense"], 0)
+    for arm, weight in zip(arms, (1, *(-1 for _ in arms[1:])), strict=True):
+        weights[arm] += weight
+        weights["dense"] -= weight
+    weights = {arm: weight for arm, weight in weights.items() if weight}
+    each = sum((weight * values[arm] for arm, weight in weights.items()), 0 * values["dense"]).dropna()
+    if not len(each):
+        return None
+    return with_floor(statistics.summary(each.tolist()), runs, weights, column, each.index)
+
+
+def with_floor(
+    found: statistics.Stats, runs: pd.DataFrame, weights: Mapping[str, int], column: str, seeds: Sequence[int]
+) -> statistics.Stats:
+    """`found`, the sum of weight x arm over these seeds, with `noise.floor` and the questions' error.
+
+    The questions' error is the variance, over them, of what they add in the mean of the seeds.
+    """
+    if "record" not in runs:
+        return found
+    runs = runs[runs["arm"].isin(weights) & runs["seed"].isin(seeds)]
+    floor = noise.floor((from_dict(part["record"].iloc[0].config) for _, part in runs.groupby("arm")), column)
+    shared = 0.0
+    if column == "accuracy" and "correct" in runs:
+        right = runs.set_index(["arm", "seed"])["correct"].map(lambda answers: np.array(list(answers), float))
+        by_seed = [sum(weight * right[arm, seed] for arm, weight in weights.items()) for seed in seeds]
+        shared = float(np.mean(by_seed, axis=0).var(ddof=1)) / len(by_seed[0])
+    return statistics.widened(found, floor, shared)
 
 
 def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
@@ -129,9 +174,8 @@ def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
 
 def recorded_study(scale: str, seeds: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
     """`frame` of every recorded run of the study (`plans.everything`) at a scale, arms called as there."""
-    store, arms = RecordStore(), plans.everything(scale, seeds)
-    found = [(name, _recorded(store, config)) for name, configs in arms.items() for config in configs]
-    return _named([(name, run) for name, run in found if run])
+    found = [(arm, (record, "recorded")) for arm, record in noise.recorded(scale) if record.seed in seeds]
+    return _named(found)
 
 
 def _recorded(store: RecordStore, config: TrainConfig) -> Run | None:
@@ -158,18 +202,33 @@ def open_questions(
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
-            pairs = {scale: of_one_text(part[part["arm"].isin([arm, base])]) for scale, part in there.items()}
             found = {
-                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in pairs.items()
+                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in there.items()
             }
             rows.append((question, arm, base, found))
     return rows
 
 
+def surely(stats: Mapping[Any, statistics.Stats], null: float = 0.0, least: int = 3) -> dict[Any, str]:
+    """Key -> "more", "less" or "", the word of each comparison of one family with `null`.
+
+    More or less surely: it stands after `statistics.holm` over all of the family that have `least` seeds.
+    """
+    p = {key: statistics.p_value(s, null) for key, s in stats.items() if s.n >= least}
+    sure = statistics.holm(p)
+    return {key: ("more" if s.mean > null else "less") if key in sure else "" for key, s in stats.items()}
+
+
 def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs without those of `plans.ON_CPU`, which read another text, if every arm has others."""
+    """The runs that can be paired: without those of `plans.ON_CPU`, which read another text, if every arm has
+    others, and without seeds whose runs read different texts (an arm on English prose has its own dense).
+    """
     others = runs[~runs["seed"].isin(plans.ON_CPU)]
-    return others if set(others["arm"]) == set(runs["arm"]) else runs
+    runs = others if set(others["arm"]) == set(runs["arm"]) else runs
+    if "record" not in runs or not len(runs):
+        return runs
+    text = runs["record"].map(lambda record: (record.corpus or {}).get("sha256", ""))
+    return runs[text.groupby(runs["seed"]).transform("nunique") == 1]
 
 
 def interval(stats: statistics.Stats, unit: str = "nats") -> str:
@@ -224,7 +283,7 @@ def gap_curve(
 
 
 def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:
-    """`runs` with a column `accuracy`: the finished models' on one of `completion.QUESTIONS`.
+    """`runs` with columns `accuracy` and `correct` ("0110..."): the models' on one of `completion.QUESTIONS`.
 
     A model that was not kept is trained once more, to the same weights, and then kept; one that was
     recorded elsewhere is not, and its accuracy is None unless that is recorded too.
@@ -243,7 +302,13 @@ def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame
         reply = make_record("completion", asked[i], worker.ask(trainer, question), **made)
         store.put(reply)
         found[i] = reply, "fresh"
-    return runs.assign(accuracy=[answer and answer[0].results["accuracy"] for answer in found])
+    return answered(runs, [answer and answer[0] for answer in found])
+
+
+def answered(runs: pd.DataFrame, answers: Iterable[Record | None]) -> pd.DataFrame:
+    """`runs` with the columns `accuracy` and `correct` of their completion records, None without one."""
+    each = [answer.results if answer else {} for answer in answers]
+    return runs.assign(**{name: [result.get(name) for result in each] for name in ("accuracy", "correct")})
 
 
 def _mean(values: Any) -> float | None:

@@ -90,6 +90,7 @@ class Study:
         models: hashes of runs whose model is kept. question: put to each model, see `pool.train_all`.
         consent: train also what takes long here, see `estimate.ask_first`.
         label: before progress lines. progress: show it.
+        kind: of the records, "train"; another one, "rerun-1", trains runs again beside those that are stored.
     """
 
     configs: Mapping[str, TrainConfig]
@@ -104,6 +105,7 @@ class Study:
     consent: bool = False
     label: str = ""
     progress: bool = True
+    kind: str = "train"
 
     def finish(self) -> Outcome:
         """Look the runs up, train the missing ones in their order, and store each once it is finished.
@@ -133,7 +135,7 @@ class Study:
                 self.shown.finished(key, "another process has trained it")
 
     def _look_up(self, configs: dict[str, TrainConfig]) -> dict[str, tuple[Record, str]]:
-        return {} if self.fresh else look_up(configs, self.store)
+        return {} if self.fresh else look_up(configs, self.store, self.kind)
 
     def _begin(self) -> StudyProgress:
         count = pool.count_workers(self.pending.values(), self.workers)
@@ -148,8 +150,9 @@ class Study:
                 stack.callback(lock.close)
             there = self._look_up({key: self.pending[key] for key in claims})
             mine = [self.pending[key] for key in claims if key not in there]
-            for config in mine if self.fresh else ():
-                checkpoint.clear(run_dir(config))
+            for config in mine:
+                if self.fresh or (self.kind != "train" and config.steps in checkpoint.steps(run_dir(config))):
+                    checkpoint.clear(run_dir(config))  # a finished model would be taken for the new run
             answers = pool.train_all(
                 mine, self.workers, question=self.question, models=self.models,
                 admit=self.limit.admits, until=self.limit.until, watch=self.shown.watch,
@@ -185,7 +188,7 @@ class Study:
         results = answer["results"]
         made = {"corpus": results["corpus"], "device": config.device}
         results = compact(results) if config.steps >= LONG else results
-        record = make_record("train", config, results, seconds=answer["seconds"], **made)
+        record = make_record(self.kind, config, results, seconds=answer["seconds"], **made)
         self.store.put(record, recorded=self.keep)
         if self.question:
             asked = {"train": record.config_hash, **self.question}
@@ -242,22 +245,24 @@ def trained(config: TrainConfig, *, progress: bool = True) -> Trainer:
     return trainer
 
 
-def look_up(by_hash: Mapping[str, TrainConfig], store: RecordStore) -> dict[str, tuple[Record, str]]:
-    """config hash -> (record, origin) of those configurations that are stored.
+def look_up(
+    by_hash: Mapping[str, TrainConfig], store: RecordStore, kind: str = "train"
+) -> dict[str, tuple[Record, str]]:
+    """config hash -> (record, origin) of those configurations that are stored, as records of a kind.
 
     Cached ones count if they were made from the corpus as it is now, recorded ones always do.
     """
     found = {}
     corpora: dict[str, str] = {}
     for key, config in by_hash.items():
-        record = store.find("train", config)
+        record = store.find(kind, config)
         if record and record[1] == "cached":
             if config.corpus not in corpora:  # hashing one can take a while
                 try:
                     corpora[config.corpus] = data.load_corpus(config.corpus).sha256
                 except (ValueError, OSError):
                     corpora[config.corpus] = "unavailable"
-            record = store.find("train", config, corpora[config.corpus])
+            record = store.find(kind, config, corpora[config.corpus])
         if record:
             found[key] = record
     return found

@@ -1,10 +1,10 @@
-"""Means over seeds with their 95 % intervals, and differences of runs that share a seed."""
+"""Means over seeds with their 95 % intervals, differences of runs that share a seed, many comparisons."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 class Stats:
     """Mean, sample standard deviation, and the 95 % t interval [low, high] of n values.
 
-    With one value std, low and high are NaN: one run says nothing about spread.
+    With one value std, low and high are NaN: one run says nothing about spread. `widened` makes the interval
+    wider than std alone would; std stays that of the values.
     """
 
     mean: float
@@ -22,6 +23,15 @@ class Stats:
     low: float
     high: float
     n: int
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of n values that would give this interval; NaN for one value."""
+        return (
+            (self.high - self.low) / 2 * math.sqrt(self.n) / t_quantile(self.n - 1)
+            if self.n > 1
+            else math.nan
+        )
 
 
 def summary(values: Sequence[float]) -> Stats:
@@ -45,6 +55,45 @@ def paired(ours: Sequence[float], base: Sequence[float]) -> Stats:
     if len(ours) != len(base):
         raise ValueError(f"{len(ours)} values against {len(base)}: pairs need one of each, in the same order")
     return summary(np.subtract(ours, base, dtype=np.float64))
+
+
+def widened(stats: Stats, floor: float = 0.0, shared: float = 0.0) -> Stats:
+    """The same mean, in an interval that a few values which happen to agree cannot make too narrow.
+
+    mean ± t(n - 1) sqrt(max(s, floor)² / n + shared), with s the values' own standard deviation. Of two or
+    three values s is often far too small; the degrees of freedom stay those of the values. One value has no
+    interval still.
+
+    Args:
+        floor: standard deviation of such a value as many others have shown it.
+        shared: variance of an error that all values have in common, which more of them do not reduce.
+    """
+    if stats.n == 1:
+        return stats
+    half = t_quantile(stats.n - 1) * math.sqrt(max(stats.std, floor) ** 2 / stats.n + shared)
+    return replace(stats, low=stats.mean - half, high=stats.mean + half)
+
+
+def p_value(stats: Stats, null: float = 0.0) -> float:
+    """Two-sided p of "the mean is `null`", of the interval's t test; NaN for one value."""
+    if stats.n == 1 or stats.mean == null:
+        return math.nan if stats.n == 1 else 1.0
+    error = stats.spread / math.sqrt(stats.n)
+    return 1 - _t_within(abs(stats.mean - null) / error, stats.n - 1) if error else 0.0
+
+
+def holm(p: Mapping[Hashable, float], level: float = 0.05) -> set[Hashable]:
+    """Those of a family of comparisons that stand after Holm's correction: at most `level` for one false.
+
+    The smallest of m p-values must be at most level / m, the next level / (m - 1), and so on to the first
+    that is not.
+    """
+    kept: set[Hashable] = set()
+    for key, value in sorted(p.items(), key=lambda pair: pair[1]):
+        if not value <= level / (len(p) - len(kept)):
+            break
+        kept.add(key)
+    return kept
 
 
 @lru_cache(maxsize=256)

@@ -197,3 +197,12 @@ def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_
     assert "table5-64" in written[1].read_text(encoding="utf-8")
     assert paths.figures_dir() == written[0].parent
     assert all(name in (*VERDICTS, claims.NOT_RUN) for name in table["verdict"])
+
+
+def test_claims_that_only_a_rule_spares_are_counted():
+    shipped = claims.shipped_table()
+    spared = claims.spared(shipped)
+    assert (
+        {"table4-recovers", "figure5"} <= set(spared) < set(shipped.index[shipped["verdict"] == VERDICTS[-1]])
+    )
+    assert "table2-7b-loss" not in spared, "nothing was measured"

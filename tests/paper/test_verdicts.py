@@ -179,6 +179,12 @@ def test_stats_bring_their_own_spread():
     found = judge(BASE, stats, profile="gpu")
     assert found.text == HOLDS
     assert (found.low, found.high) == pytest.approx((stats.low, stats.high))
+    wide = statistics.widened(stats, floor=0.02)
+    found = judge(BASE, wide, profile="gpu")
+    assert (found.low, found.high) == pytest.approx((wide.low, wide.high)), (
+        "the interval, not the seeds' spread"
+    )
+    assert found.text == UNTESTABLE
     assert judge(replace(BASE, noisy=True), statistics.summary([0.03]), profile="gpu").text == UNTESTABLE
 
 

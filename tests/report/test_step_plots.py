@@ -61,3 +61,27 @@ def test_the_frontier_shows_every_point_and_the_dense_line(ax):
     left, right = ax.get_xlim()
     low, high = ax.get_ylim()
     assert left < 1 and right > 1.3 and low < 0 and high > gap.high
+    assert not ax.containers[0].has_xerr
+
+
+def test_the_frontier_shows_the_error_of_the_timing(ax):
+    points = {"a": (1.3, statistics.summary([0.04, 0.06]), "venom16")}
+    step_plots.draw_frontier(ax, points, (np.array([1, 2]), np.array([0, 0.2])), {"a": (1.25, 1.4)})
+    bars = [segment for line in ax.containers[0].lines[2] for segment in line.get_segments()]
+    assert [1.25, 1.4] in [sorted(segment[:, 0].tolist()) for segment in bars]
+
+
+@pytest.mark.parametrize("preset", ["llama1b", "llama7b"])
+def test_the_ranges_of_a_speed_hold_it(preset):
+    ranges = step_table.speed_ranges(preset)
+    for arm, x in step_table.speeds(preset).items():
+        low, high = ranges[arm]
+        assert low <= x <= high and high / low < 1.1
+
+
+def test_the_ranges_are_those_of_the_timings():
+    record = step_table.recorded("llama1b")
+    times = step.step_times(record)
+    dense, sparse = times[step.baseline(times)], times["recipe"]
+    low, high = step_table.speed_ranges("llama1b")["recipe"]
+    assert low <= dense["ms_p10"] / sparse["ms_p90"] < dense["ms_p90"] / sparse["ms_p10"] <= high

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from replicate.report import study_tables
-from replicate.study import plans
+from replicate.study import plans, statistics
 
 
 def frame(**arms):
@@ -42,6 +42,26 @@ def test_an_answer_to_every_open_question_has_its_row():
     for scale in study_tables.SCALES:
         there = table[f"n, {scale}"] != ""
         assert (there == (table[scale] != "not run")).all() and there.any()
+
+
+def test_surely_is_said_by_holm_over_a_scale_s_rows():
+    table, answers = study_tables.opened(), study_tables.open_questions()
+    for scale in study_tables.SCALES:
+        family = {i: found[scale] for i, (*_, found) in enumerate(answers) if scale in found}
+        sure = statistics.holm({i: statistics.p_value(s) for i, s in family.items() if s.n > 2})
+        assert set(table.index[table[f"surely, {scale}"] != ""]) == sure
+        assert 0 < len(sure) < sum(s.n > 2 and s.low * s.high > 0 for s in family.values()), "it corrects"
+        for i in sure:
+            assert table.loc[i, f"surely, {scale}"] == ("more" if family[i].mean > 0 else "less")
+
+
+def test_a_row_says_if_it_rests_on_a_cpu_s_text():
+    table = study_tables.opened().set_index("arm")
+    assert table.loc["venom16, l2", "n, laptop"].endswith("3, CPU")
+    assert table.loc["w1, same", "n, laptop"] == "3"
+    arms = study_tables.recipe_sparse("laptop").set_index("arm")["trained on"]
+    assert arms["venom16"] == "a GPU" and arms["venom16, 64 clusters"].startswith("a CPU")
+    assert "trained on" not in study_tables.recipe_sparse("gpu")
 
 
 def test_arms_of_the_study_have_names_and_distinct_configurations():

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from replicate.report import step_table, study_tables, time_to_loss
-from replicate.study import plans, records
+from replicate.report import step_table, study_coverage, study_tables, time_to_loss
+from replicate.study import noise, plans, records
 
 
 @pytest.mark.parametrize("scale", ["gpu", "gpu40m"])
@@ -39,12 +39,12 @@ def test_the_drift_is_that_of_runs_until_they_part():
     pair = frame[frame["arm"].isin(["recipe", "recipe, 50% sparse first"]) & (frame["seed"] == 1)]
     a, b = (record.results["steps"]["loss"] for record in pair["record"])
     own = abs(sum(a[1500:1600]) - sum(b[1500:1600])) / 100  # 200 dense steps, then half of 2800
-    rms, largest = study_tables.drift("gpu")
+    rms, largest = noise.drift("gpu")
     assert 0 < rms < largest and largest >= own
 
 
 def test_pairs_across_cards_are_counted():
-    found = study_tables.across_cards("gpu40m").split(" of ")
+    found = study_coverage.across_cards("gpu40m").split(" of ")
     devices = {record.device for record in study_tables.runs("gpu40m")["record"]}
     assert int(found[1]) == (study_tables.runs("gpu40m")["arm"] != "dense").sum()
     assert (found[0] == "0") == (len(devices) == 1)
@@ -65,3 +65,36 @@ def test_stopping_early_is_faster_and_costs_loss():
 def test_runs_that_cannot_be_averaged_are_refused(curves):
     with pytest.raises(ValueError, match=f"^{len(curves)} runs of 'dense'"):
         time_to_loss.stopped_early(runs(*curves))
+
+
+def test_an_arm_lies_on_the_line_where_timing_or_seeds_cannot_tell():
+    """The line rises by a nat from the whole dense run to one twice as fast."""
+    steps = [[0, 9.0], [50, 3.0], [100, 2.0]]
+
+    def frame(above):
+        parts = []
+        for seed, x in enumerate(above, 1):
+            parts += [runs(steps).assign(seed=seed, valid_loss=2.0)]
+            parts += [runs(steps, arm="w1").assign(seed=seed, valid_loss=2.0 + x)]
+        return (
+            pd.concat(parts, ignore_index=True)
+            .drop(columns="record")
+            .join(pd.concat(parts, ignore_index=True)["record"])
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time_to_loss.results, "with_floor", lambda found, *_: found)
+        clear = frame([0.20, 0.21, 0.19])  # the line is at +0.5 where the run is 1.5 times as fast
+        s, side = time_to_loss.side(clear, "w1", 1.5, (1.45, 1.55))
+        assert side == "below" and s.mean == pytest.approx(-0.3)
+        assert time_to_loss.side(clear, "w1", 1.5, (1.15, 1.55))[1] == "on it within timing error"
+        assert time_to_loss.side(clear, "w1", 1.1, (1.09, 1.11))[1] == "above"
+        assert time_to_loss.side(frame([0.2, 0.9, 0.4]), "w1", 1.5, (1.0, 2.0))[1] == "on it"
+
+
+def test_the_floor_counts_on_the_line_too():
+    frame = study_tables.runs("gpu")
+    s = time_to_loss.above_stopped(frame, "active16x32", 1.17)
+    assert s.spread >= noise.pooled("gpu", "valid_loss") * (1 - 1e-9) and s.n == 3
+    _, line = time_to_loss.side(frame, "act24", 1.03, (1.02, 1.04))
+    assert line == "on it", "2:4 activations: seeds cannot tell"

@@ -15,6 +15,7 @@ from replicate.study import command, completion, plans, pool, results, runs, wor
 from replicate.study.estimate import TimeLimit
 from replicate.study.records import make_record
 from replicate.study.runs import Outcome
+from replicate.training import checkpoint
 
 RUN = TrainConfig(
     model=ModelConfig(vocab_size=32, n_layer=1, d_model=16, d_ff=64, n_head=2, seq_len=16),
@@ -244,6 +245,45 @@ def test_the_command_runs_and_shows_the_study(capsys, monkeypatch, tmp_path):
     assert out.endswith("3 trained, 1 failed, 0 left\n")
     assert commands.main(["study", "status", *arguments, "--seeds", "98", "99"]) == 0  # seeds nobody has run
     assert "0 recorded, 0 cached, 4 missing: 393.2M tokens" in capsys.readouterr().out
+
+
+def test_a_run_trained_again_stands_beside_the_first(store, capsys):
+    (key,) = hashes(RUN)
+    question = completion.QUESTION | {"n": 20, "context": 6, "length": 4}
+    command.run(named("dense", RUN), store, workers=1, question=question, keep=True)
+    first = (store.recorded / "train" / f"{key}.json").read_bytes()
+    again = command.run(named("dense", RUN), store, workers=1, keep=True, kind="rerun-1")
+    assert trained(again) == [key], "it is trained, though it is stored"
+    assert (store.recorded / "train" / f"{key}.json").read_bytes() == first
+    ((record, origin),) = store.all("rerun-1")
+    assert (record.kind, record.config_hash, origin) == ("rerun-1", key, "recorded")
+    losses = [store.find(kind, RUN)[0].results["steps"]["loss"] for kind in ("train", "rerun-1")]
+    assert losses[0] == losses[1], "on a CPU equal runs are equal"
+    assert trained(command.run(named("dense", RUN), store, workers=1, kind="rerun-1")) == []
+    assert "1 recorded" in command.status(named("dense", RUN), store, "rerun-1")
+    assert "1 missing" in command.status(named("dense", RUN), store, "rerun-2")
+    assert len(store.all("completion")) == 1
+
+
+def test_a_finished_model_is_not_taken_for_the_run_trained_again(store):
+    results.run_plan({"dense": [RUN]}, models=["dense"])
+    assert checkpoint.steps(worker.run_dir(RUN)) == [RUN.steps]
+    outcome = command.run(named("dense", RUN), store, workers=1, kind="rerun-1")
+    (found,) = outcome.done.values()
+    assert found[1] == "fresh" and checkpoint.steps(worker.run_dir(RUN)) == []
+
+
+def test_the_command_s_reruns_ask_no_question(monkeypatch, capsys, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        command, "run", lambda runs, store, **options: seen.update(options) or Outcome({}, {}, [])
+    )
+    arguments = ["study", "run", "--profile", "gpu", "--arms", "dense", "--out", str(tmp_path)]
+    assert commands.main([*arguments, "--rerun", "2"]) == 0
+    assert (seen["kind"], seen["question"]) == ("rerun-2", None)
+    assert commands.main(arguments) == 0 and seen["kind"] == "train" and seen["question"]
+    assert commands.main([*arguments, "--rerun", "-1"]) == 2
+    assert "--rerun is -1; choose 1 or more" in capsys.readouterr().err
 
 
 def test_a_larger_scale_says_first_what_is_missing(monkeypatch, capsys):

@@ -7,7 +7,7 @@ from replicate import study
 from replicate.config import ModelConfig, TrainConfig
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import config_hash
-from replicate.study import completion, pool, records, results, worker
+from replicate.study import completion, pool, records, results, statistics, worker
 from replicate.training import checkpoint
 
 RUN = TrainConfig(
@@ -162,3 +162,66 @@ def test_a_change_is_judged_where_both_arms_ran():
         results.open_questions(studies, asked[1:])
     back = results.open_questions(studies, [("another", "w1", ("dense",))])[0][3]["laptop"]
     assert (back.mean, back.n) == (-0.5, 1), "dense ran with more seeds"
+
+
+def test_two_texts_are_never_pooled():
+    """Seeds of `plans.ON_CPU` read another text."""
+    values = {1: 0.1, 2: 0.2, 3: 0.3, 11: 1.1, 12: 1.2, 13: 1.3}
+    runs = [
+        fake(name, seed, [3.0 + x * (name == "w1")]) for seed, x in values.items() for name in ("dense", "w1")
+    ]
+    runs += [fake("w2", seed, [3.5]) for seed in (11, 12, 13)]
+    found = results.differences(results.frame(runs), "dense", "final_loss")
+    assert (found["w1"].n, found["w1"].mean) == (3, pytest.approx(0.2))
+    assert (found["w2"].n, found["w2"].mean) == (3, 0.5), "on the text that both have"
+    assert results.contrast(results.frame(runs), ("w1", "w2"), "final_loss").mean == pytest.approx(0.7)
+
+
+def test_runs_of_two_texts_are_no_pair():
+    """An arm on other prose is not above the dense model of the usual text, though they share a seed."""
+    runs = [fake(name, seed, [3.0]) for seed in (1, 2) for name in ("dense", "w1")]
+    texts = ["a", "b", "a", "a"]  # of seed 1: dense, w1; of seed 2: both
+    runs = [(replace(r, corpus={"sha256": text}), o) for (r, o), text in zip(runs, texts, strict=True)]
+    assert results.differences(results.frame(runs), column="final_loss")["w1"].n == 1
+    assert results.contrast(results.frame(runs[:2]), ("w1",), "final_loss") is None
+    with pytest.raises(ValueError, match="no seed in common"):
+        results.differences(results.frame(runs[:2]))
+
+
+def test_a_sum_of_arms_counts_dense_once():
+    losses = {"dense": [2.0, 3.0], "w1": [2.5, 3.5], "w2": [2.25, 3.25], "w1+w2": [3.0, 4.5]}
+    runs = results.frame([fake(n, s, [x]) for n, xs in losses.items() for s, x in enumerate(xs, 1)])
+    s = results.contrast(runs, ("w1+w2", "w1", "w2"), "final_loss")
+    assert (s.n, s.mean) == (2, pytest.approx((0.25 + 0.75) / 2))
+    assert results.contrast(runs, ("dense",), "final_loss").mean == 0
+    assert results.contrast(runs, ("recipe",), "final_loss") is None
+
+
+def test_accuracies_share_the_error_of_their_questions():
+    runs = results.frame([fake(name, seed, [3.0]) for name in ("dense", "w1") for seed in (1, 2)])
+    right = {("dense", 1): "1100", ("dense", 2): "1100", ("w1", 1): "1000", ("w1", 2): "0100"}
+    answers = [
+        records.make_record("completion", {}, {"correct": text, "accuracy": text.count("1") / 4})
+        for text in (
+            right[arm, seed] for arm, seed in zip(["dense"] * 2 + ["w1"] * 2, [1, 2, 1, 2], strict=True)
+        )
+    ]
+    asked = results.answered(runs.assign(arm=["dense"] * 2 + ["w1"] * 2), answers)
+    s = results.differences(asked, column="accuracy")["w1"]
+    assert (s.mean, s.std) == (-0.25, 0), "both seeds lose one question of four"
+    by_question = np.array([-0.5, -0.5, 0, 0])  # mean over seeds
+    error = np.sqrt(by_question.var(ddof=1) / 4)
+    assert s.high - s.mean == pytest.approx(12.7062 * error, rel=1e-4)
+    assert results.contrast(asked, ("w1",), "accuracy").high == pytest.approx(s.high)
+    plain = results.differences(asked.drop(columns="correct"), column="accuracy")["w1"]
+    assert plain.high == plain.mean, "without the questions the seeds alone speak"
+
+
+def test_surely_is_said_after_the_correction_of_a_family():
+    clear, near = statistics.summary([1.0, 1.01, 0.99]), statistics.summary([-1.0, -1.2, -0.8])
+    two = statistics.summary([5.0, 5.0])
+    assert statistics.p_value(near) < 0.05
+    assert results.surely({"a": clear, "b": near, "c": two}) == {"a": "more", "b": "less", "c": ""}
+    many = {"a": clear, "b": near} | {i: statistics.summary([-1.0, 0.0, 1.0]) for i in range(20)}
+    assert {key for key, word in results.surely(many).items() if word} == {"a"}
+    assert results.surely({"a": clear}, null=2.0) == {"a": "less"}

@@ -67,6 +67,44 @@ def test_t_interval_covers_the_mean_as_often_as_it_says():
     assert 0.93 < inside / 2000 < 0.97
 
 
+def test_an_interval_is_no_narrower_than_its_floor_gives():
+    three = statistics.summary([0.999, 1.0, 1.001])
+    wide = statistics.widened(three, floor=0.3)
+    assert wide.high - 1 == pytest.approx(4.3027 * 0.3 / math.sqrt(3), abs=1e-4) and wide.std == three.std
+    assert statistics.widened(three, floor=1e-5).high == pytest.approx(three.high), "its own spread is larger"
+    both = statistics.widened(three, floor=0.3, shared=0.01)
+    assert both.high - 1 == pytest.approx(4.3027 * math.sqrt(0.03 + 0.01), abs=1e-4)
+    assert both.spread == pytest.approx(math.sqrt(3 * 0.04)) and three.spread == pytest.approx(three.std)
+    assert math.isnan(statistics.widened(statistics.summary([1.0]), floor=0.3).low)
+
+
+def test_the_floor_keeps_the_promise_of_the_interval():
+    """Means of three values whose own spread is often far too small."""
+    rng = np.random.default_rng(1)
+    draws = [statistics.summary(rng.normal(0.0, 1.0, 3)) for _ in range(2000)]
+    inside = [[s.low <= 0 <= s.high for s in (one, statistics.widened(one, floor=1.0))] for one in draws]
+    plain, floored = np.mean(inside, axis=0)
+    assert 0.93 < plain < 0.97 < floored
+
+
+def test_p_values_are_those_of_the_interval():
+    s = statistics.summary([1.0, 2.0, 3.0])
+    assert statistics.p_value(s, s.low) == pytest.approx(0.05) == statistics.p_value(s, s.high)
+    assert statistics.p_value(s, 2.0) == 1 and 0.05 < statistics.p_value(s) < 0.1
+    assert statistics.p_value(statistics.summary([1.0, 1.0])) == 0
+    assert math.isnan(statistics.p_value(statistics.summary([1.0])))
+    assert statistics.p_value(statistics.widened(s, floor=9.0)) > statistics.p_value(s)
+
+
+def test_holm_by_hand():
+    p = {"a": 0.01, "b": 0.02, "c": 0.03, "d": 0.005}
+    assert statistics.holm(p) == {"d", "a", "b", "c"}  # .005 <= .05/4, .01 <= .05/3, .02 <= .05/2, .03 <= .05
+    assert statistics.holm({"d": 0.013, "a": 0.013}) == {"d", "a"}
+    assert statistics.holm({"a": 0.02, "b": 0.04, "c": 0.001}) == {"c", "a", "b"}
+    assert statistics.holm({"a": 0.04, "b": 0.001, "c": 0.03}) == {"b"}, "the first that fails ends it"
+    assert statistics.holm({}) == set() == statistics.holm({"a": math.nan})
+
+
 def test_device_name_is_one_line():
     name = provenance.device_name()
     assert name

@@ -1,0 +1,81 @@
+"""How far runs are apart by chance, from records: pooled over arms, between runs that should be one."""
+
+import math
+
+import numpy as np
+import pytest
+
+from replicate import study
+from replicate.settings.presets import train_preset
+from replicate.study import noise, plans, records, results, statistics
+
+
+def made(arm, seed, loss, kind="train", scale="laptop", **changes):
+    (config,) = study.arms(scale, [arm], [seed], **changes)
+    return records.make_record(kind, config, {"final_loss": loss, "valid_loss": loss + 0.1})
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Nothing is remembered of other records."""
+    for function in (noise.recorded, noise.pooled, noise.drift):
+        function.cache_clear()
+    yield monkeypatch
+    for function in (noise.recorded, noise.pooled, noise.drift):
+        getattr(function, "cache_clear", lambda: None)()
+
+
+def test_the_pooled_spread_by_hand(fresh):
+    found = [("dense", made("dense", seed, 2.0)) for seed in (1, 2, 3, 11, 12)]
+    found += [("w1", made("w1", seed, 2.0 + x)) for seed, x in ((1, 0.01), (2, 0.02), (3, 0.03))]
+    found += [("w2", made("w2", seed, 2.0 + x)) for seed, x in ((1, 0.05), (11, 0.01), (12, 0.03))]
+    found += [("recipe", made("recipe", seed, 3.0 + seed)) for seed in (1, 2, 3)]  # far above dense
+    found += [("w1, lr x 2", made("w1", seed, 2.0 + seed / 50, lr=6e-3)) for seed in (1, 2, 3)]
+    gelu = {"model.activation": "gelu"}
+    found += [("GELU", made("dense", seed, 2.0 + seed / 50, **gelu)) for seed in (1, 2, 3)]
+    fresh.setattr(noise, "recorded", lambda scale: found)
+    # w1: variance 1e-4 of 2 degrees of freedom; w2 on the CPU's text: 2e-4 of 1; seed 1 alone says nothing
+    assert noise.pooled("laptop", "final_loss") == pytest.approx(math.sqrt((2 * 1e-4 + 2e-4) / 3))
+    assert noise.pooled("laptop", "y2_sparsity") == 0
+    fresh.setattr(noise, "recorded", lambda scale: ())
+    assert noise.pooled("smoke", "final_loss") == 0 and noise.drift("smoke") == (0, 0)
+
+
+def test_the_floor_of_arms_that_drift_as_the_recipe_does(fresh):
+    fresh.setattr(noise, "pooled", lambda scale, column: 0.003)
+    fresh.setattr(noise, "drift", lambda scale: (0.01, 0.02))
+    dense, venom, recipe, hard = (
+        plans.everything("gpu", (1,))[arm][0] for arm in ("dense", "venom16", "recipe", "recipe, hard")
+    )
+    assert noise.floor([dense, venom], "final_loss") == 0.003
+    assert noise.floor([dense, recipe], "final_loss") == pytest.approx(0.01 / math.sqrt(2))
+    assert noise.floor([recipe, hard], "final_loss") == pytest.approx(0.01), "both are off"
+    assert noise.floor([recipe, hard], "accuracy") == 0 == noise.floor([], "final_loss")
+    assert noise.floor([train_preset("llama1b")], "final_loss") == 0
+
+
+@pytest.mark.parametrize("scale", ["laptop", "gpu", "gpu40m"])
+def test_no_interval_of_the_study_is_narrower(scale):
+    runs = results.recorded_study(scale, plans.EVERY_SEED)
+    least = noise.pooled(scale, "final_loss")
+    assert 0.002 < least < 0.006
+    for arm, s in results.differences(runs, column="final_loss").items():
+        if s.n > 1:
+            half = statistics.t_quantile(s.n - 1) * least / math.sqrt(s.n)
+            assert (s.high - s.low) / 2 >= half * (1 - 1e-9), arm
+            assert s.spread >= s.std * (1 - 1e-9)
+            same = results.contrast(runs, (arm,), "final_loss")
+            assert (same.low, same.high) == pytest.approx((s.low, s.high)), "tables and verdicts agree"
+
+
+def test_runs_trained_again_are_set_beside_the_first(fresh, tmp_path):
+    store = records.RecordStore(tmp_path / "own", tmp_path / "recorded")
+    fresh.setattr(noise, "RecordStore", lambda: store)
+    assert noise.reruns("laptop").empty
+    for record in (made("dense", 1, 2.0), made("w1", 1, 2.1), made("dense", 1, 2.004, "rerun-1")):
+        store.put(record, recorded=True)
+    store.put(made("w1", 2, 2.1, "rerun-1"), recorded=True)  # of a run that is not recorded
+    noise.recorded.cache_clear()
+    (row,) = noise.reruns("laptop").to_dict("records")
+    assert (row["arm"], row["seed"], row["first on"]) == ("dense", 1, row["again on"])
+    assert np.allclose([row["training"], row["held-out"]], 0.004)
