@@ -14,7 +14,7 @@ from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, verdict_counts
-from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.report import costs, kernel_tables, layer_tables, step_table
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
 from replicate.study import plans
@@ -29,7 +29,7 @@ TABLE3 = tuple(
 def tables() -> dict[str, str]:
     """Name -> Markdown of every table of the page."""
     text, short = figures.markdown, partial(figures.markdown, digits=3)
-    settings = pd.DataFrame({scale: study.setting(scale) for scale in study.SIZES})
+    settings = pd.DataFrame({scale: study.setting(scale) | costs.how_it_ran(scale) for scale in study.SIZES})
     out = {
         "scope": text(_scope()),
         "setting": text(settings.rename_axis("").reset_index()),
@@ -58,7 +58,8 @@ def tables() -> dict[str, str]:
         "cards": short(layer_tables.cards()),
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
-    return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
+    out |= {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
+    return out | costs.tables()
 
 
 def value(name: str) -> str:
@@ -69,7 +70,7 @@ def value(name: str) -> str:
 @cache
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
-    out = {"counts": verdict_counts(shipped_table())} | _paper_values()
+    out = {"counts": verdict_counts(shipped_table())} | _paper_values() | costs.values()
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
     for model in step_table.MODELS:
