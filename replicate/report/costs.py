@@ -20,13 +20,13 @@ from replicate.study import plans
 from replicate.study.records import Record, RecordStore
 
 WATTS = {"NVIDIA H100 80GB HBM3": 700, "NVIDIA H200": 700}  # board power by the data sheets, SXM modules
-TIMINGS = ("bench-backends", "bench-ffn", "bench-kernels", "bench-step", "bench-venom")
 NOT_RECORDED = "not recorded"
 # Settings in which arms of the plan differ: in words, and how the value of Table 3's arms was chosen.
 BEFOREHAND = "set before the first recorded run; the others are reported beside it"
 TRIED = {
     "lr": ("learning rate", "set beforehand; kept since the dense model's training loss is lowest there"),
     "dense_warmup": ("dense warm-up, steps", BEFOREHAND),
+    "corpus": ("text", "source code; other text is reported beside it"),
     "sparse_share": ("share of sparse steps", "that of Table 3; the others are Table 4's"),
     "order": ("order of sparse and dense steps", "the paper's"),
     "fold": ("weights folded at the switch", "the paper has no folding"),
@@ -111,7 +111,8 @@ def _everything() -> Iterator[tuple[Record, str]]:
         for record in study.every_run(scale)["record"]:
             yield record, f"training, {scale}"
     store = RecordStore()
-    for what, kinds in {"gradients of the readings": ("gradients",), "timings": TIMINGS}.items():
+    timings = sorted(path.name for path in store.recorded.glob("bench-*"))
+    for what, kinds in {"gradients of the readings": ["gradients"], "timings": timings}.items():
         for kind in kinds:
             yield from ((record, what) for record, origin in store.all(kind) if origin == "recorded")
 
@@ -206,7 +207,7 @@ def corpora() -> pd.DataFrame:
             "sha256 of the vocabulary": f"`{corpus['vocab_sha256']}`",
             "files that could not be read": str(corpus["skipped_files"]),
             "files": str(corpus.get("files", NOT_RECORDED)),
-            "packages, versions, licences": "; ".join(corpus.get("packages", [NOT_RECORDED])),
+            "packages, versions, licences": "; ".join(corpus.get("packages", [NOT_RECORDED])) or "none",
         }
     return pd.DataFrame(columns).rename_axis("").reset_index()
 

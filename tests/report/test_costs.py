@@ -17,10 +17,9 @@ def recorded(kind):
 
 def test_every_record_that_took_time_is_counted_once():
     counted = [record.config_hash for record, _ in costs._everything()]
-    kinds = ("train", "gradients", *costs.TIMINGS)
-    assert sorted(counted) == sorted(record.config_hash for kind in kinds for record in recorded(kind))
-    folders = {path.name for path in RecordStore().recorded.iterdir()}
-    assert folders - set(kinds) == {"completion"} and not any(r.seconds for r in recorded("completion"))
+    kinds = {path.name for path in RecordStore().recorded.iterdir()}
+    took = [r.config_hash for kind in kinds for r in recorded(kind) if r.seconds]
+    assert sorted(counted) == sorted(took) and len(took) > 500
 
 
 def test_energy_is_hours_times_board_power_and_cpus_do_not_count():
@@ -48,7 +47,8 @@ def test_every_setting_in_which_arms_differ_is_named():
     for scale in study.SIZES:
         plan = costs.planned(scale).values()
         differ = {name for name in next(iter(plan)) if len({values[name] for values in plan}) > 1}
-        assert differ == set(costs.TRIED) | costs.OF_ARMS, scale
+        named = set(costs.TRIED) | costs.OF_ARMS
+        assert differ == named - ({"corpus"} if scale == "laptop" else set()), scale
         assert all(len({values[name] for values in plan}) == 1 for name in costs.FIXED)
 
 
@@ -72,7 +72,8 @@ def test_what_the_prose_says_of_the_texts():
     assert table.loc["runs"].astype(int).sum() == len(recorded("train"))
     (pysrc,) = [name for name in table if name.startswith("pysrc")]
     assert table.loc["read at scale", pysrc] == "gpu, gpu40m", "one text at both"
-    assert (table.loc["packages, versions, licences"] == costs.NOT_RECORDED).all(), "the page says it is lost"
+    lost = table.filter(regex="stdlib|pysrc").loc["packages, versions, licences"]
+    assert (lost == costs.NOT_RECORDED).all(), "the page says so"
     named = {name for r in study.runs("gpu")["record"] for name in r.versions}
     assert named - {"python", "platform", "code", "replicate"} == {"torch", "triton", "numpy"}
 
