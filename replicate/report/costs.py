@@ -111,9 +111,9 @@ def _everything() -> Iterator[tuple[Record, str]]:
         for record in study.every_run(scale)["record"]:
             yield record, f"training, {scale}"
     store = RecordStore()
-    timings = sorted(path.name for path in store.recorded.glob("bench-*"))
-    for what, kinds in {"gradients of the readings": ["gradients"], "timings": timings}.items():
-        for kind in kinds:
+    for kind in sorted(path.name for path in store.recorded.iterdir()):
+        what = "timings" if kind.startswith("bench-") else kind
+        if kind not in ("train", "completion"):
             yield from ((record, what) for record, origin in store.all(kind) if origin == "recorded")
 
 
@@ -212,9 +212,8 @@ def corpora() -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("").reset_index()
 
 
-def how_it_ran(scale: str) -> dict[str, str]:
-    """Rows of the setting's table: how the runs of a scale were computed, and how many of them so."""
-    some = study.runs(scale)["record"].tolist()
+def how_it_ran(some: list[Record]) -> dict[str, str]:
+    """Rows of the setting's table: how these runs were computed, and how many of them so."""
     asked = {"auto": "asked for", "on": "asked for", "off": "no"}
     kinds = [from_dict(record.config).model.sparsity for record in some]
     graphs = [asked.get(record.config.get("cuda_graph"), NOT_RECORDED) for record in some]

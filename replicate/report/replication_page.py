@@ -29,7 +29,8 @@ TABLE3 = tuple(
 def tables() -> dict[str, str]:
     """Name -> Markdown of every table of the page."""
     text, short = figures.markdown, partial(figures.markdown, digits=3)
-    settings = pd.DataFrame({scale: study.setting(scale) | costs.how_it_ran(scale) for scale in study.SIZES})
+    ran = {scale: costs.how_it_ran(study.runs(scale)["record"].tolist()) for scale in study.SIZES}
+    settings = pd.DataFrame({scale: study.setting(scale) | ran[scale] for scale in study.SIZES})
     out = {
         "scope": text(_scope()),
         "setting": text(settings.rename_axis("").reset_index()),

@@ -78,14 +78,12 @@ def test_what_the_prose_says_of_the_texts():
     assert named - {"python", "platform", "code", "replicate"} == {"torch", "triton", "numpy"}
 
 
-def test_how_runs_were_computed_is_said_where_it_is_recorded(monkeypatch):
-    frame = study.runs("laptop").iloc[:3]
-    one, two, three = frame["record"]
+def test_how_runs_were_computed_is_said_where_it_is_recorded():
+    one, two, three = recorded("train")[:3]
     known = {"attention": "cudnn", "backend": "cusparselt", "cuda_graph": True}
-    one = replace(one, results=one.results | known)
-    two = replace(two, results=two.results | known | {"backend": None, "cuda_graph": False})
-    monkeypatch.setattr(study, "runs", lambda scale: frame.assign(record=[one, two, three]))
-    shown = costs.how_it_ran("laptop")
+    one = replace(one, results=known)
+    two = replace(two, results=known | {"backend": None, "cuda_graph": False})
+    shown = costs.how_it_ran([one, two, replace(three, results={})])
     assert shown["attention kernel"] == "cudnn (2), not recorded (1)"
     assert shown["engine of sparse steps"] == "cusparselt (1), none (1), not recorded (1)"
     assert shown["steps as CUDA graphs"].startswith("yes (1), no (1), ")
