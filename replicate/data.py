@@ -101,6 +101,8 @@ class TokenData:
             "bytes_per_token": self.corpus.bytes / tokens,
             "vocab_sha256": self.tokenizer.sha256 if self.tokenizer else synthetic.VOCAB_SHA256,
             "skipped_files": len(self.corpus.skipped),
+            "files": sum(map(len, self.corpus.files.values())),
+            "packages": list(self.corpus.packages),
         }
 
     def _sequences(self, split: str, starts: np.ndarray, device: torch.device | None = None) -> Batch:

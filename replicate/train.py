@@ -92,8 +92,9 @@ class Trainer:
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.dtype, self.device)
         engines.requested(config.backend)
+        self.backend = None  # the engine of sparse steps, if there are any
         if schedule.sparse_steps(config):
-            engines.select(self.device, config.backend, self.dtype)
+            self.backend = engines.select(self.device, config.backend, self.dtype)
         self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -173,7 +174,8 @@ class Trainer:
             `stats_every`, see `_statistics`. final_loss: mean loss of the last `final_window` steps.
             valid_loss and valid_losses [(steps done, loss)]; valid_seconds, the training time at each of
             these, evaluations and checkpoints not counted, compilation counted. tokens, seconds,
-            tokens_per_s; parameters; attention: its kernel; corpus: its provenance.
+            tokens_per_s; parameters; attention: its kernel; backend: see `kernels.backend.select`, None
+            without sparse steps; cuda_graph: whether steps were replayed as one; corpus: its provenance.
         """
         config, n = self.config, len(self.losses)
         window = self.losses[-config.final_window :]
@@ -197,6 +199,8 @@ class Trainer:
             "tokens_per_s": tokens / self.seconds if self.seconds else None,
             "parameters": self.parameters,
             "attention": self.attention,
+            "backend": self.backend,
+            "cuda_graph": not self.optimizer_step.not_captured,
             "corpus": self.data.provenance(),
         }
 

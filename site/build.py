@@ -30,7 +30,10 @@ ROOT = SITE.parent
 FRONT, REST = "index.md", "findings.md"  # README up to this heading, and from it on
 SPLIT = "## What holds"
 REST_TITLE = "# What holds, what it gains, and how to use it"
-DOCS_FIRST = ("replication", "kernels", "glossary", "commands", "architecture", "teaching")
+DOCS_FIRST = (
+    *("replication", "artifact", "questions", "kernels"),
+    *("glossary", "commands", "architecture", "teaching"),
+)
 METHOD = ("config", "sparsity", "router", "ffn", "gpt", "data", "schedule", "train", "evaluate", "ablations")
 MODULES = (
     *METHOD,

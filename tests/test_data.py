@@ -140,6 +140,7 @@ def test_provenance_pins_text_and_vocabulary(tokens, text):
     assert found["sha256"] == corpus.sha256 and found["vocab_sha256"] == tokenizer.load(300).sha256
     assert found["tokens"] == len(tokens.train) + len(tokens.valid)
     assert found["bytes_per_token"] == len(LINES) / found["tokens"] > 1.3
+    assert found["files"] == sum(map(len, corpus.files.values())) and found["packages"] == []
 
 
 def test_settings_that_cannot_work_say_so(text, tmp_path):

@@ -98,6 +98,17 @@ def test_a_run_records_every_step(data):
     assert result["tokens"] == 24 * 4 * 16
     assert result["tokens_per_s"] > 0
     assert result["corpus"]["sha256"] == data.corpus.sha256
+    assert (result["attention"], result["backend"], result["cuda_graph"]) == ("torch", "reference", False)
+
+
+def test_a_record_names_the_engine_and_the_graph(data):
+    assert run(replace(RUN, sparse_share=0.0), data).result()["backend"] is None, "no sparse step"
+    trainer = Trainer(RUN, data=data, progress=False)
+    trainer.optimizer_step.not_captured = ""
+    trainer.backend, trainer.attention = "cusparselt", "cudnn"
+    result = trainer.result()
+    found = (result["attention"], result["backend"], result["cuda_graph"])
+    assert found == ("cudnn", "cusparselt", True)
 
 
 def test_statistics_come_at_intervals_and_at_the_end(data):

@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from replicate.report import chapter_values, kernels_page, notebooks, readme_page, replication_page
+from replicate.report import (
+    artifact_page,
+    chapter_values,
+    kernels_page,
+    notebooks,
+    readme_page,
+    replication_page,
+)
 from replicate.system import paths
 from replicate.system.files import write_atomic
 
@@ -38,6 +45,8 @@ PAGES = {
     "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.value),
     "commands": Page(DOCS / "commands.md"),
     "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
+    "artifact": Page(DOCS / "artifact.md", artifact_page.tables, artifact_page.value),
+    "questions": Page(DOCS / "questions.md", value=replication_page.value),
     "replication": Page(DOCS / "replication.md", replication_page.tables, replication_page.value),
     "teaching": Page(DOCS / "teaching.md", value=readme_page.value),
     **{

@@ -14,7 +14,7 @@ from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
-from replicate.report import kernel_tables, layer_tables, step_table, study_coverage
+from replicate.report import costs, kernel_tables, layer_tables, step_table, study_coverage
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
 from replicate.study import noise, plans
@@ -61,7 +61,8 @@ def tables() -> dict[str, str]:
         "trained again": study_coverage.trained_again(),
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
-    return out | {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
+    out |= {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
+    return out | costs.tables()
 
 
 def value(name: str) -> str:
@@ -73,7 +74,11 @@ def value(name: str) -> str:
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
     table = shipped_table()
-    out = {"counts": verdict_counts(table), "spared": str(len(spared(table)))} | _paper_values()
+    out = (
+        {"counts": verdict_counts(table), "spared": str(len(spared(table)))}
+        | _paper_values()
+        | costs.values()
+    )
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}

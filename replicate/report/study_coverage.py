@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from replicate import figures
+from replicate.report import costs
 from replicate.report.study_tables import HELD, SIZES, TRAIN, every_run, runs
 from replicate.settings.text import from_dict
 from replicate.study import noise, plans
@@ -14,7 +15,7 @@ from replicate.training.flops import param_count
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """`setting` of each of SIZES and text, so of every record: "laptop, on a CPU" where a CPU had its own."""
+    """`setting` and `costs.how_it_ran` of each of SIZES and text, so of every record: "laptop, on a CPU" where a CPU had its own."""
     out = {}
     for scale in SIZES:
         frame = every_run(scale)
@@ -22,7 +23,8 @@ def settings() -> dict[str, dict[str, str]]:
         for _, part in frame.groupby(text, sort=False):
             first = part["record"].iloc[0]
             other = "on a CPU" if first.device.startswith("CPU") else first.corpus["corpus"]
-            out[f"{scale}, {other}" if scale in out else scale] = setting(scale, part)
+            found = setting(scale, part) | costs.how_it_ran(part["record"].tolist())
+            out[f"{scale}, {other}" if scale in out else scale] = found
     return out
 
 

@@ -21,11 +21,13 @@ import difflib
 import hashlib
 import mmap
 import os
+import platform
 import site
 import sysconfig
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 from replicate.system import paths
@@ -83,6 +85,9 @@ class Corpus:
     bytes: int  # of all documents; for "synthetic" its symbols, counted as a byte each
     sha256: str  # over the sorted lines "split path content-hash"
     skipped: tuple[str, ...] = ()  # names of files that could not be read
+    packages: tuple[
+        str, ...
+    ] = ()  # "name version (licence)" of the software that the text is; no part of the hash
 
 
 def load_corpus(spec: str, *, cache_dir: Path | None = None) -> Corpus:
@@ -132,7 +137,7 @@ def _stdlib() -> Corpus:
                 kept.append(document)
                 total += document.size
         parts[split] = kept
-    return _pin("stdlib", parts, skipped)
+    return replace(_pin("stdlib", parts, skipped), packages=(_python(),))
 
 
 def _pysrc() -> Corpus:
@@ -145,7 +150,32 @@ def _pysrc() -> Corpus:
             if name.endswith(".py"):
                 found.setdefault(name, replace(document, name=name))
     documents, skipped = _hashed(found.values())
-    return _pin("pysrc", _split(documents, HELD_OUT["pysrc"]), skipped)
+    corpus = _pin("pysrc", _split(documents, HELD_OUT["pysrc"]), skipped)
+    return replace(corpus, packages=(_python(), *_installed(folder for _, folder in folders)))
+
+
+def _python() -> str:
+    return f"Python {platform.python_version()} (PSF-2.0)"
+
+
+def _installed(folders: Iterable[Path]) -> list[str]:
+    """The distributions in site-packages folders as "name version (licence)", sorted; of a name the first.
+
+    The licence is what a package's metadata say: the SPDX expression, else the licence classifiers, else the
+    first line of the field License, else "not stated". Left out are folders without metadata.
+    """
+    found: dict[str, str] = {}
+    for package in metadata.distributions(path=[str(folder) for folder in folders]):
+        if package.read_text("METADATA") or package.read_text("PKG-INFO"):
+            found.setdefault(package.name, f"{package.name} {package.version} ({_licence(package.metadata)})")
+    return sorted(found.values(), key=str.lower)
+
+
+def _licence(fields: metadata.PackageMetadata) -> str:
+    said = (kind.split(" :: ") for kind in fields.get_all("Classifier", ()))
+    kinds = [kind[-1] for kind in said if kind[0] == "License"]
+    line = (fields.get("License") or "").strip().partition("\n")[0]
+    return fields.get("License-Expression") or " and ".join(kinds) or line[:60] or "not stated"
 
 
 def _file(path: Path) -> Corpus:

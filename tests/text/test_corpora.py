@@ -1,6 +1,7 @@
 """Corpora: which files, held out how, pinned by what."""
 
 import os
+import platform
 import site
 import sysconfig
 from pathlib import Path
@@ -121,6 +122,33 @@ def test_pysrc_has_every_source_of_library_and_packages(tmp_path, monkeypatch):
     # pkg/f0.py of `one` equals the library's f0.py, and the one of `two` is behind it
     assert len(found) == 61 + 1 + 340 + 1
     assert root.exists()
+
+
+def test_pysrc_names_the_packages_and_their_licences(tmp_path, monkeypatch):
+    def package(name, *lines):
+        text = "\n".join([f"Name: {name}", "Version: 1.2", *lines, ""])
+        return {f"{name}-1.2.dist-info/METADATA": text.encode()}
+
+    fake_stdlib(tmp_path / "lib", monkeypatch)
+    spdx = package(
+        "spdx", "License-Expression: MIT", "License: old words", "Classifier: License :: OSI :: No"
+    )
+    kinds = package("Kinds", "Classifier: License :: OSI :: BSD License", "Classifier: License :: Other")
+    files = {**spdx, **kinds, **package("words", "License: My own", "        and more"), **package("bare")}
+    one = tree(
+        tmp_path / "one",
+        {**files, **many(400, "spdx/"), "spdx/code.py": b"c\n", "broken-3.dist-info/RECORD": b""},
+    )
+    two = tree(tmp_path / "two", {"spdx-9.dist-info/METADATA": b"Name: spdx\nVersion: 9\n"})
+    monkeypatch.setattr(site, "getsitepackages", lambda: [str(one), str(two)])
+    corpus, python = load_corpus("pysrc"), f"Python {platform.python_version()} (PSF-2.0)"
+    expected = ["bare 1.2 (not stated)", "Kinds 1.2 (BSD License and Other)", "spdx 1.2 (MIT)"]
+    assert list(corpus.packages) == [python, *expected, "words 1.2 (My own)"]
+    assert load_corpus("stdlib").packages == (python,)
+    monkeypatch.setattr(corpora.metadata, "distributions", lambda path: [])
+    assert load_corpus("pysrc").sha256 == corpus.sha256, "the packages' names are no part of the hash"
+    tiny = tree(tmp_path / "own", {"a.txt": b"a\n" * 50})
+    assert load_corpus(f"file:{tiny}").packages == ()
 
 
 def test_a_file_is_cut_at_a_line_boundary(tmp_path):
