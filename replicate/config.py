@@ -97,12 +97,23 @@ class SparsityConfig:
                 "weight_scale=True undoes the shrinking by weight_method='soft'; 'hard' shrinks nothing: "
                 "set weight_scale=False or weight_method='soft'"
             )
+        if self.routing == "learned":
+            self._check_experts()
         clusters = self.inner and self.routing != "oracle-block"
         if self.activation == "venom" and not clusters and self.selection != "magnitude":
             raise ValueError(
                 f"selection {self.selection!r} picks the 2 of 4 inside clusters; inner=False picks none and "
                 "'oracle-block' has V:N:M's own: set selection='magnitude'"
             )
+
+    def _check_experts(self) -> None:
+        """Raise ValueError for what a mixture of experts does not have."""
+        plain = {"activation": "venom", "inner": False, "mask_reuse": True, "wgrad": "dense"}
+        for name, value in (plain | dict.fromkeys(("w1", "w2_t"), False)).items():
+            if (ours := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{name} is {ours!r}; routing 'learned' has dense experts alone: set {name}={value!r}"
+                )
 
     @property
     def any(self) -> bool:

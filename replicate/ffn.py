@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from replicate import ablations, router
 from replicate.config import SparsityConfig
+from replicate.experts import LearnedRouter, mixture
 from replicate.sparsity import mask24, prune24, soft_threshold24
 from replicate.system.once import once
 from replicate.training.device import autocast_on
@@ -60,6 +61,8 @@ class SparseFFN(LayerState):
         self.w2 = new_weight(d_ff, d_model)
         learned = self.config.activation != "dense" and self.config.selection == "learned"
         self.score = nn.Parameter(torch.zeros(d_ff)) if learned else None
+        c = self.config
+        self.experts = LearnedRouter(d_model, c.n_clusters, c.top_k) if c.routing == "learned" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model], in the autocast dtype where autocast is on."""
@@ -93,6 +96,8 @@ class SparseFFN(LayerState):
 
     def reference(self, x: Tensor) -> Tensor:
         """y3 [T, D] of the sparse phase on x [T, D] by plain torch, which defines what is right."""
+        if self.experts is not None:
+            return mixture(self, x)
         return _SparseProducts.apply(x, self.w1, self.w2, self.score, self)[0]
 
     def sparse_weight(self, name: str, dtype: torch.dtype, w: Tensor | None = None) -> Tensor:

@@ -160,6 +160,11 @@ def fixed(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
     return ffn.fixed_clusters().expand(len(x), -1)
 
 
+def by_experts(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
+    """A learned router's choice, the peer from mixtures of experts, see `experts`."""
+    return ffn.experts(x)[0]
+
+
 # Who chooses a token's clusters, by the name in `SparsityConfig.routing`. A rule reads the layer, its inputs
 # x [T, D] and, if they are there already, the activations y2 [T, F] before any mask; it returns k different
 # clusters [T, k] a token, and depends on that token alone, else a token would see later ones.
@@ -167,6 +172,7 @@ RULES: dict[str, Callable[[SparseFFN, Tensor, Tensor | None], Tensor]] = {
     "token": by_token,
     "activation": by_activation,
     "static": fixed,
+    "learned": by_experts,
 }
 READS_Y2 = {"activation"}  # rules that need product 1 in full
 

@@ -26,7 +26,6 @@ ARMS = {  # -> what it is called; its formats are those of the preset before the
     "active16x32": "by activations, 8 of 32",
     "active16x32, 50% sparse first": "by activations, 8 of 32: half",
 }
-NEEDED = ("dense", "active16x32", *plans.PLANNED)
 
 
 @dataclass(frozen=True)
@@ -52,21 +51,19 @@ def frontier(runs: pd.DataFrame, model: str = "llama1b") -> Frontier:
     Each arm is compared seed by seed with its own dense run; the line "stopped" goes through that run's
     evaluations, the line "planned" through the shorter dense runs.
     """
-    step, gaps = step_table.speeds(model), results.differences(runs, base="dense")
+    there = [arm for arm in ARMS if arm in set(runs["arm"])]
+    step, gaps = step_table.speeds(model), results.differences(runs, arms=there)
     configs = {arm: from_dict(part["record"].iloc[0].config) for arm, part in runs.groupby("arm")}
     whole = configs["dense"]
     lines = {seed: time_to_loss.stopped_early(part) for seed, part in runs.groupby("seed")}
-    early, losses = (
-        time_to_loss.stopped_early(runs),
-        runs.pivot(index="seed", columns="arm", values="valid_loss"),
-    )
-    lengths = {whole.steps / configs[name].steps: losses[name] for name in ("dense", *plans.PLANNED)}
+    early = time_to_loss.stopped_early(runs)
+    losses = runs.pivot(index="seed", columns="arm", values="valid_loss")
+    planned = [arm for arm in plans.PLANNED if arm in configs and losses[arm].count() == len(losses)]
+    lengths = {whole.steps / configs[arm].steps: losses[arm] for arm in ("dense", *planned)}
     lengths = dict(sorted(lengths.items()))
     points, stopped, shorter, rows = {}, {}, {}, []
-    for arm, label in ARMS.items():
-        if arm not in gaps:
-            continue
-        preset, config = arm.split(",")[0], configs[arm]
+    for arm in there:
+        preset, config, label = arm.split(",")[0], configs[arm], ARMS[arm]
         share = config.sparse_share * (1 - config.dense_warmup / config.steps)
         x = flops.run_speedup(share, step[preset])
         apart = (losses[arm] - losses["dense"]).dropna()
@@ -86,8 +83,8 @@ def frontier(runs: pd.DataFrame, model: str = "llama1b") -> Frontier:
             shorter[label] = statistics.summary(fair)
             row["above its own dense, planned"] = results.interval(shorter[label], "")
         rows.append(row)
-    planned = {x: float((loss - losses["dense"]).mean()) for x, loss in lengths.items()}
-    return Frontier(points, early, planned, pd.DataFrame(rows), stopped, shorter)
+    means = {x: float((loss - losses["dense"]).mean()) for x, loss in lengths.items()}
+    return Frontier(points, early, means, pd.DataFrame(rows), stopped, shorter)
 
 
 def draw(found: Frontier, ylabel: str, title: str) -> Figure:

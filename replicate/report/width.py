@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from replicate import figures
+from replicate.bench import wide
 from replicate.config import ModelConfig, TrainConfig
-from replicate.report import study_plots, study_tables, time_to_loss
+from replicate.report import step_table, study_plots, study_tables, time_to_loss
 from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
 from replicate.study import results
+from replicate.study.records import RecordStore
 from replicate.training import flops
 
 if TYPE_CHECKING:
@@ -70,12 +72,11 @@ def trade(runs: pd.DataFrame) -> pd.DataFrame:
     """
     configs = {arm: from_dict(part["record"].iloc[0].config) for arm, part in runs.groupby("arm", sort=False)}
     dense, rows = configs["dense"], []
-    gaps = results.differences(runs)
-    for arm, config in configs.items():
-        model, s = config.model, config.model.sparsity
-        wider = model.d_ff > dense.model.d_ff and model.activation == dense.model.activation
-        if arm not in BESIDE and not wider:
-            continue
+    same = [arm for arm, c in configs.items() if c.model.activation == dense.model.activation]
+    arms = [arm for arm in same if arm in BESIDE or configs[arm].model.d_ff > dense.model.d_ff]
+    gaps = results.differences(runs, arms=arms)
+    for arm in arms:
+        config, model, s = configs[arm], configs[arm].model, configs[arm].model.sparsity
         row = {"arm": arm, "kind": kind(config), "d_ff": model.d_ff / dense.model.d_ff}
         sizes = [flops.param_count(c.model)["total"] for c in (config, dense)]
         row |= {"parameters": sizes[0] / sizes[1], "FLOPs": run_flops(config) / run_flops(dense)}
@@ -86,18 +87,26 @@ def trade(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("FLOPs", ignore_index=True)
 
 
-def table(found: pd.DataFrame, speeds: Mapping[str, float]) -> pd.DataFrame:
+def times(preset: str = "llama1b") -> dict[str, float]:
+    """Arm -> milliseconds of a training step over dense's, of those that were timed on `step_table.CARD`."""
+    found = {arm: 1 / x for arm, x in step_table.speeds(preset).items()}
+    for record in RecordStore().widest_last(wide.KIND, device=step_table.CARD, preset=preset):
+        found |= {row["arm"]: row["x time, 1"] for row in wide.rows(record)}
+    return found
+
+
+def table(found: pd.DataFrame, times: Mapping[str, float]) -> pd.DataFrame:
     """`trade` for the eye: numbers over dense's, the loss with half of its 95 % interval.
 
     Args:
-        speeds: arm -> how many times as fast as dense a step is, of those that were timed.
+        times: arm -> time of a 1B model's step over dense's, see `times`.
     """
     shown = found[["arm", "kind"]].rename(columns={"kind": "chosen by"})
     columns = {"d_ff": "d_ff", "active": "neurons of a token", "parameters": "parameters"}
     columns["FLOPs"] = "FLOPs of a run"
     for column, title in columns.items():
         shown[title] = found[column].map("{:.2f}".format)
-    shown["time of a step"] = [f"{1 / speeds[arm]:.2f}" if arm in speeds else "" for arm in found["arm"]]
+    shown["time of a 1B step"] = [f"{times[arm]:.2f}" if arm in times else "" for arm in found["arm"]]
     return shown.assign(**{"held-out loss minus dense": found["loss"].map(study_tables.brief)})
 
 

@@ -26,6 +26,9 @@ MIXES: Arms = {
     "recipe, 50% dense-sparse": ("recipe", {"sparse_share": 0.5, "order": "dense-sparse"}),
     "recipe, 50% interleaved": ("recipe", {"sparse_share": 0.5, "order": "interleaved"}),
 }
+SAME_MIXES: Arms = {  # with the backward pass that reads the forward pass's weights
+    name.replace("recipe", "recipe, same"): ("recipe, same", changes) for name, (_, changes) in MIXES.items()
+}
 HARD, SCALED = {"model.sparsity.weight_method": "hard"}, {"model.sparsity.weight_scale": True}
 WHOLE = {"model.sparsity.backward": "whole"}  # as the recipe is printed
 OF_64 = {"model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}
@@ -67,12 +70,33 @@ VARIANTS: Arms = {
     "recipe, hard, 50% sparse first": ("recipe", {**HARD, "sparse_share": 0.5}),
     "recipe, scaled, 50% sparse first": ("recipe", {**SCALED, "sparse_share": 0.5}),
 }
-ARMS: Arms = {name: (name, {}) for name in (*TABLE3, *SAME, *ACTIVE, *CONTROLS)} | MIXES | VARIANTS
+ARMS: Arms = (
+    {name: (name, {}) for name in (*TABLE3, *SAME, *ACTIVE, *CONTROLS)} | MIXES | SAME_MIXES | VARIANTS
+)
 
 # Groups with arms of `_of_scale`
 SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
 RATES = ("dense", "w1+w2", "act24", "venom16", "recipe")  # arms that also run at half and twice the rate
-PLANNED = {"dense, 10/11 of the steps": 10 / 11, "dense, 5/6 of the steps": 5 / 6}  # planned to end there
+# Dense runs planned to end sooner: what a step 1.1, 1.2, 1.4, 1.55 or 1.7 times as fast has to beat
+SHORTER = ((10, 11), (5, 6), (5, 7), (20, 31), (10, 17))
+PLANNED = {f"dense, {n}/{of} of the steps": n / of for n, of in SHORTER}
+# Sparsity spent on width: times as wide, clusters a token uses, of how many. Without the 2 of 4 inside, which
+# saves no time.
+WIDER = (
+    *((2, 8, 16), (2, 32, 64), (2, 16, 64), (4, 4, 16), (4, 16, 64), (4, 8, 64), (4, 32, 128)),
+    *((8, 8, 64), (8, 16, 128), (8, 8, 128)),
+)
+WIDER_BY_ACTIVATIONS = (
+    *((2, 32, 64), (2, 16, 64), (4, 16, 64), (4, 8, 64), (4, 4, 64)),
+    *((4, 16, 128), (4, 8, 128), (8, 16, 128)),
+)
+WIDER_24 = ((2, 32, 64), (4, 16, 64))  # with 2:4 weights, read the same
+EXPERTS = ((4, 16, 64), (4, 8, 64))  # peers with a learned router, which trains sparse from the start
+DENSE_WIDER = (1.5, 4)
+# Other text: English prose in the folder "english" of the current one, `train.txt` and `valid.txt`
+ENGLISH, ENGLISH_STEPS = "on English", 1500
+IN_ENGLISH = ("dense", "act24", "venom16", "recipe", "recipe, same", "active16, 64 clusters")
+ON_GPU = ("study10m", "study40m")  # presets of the scales that train on one
 AT_40M = (
     *("dense", "recipe", "active16x32", "recipe, 50% sparse first"),
     *("venom16", "venom16, 64 clusters", "active16, 64 clusters", "act24"),
@@ -123,6 +147,38 @@ def _of_scale(dense: TrainConfig) -> Arms:
     return arms | {"SwiGLU": ("dense", of_equal_parameters)}
 
 
+def in_english() -> Arms:
+    """The main arms on other text, fewer steps of it, "venom16, on English" for one; see IN_ENGLISH."""
+    changes = {"corpus": "file:english", "steps": ENGLISH_STEPS}
+    return {f"{name}, {ENGLISH}": (ARMS[name][0], ARMS[name][1] | changes) for name in IN_ENGLISH}
+
+
+def wider(dense: TrainConfig) -> Arms:
+    """Layers that are wider than the dense one and sparser by as much, their peers, and wider dense layers.
+
+    By the router, w times as wide with a share 1 / w of the clusters has the dense layer's FLOPs. By
+    activations product 1 is there in full: (w + 5 w k / n) / 6 times the FFN's FLOPs.
+    """
+
+    def of(w: float, k: int, n: int, **more: Any) -> dict[str, Any]:
+        changes = {"d_ff": round(w * dense.model.d_ff), "sparsity.n_clusters": n, "sparsity.top_k": k}
+        return {
+            f"model.{name}": value for name, value in (changes | {"sparsity.inner": False}).items()
+        } | more
+
+    arms: Arms = {f"wide x{w}, {k} of {n}": ("venom16", of(w, k, n)) for w, k, n in WIDER}
+    for w, k, n in WIDER_BY_ACTIVATIONS:
+        arms[f"wide x{w}, {k} of {n} by activations"] = ("venom16", of(w, k, n, **BY_ACTIVATIONS))
+    for w, k, n in WIDER_24:
+        arms[f"wide x{w}, {k} of {n}, 2:4 weights"] = ("recipe, same", of(w, k, n))
+    for w, k, n in EXPERTS:
+        learned = {"model.sparsity.routing": "learned", "dense_warmup": 0}
+        arms[f"experts x{w}, {k} of {n}"] = ("venom16", of(w, k, n, **learned))
+    for w in DENSE_WIDER:
+        arms[f"dense, wide x{w}"] = ("dense", {"model.d_ff": round(w * dense.model.d_ff)})
+    return arms
+
+
 def arms(
     profile: str, sparsity: Iterable[str], seeds: Iterable[int] = (1,), **changes: Any
 ) -> list[TrainConfig]:
@@ -154,12 +210,13 @@ def names_of(runs: Iterable[tuple[str, TrainConfig]]) -> dict[str, str]:
 def everything(profile: str, seeds: Sequence[int] = (1, 2, 3)) -> dict[str, list[TrainConfig]]:
     """Arm name -> configurations, one a seed, of all arms at a scale, Table 3's first.
 
-    Variants with more clusters than the scale's d_ff divides into are left out.
+    Variants with more clusters than the scale's d_ff divides into are left out; `wider` is for ON_GPU alone.
     """
     dense = train_preset(preset_of(profile))
+    more = wider(dense) | in_english() if preset_of(profile) in ON_GPU else {}
     return {
         name: arms(profile, [preset], seeds, **changes)
-        for name, (preset, changes) in (ARMS | _of_scale(dense)).items()
+        for name, (preset, changes) in (ARMS | _of_scale(dense) | more).items()
         if dense.model.d_ff % (4 * changes.get("model.sparsity.n_clusters", 1)) == 0
     }
 
@@ -188,7 +245,7 @@ def queue(
         plan, stages = some(names, seeds, profile), [(names, seeds)]
     else:
         plan, first = everything(profile, seeds), seeds[:1]
-        stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES, seeds), (ACTIVE, seeds)]
+        stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES | SAME_MIXES, seeds), (ACTIVE, seeds)]
         stages += [(PLANNED, seeds), (VARIANTS, first), (plan, seeds)]
         stages = [(AT_40M, seeds)] if profile == "gpu40m" else stages
     runs: dict[str, tuple[str, TrainConfig]] = {}

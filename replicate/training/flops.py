@@ -61,7 +61,8 @@ def param_count(config: ModelConfig) -> dict[str, int]:
     """Number of parameters, by formula: nothing is allocated.
 
     Per layer 2 D (N + K) H for attention (N heads and K key-value heads of width H, as in section 3.2),
-    2 D F for the FFN (3 D F for SwiGLU, F more for learned scores) and 2 D for the norms.
+    2 D F for the FFN (3 D F for SwiGLU, F more for learned scores, n D for a learned router) and 2 D for the
+    norms.
 
     Returns:
         total; embedding (the token table, twice if the head is not tied); non_embedding.
@@ -71,6 +72,7 @@ def param_count(config: ModelConfig) -> dict[str, int]:
     ffn = (3 if config.activation == "swiglu" else 2) * d * config.d_ff
     s = config.sparsity
     learned = config.n_layer * config.d_ff if s.activation != "dense" and s.selection == "learned" else 0
+    learned += config.n_layer * s.n_clusters * d if s.routing == "learned" else 0
     non_embedding = config.n_layer * (attention + ffn + 2 * d) + d + learned
     embedding = config.vocab_size * d * (1 if config.tie_embeddings else 2)
     return {"total": embedding + non_embedding, "embedding": embedding, "non_embedding": non_embedding}

@@ -72,9 +72,9 @@ def test_what_is_recorded_is_shown_and_the_rest_left_out():
     assert row["loss"].mean == pytest.approx(found.loc["venom16", "loss"].mean - 0.1)
     assert found.loc["dense, wide x4", "label"] == "dense x4"
     assert "`wide x4, 16 of 64`" in width.sentence(width.trade(every)), "by activations is over 1.2 times"
-    table = width.table(width.trade(every), {"venom16": 0.8}).set_index("arm")
-    assert table.loc["venom16", "time of a step"] == "1.25"
-    assert table.loc["wide x4, 16 of 64", "time of a step"] == ""
+    table = width.table(width.trade(every), {"venom16": 1.25}).set_index("arm")
+    assert table.loc["venom16", "time of a 1B step"] == "1.25"
+    assert table.loc["wide x4, 16 of 64", "time of a 1B step"] == ""
     for shown in (every, runs()):
         left, right = width.draw(width.trade(shown), shown, "gpu").axes
         labels = [text.get_text() for ax in (left, right) for text in ax.texts]

@@ -197,11 +197,12 @@ def test_the_queue_begins_with_what_matters():
     costs = [*plans.TABLE3, *plans.SAME]
     assert runs[3:18] == [(name, 1) for name in costs[1:]]
     assert runs[18:34] == [(name, 2) for name in costs]
-    assert [seed for _, seed in runs[50:65]] == [1] * 5 + [2] * 5 + [3] * 5  # Table 4's mixes
-    assert runs[65:70] == [(name, 1) for name in plans.ACTIVE]
-    assert runs[80:82] == [(name, 1) for name in plans.PLANNED]
-    assert [plans.everything("gpu", [1])[name][0].steps for name in plans.PLANNED] == [2727, 2500]
-    assert runs[86] == ("recipe, no warm-up", 1)
+    assert [seed for _, seed in runs[50:80]] == [1] * 10 + [2] * 10 + [3] * 10  # Table 4's mixes
+    assert runs[80:85] == [(name, 1) for name in plans.ACTIVE]
+    assert runs[95:100] == [(name, 1) for name in plans.PLANNED]
+    planned = [plans.everything("gpu", [1])[name][0].steps for name in plans.PLANNED]
+    assert planned == [2727, 2500, 2143, 1935, 1765]
+    assert runs[110] == ("recipe, no warm-up", 1)
     assert set(plans.everything("gpu")) == {name for name, _ in runs}
     large = plans.queue("gpu40m", [1, 2])
     assert [(n, c.seed) for n, c in large] == [(n, s) for s in (1, 2) for n in plans.AT_40M]
