@@ -11,12 +11,7 @@ from replicate.report import notebooks
 
 BOOKS = notebooks.discover()
 LONGEST = 25  # lines of a code cell
-LATER = {
-    "08": 41,
-    "09": 51,
-    "10": 60,
-    "12": 43,
-}  # chapters in an older form: their longest
+LATER = {"09": 51, "10": 60}  # chapters in an older form: their longest
 CHAPTERS = [book for book in BOOKS if book.number not in LATER]
 SCREEN, SCREENS = 900, {"00": 5}  # pixels; screens of 1440 x 900 at most, 12 where nothing is said
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)

@@ -6,10 +6,10 @@ import re
 
 from replicate import paper, study
 from replicate.config import TrainConfig
-from replicate.report import kernel_values, notebooks, replication_page, study_tables
+from replicate.report import kernel_values, notebooks, replication_page, study_tables, study_values
 from replicate.training.flops import param_count
 
-_LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+?)(?: - (.+))?")
+_LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+)")
 _ZEROS = re.compile(r"zeros (laptop|gpu|gpu40m)")
 _BEFORE = re.compile(r"2503\.16672: (.+?)(?: - (.+))?")
 _COLUMN = {"held-out": study_tables.HELD, "training": study_tables.TRAIN}
@@ -19,17 +19,18 @@ def value(book: notebooks.Notebook, name: str) -> str:
     """The text that stands for a name in a notebook, "" for an unknown one.
 
     "links": to other chapters. "held-out gpu: A - B": the loss of arm A above B (A alone: above dense),
-    mean ± half of the 95 % interval (number of seeds); likewise "training laptop: A".
+    mean ± half of the 95 % interval (number of seeds); likewise "training laptop: A", and
+    "training gpu: A - B - C" for the loss of A above the sum of two, each above dense.
     "2503.16672: A - B": that paper's loss of A minus that of B. "tokens, gpu over laptop" (or "parameters"):
     how many times as many. "zeros gpu": natural sparsity of dense training, mean over layers and seeds.
-    Other names are those of `kernel_values.values` and `replication_page.values`.
+    Other names are those of `study_values`, `kernel_values` and `replication_page`.
     """
     if name == "links":
         return _links(book)
     if found := _LOSS.fullmatch(name):
-        kind, scale, *arms = found.groups()
-        pair = tuple(arm for arm in arms if arm not in (None, "dense"))
-        return study_tables.brief(study_tables.contrast(study_tables.runs(scale), pair, _COLUMN[kind]))
+        kind, scale, arms = found.groups()
+        above = tuple(arm for arm in arms.split(" - ") if arm != "dense")
+        return study_tables.brief(study_tables.contrast(study_tables.runs(scale), above, _COLUMN[kind]))
     if found := _ZEROS.fullmatch(name):
         dense = study_tables.runs(found[1]).query("arm == 'dense'")
         return f"{100 * dense['y2_sparsity'].mean():.1f} %"
@@ -41,7 +42,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
         if name.startswith("tokens"):
             return f"{gpu.steps * gpu.tokens_per_step / laptop.steps / laptop.tokens_per_step:.0f}"
         return f"{_weights(gpu) / _weights(laptop):.0f}"
-    return kernel_values.value(name) or replication_page.value(name)
+    return study_values.value(name) or kernel_values.value(name) or replication_page.value(name)
 
 
 def _weights(config: TrainConfig) -> int:

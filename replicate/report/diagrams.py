@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from replicate.config import SparsityConfig
 from replicate.figures import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GREY = "#d9d9d9"  # a dense product
 # (column, row) of the products in the paper's order: forward on top, then inputs, then weights.
@@ -38,6 +42,15 @@ def draw_products(ax: Axes, sparsity: SparsityConfig, title: str = "") -> None:
         _write(ax, -0.55, row, text, color="0.35", style="italic")
     ax.set(xlim=(-2.3, 10.9), ylim=(-0.6, 4.0), title=title)
     ax.axis("off")
+
+
+def formats(recipes: Mapping[str, SparsityConfig]) -> Figure:
+    """`draw_formats` as a figure of its own."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(11, 0.36 * len(recipes) + 0.6))
+    draw_formats(ax, recipes)
+    return fig
 
 
 def draw_formats(ax: Axes, recipes: Mapping[str, SparsityConfig], title: str = "") -> None:

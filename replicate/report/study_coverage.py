@@ -15,7 +15,10 @@ from replicate.training.flops import param_count
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """`setting` and `costs.how_it_ran` of each of SIZES and text, so of every record: "laptop, on a CPU" where a CPU had its own."""
+    """`setting` and `costs.how_it_ran` of each of SIZES and text, so of every record.
+
+    "laptop, on a CPU" is what a CPU trained on its own version of the text.
+    """
     out = {}
     for scale in SIZES:
         frame = every_run(scale)

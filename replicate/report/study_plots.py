@@ -110,6 +110,67 @@ def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") ->
     ax.grid(False)
 
 
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], fontsize: float = 9) -> None:
+    """A line's name beside its end, name -> (x, y, colour), as high as it is, but apart from the others'.
+
+    Call it when the axes' limits and scale are final.
+    """
+    ax.figure.draw_without_rendering()  # else the layout is not done
+    low, high = ax.get_ylim()
+    turn = ax.transData + ax.transAxes.inverted()
+    inside = {name: (x, min(max(y, low), high)) for name, (x, y, _) in ends.items()}
+    heights = {name: float(turn.transform(point)[1]) for name, point in inside.items()}
+    apart = 1.25 * fontsize / 72 / (ax.bbox.height / ax.figure.dpi)
+    order = sorted(heights, key=heights.__getitem__)
+    places = [heights[name] for name in order]
+    for _ in range(100):  # push neighbours apart until none overlap
+        for i in range(1, len(places)):
+            if (short := apart - (places[i] - places[i - 1])) > 1e-9:
+                places[i - 1], places[i] = places[i - 1] - short / 2, places[i] + short / 2
+    at = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    for name, place in zip(order, places, strict=True):
+        look = {"va": "center", "fontsize": fontsize, "color": ends[name][2]}
+        ax.annotate(name, (1, place), (4, 0), **at, **look)
+
+
+def label_points(
+    ax: Axes,
+    points: Sequence[tuple[str, float, float]],
+    *,
+    avoid: Sequence[tuple[float, float]] = (),
+    fontsize: float = 9,
+) -> None:
+    """A name beside each point (name, x, y), where it covers no other name, no point and no line, if it can.
+
+    Call it when the axes' limits and scale are final. avoid: corners (x, y) of a line.
+    """
+    ax.figure.draw_without_rendering()  # else the layout is not done
+    size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi * 72
+    turn = ax.transData + ax.transAxes.inverted()
+    at = [turn.transform(point) * size for _, *point in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+    corners = [turn.transform(point) * size for point in avoid]
+    for one, other in itertools.pairwise(corners):
+        for x, y in np.linspace(one, other, 60):
+            taken.append((x - 1, y - 1, x + 1, y + 1))
+    for (name, *point), (x, y) in zip(points, at, strict=True):
+        long, options = 0.56 * fontsize * len(name), []
+        for dy, dx in itertools.product((3, -14, 14, -24, 25, -35), (7, -7 - long)):
+            box = (x + dx, y + dy, x + dx + long, y + dy + fontsize)
+            outside = _overlap(box, box) - _overlap(box, (0, 0, *size))
+            cost = 2 * abs(dy) + 5 * outside + sum(_overlap(box, other) for other in taken)
+            options.append((cost, (dx, dy), box))
+        _, place, box = min(options)
+        taken.append(box)
+        ax.annotate(name, point, place, textcoords="offset points", va="bottom", fontsize=fontsize)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    sides = [min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1)]
+    return max(0.0, sides[0]) * max(0.0, sides[1])
+
+
 # Table 3's rows, and the arms that may be meant by one, by what the backward pass reads of a 2:4 weight
 ROWS: dict[str, dict[str, str]] = {
     "W1": {"whole": "w1", "same": "w1, same"},
@@ -150,7 +211,7 @@ def draw_readings(
     ax.plot([], [], color="0.1", lw=2.5, label="the paper's Table 3")
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set_xscale("symlog", linthresh=0.02)
-    ticks = [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ticks = [0, 0.02, 0.1, 0.5]
+    ax.set_xticks(ticks, [f"{tick:g}".lstrip("0") or "0" for tick in ticks], minor=False)
+    ax.set_xticks([], minor=True)
     ax.set(yticks=range(len(ROWS)), yticklabels=list(ROWS), ylim=(len(ROWS) - 0.5, -0.5), title=title)
-    ax.set_xlabel("training loss above dense (nats; logarithmic from 0.02 on)")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from replicate.config import SparsityConfig, TrainConfig
+from replicate.ffn import SparseFFN, relu2
 from replicate.gpt import GPT
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import config_hash
@@ -57,6 +58,32 @@ def by_layer(model: GPT, x: Tensor, y: Tensor) -> list[dict[str, float]]:
             row[f"{name}cosine"] = float(a @ b / (a.norm() * b.norm()))
         rows.append(row)
     return rows
+
+
+def sent_down(plain: SparseFFN, sparsity: SparsityConfig, x: Tensor, upstream: Tensor) -> dict[str, float]:
+    """One layer's dx as it is sent down, against the true gradient of what the layer computed.
+
+    Args:
+        plain: a dense layer, whose weights are taken. sparsity: formats of weights alone.
+        x, upstream: [T, D], the layer's input, and the gradient of the loss by its output.
+
+    Returns:
+        "length" and "cosine" of the dx sent down over the true one; "output", the size of y3 over dense's.
+    """
+    ffn = SparseFFN(*plain.w1.shape, sparsity).to(x.dtype)
+    ffn.load_state_dict(plain.state_dict())
+    ffn.phase = "sparse"
+    sent, true = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y3 = ffn(sent)
+    y3.backward(upstream)
+    same = relu2(true @ ffn.sparse_weight("w1", x.dtype)) @ ffn.sparse_weight("w2", x.dtype)
+    same.backward(upstream)
+    if not torch.allclose(same, y3):
+        raise ValueError("the layer computes more than products with pruned weights; give formats of weights")
+    ours, theirs = sent.grad.flatten(), true.grad.flatten()
+    cosine = torch.cosine_similarity(ours, theirs, 0)
+    found = {"length": ours.norm() / theirs.norm(), "cosine": cosine, "output": y3.norm() / plain(x).norm()}
+    return {name: value.item() for name, value in found.items()}
 
 
 def measure(config: TrainConfig, steps: Sequence[int]) -> records.Record:

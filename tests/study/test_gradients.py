@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from replicate.config import ModelConfig
+from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
+from replicate.sparsity import soft_threshold24
 from replicate.study import gradients
 from replicate.study.records import RecordStore
 
@@ -115,3 +117,18 @@ def test_a_record_holds_every_layer_at_every_step(tmp_path, monkeypatch):
     store.put(other, recorded=True)  # any preset's arm may be measured
     monkeypatch.setattr(gradients.records, "RecordStore", lambda: store)
     assert gradients.ends() == dict.fromkeys(("w1", "w1+w1t"), record.results["layers"][-1])
+
+
+def test_what_one_layer_sends_down():
+    draw = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(64, 32, generator=draw).double() for _ in range(2))
+    plain = SparseFFN(32, 128).double()
+    true = gradients.sent_down(plain, SPARSITY_PRESETS["w1, same"], x, upstream)
+    assert true["length"] == pytest.approx(1) and true["cosine"] == pytest.approx(1)
+    ours = gradients.sent_down(plain, SPARSITY_PRESETS["w1"], x, upstream)
+    sparse = soft_threshold24(plain.w1.detach(), dim=0)
+    dy1 = 2 * (x @ sparse).relu() * (upstream @ plain.w2.detach().T)
+    by_hand = (dy1 @ plain.w1.detach().T).norm() / (dy1 @ sparse.T).norm()
+    assert ours["length"] == pytest.approx(float(by_hand)) and ours["output"] == true["output"] < 1
+    with pytest.raises(ValueError, match="formats of weights"):
+        gradients.sent_down(plain, SPARSITY_PRESETS["act24"], x, upstream)

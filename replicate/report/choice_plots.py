@@ -1,0 +1,187 @@
+"""Pictures of chapter 12: what a choice by activations keeps, costs and gains; what the paper leaves open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from replicate import evaluate, figures, paper, schedule, study
+from replicate.gpt import GPT
+from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.report import study_plots as plots
+from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.settings.text import from_dict
+from replicate.study import results
+from replicate.study.transplant import with_sparsity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ARMS = {  # with 87.5 % zeros -> what it is called
+    "venom16": "router, 4 of 16",
+    "venom16, 32 clusters": "router, 8 of 32",
+    "venom16, 64 clusters": "router, 16 of 64",
+    "active16": "by activations, 4 of 16",
+    "active16x32": "by activations, 8 of 32",
+    "active16, 64 clusters": "by activations, 16 of 64",
+    "recipe": "algorithms 1, 2, 4 of 16",
+}
+SAME_NUMBER = {  # clusters -> (by activations, by the router)
+    16: ("active16", "venom16"),
+    32: ("active16x32", "venom16, 32 clusters"),
+    64: ("active16, 64 clusters", "venom16, 64 clusters"),
+}
+SWITCHES = {  # -> what it is called, entry of the palette
+    "recipe, 50% sparse first": ("recipe", "recipe"),
+    "recipe, folded, 50% sparse first": ("recipe, folded", "2:4 weights"),
+    "active16x32, 50% sparse first": ("by activations, 8 of 32", "control"),
+}
+_SCALES = {"laptop": "venom", "gpu": "2:4 activations", "gpu40m": "recipe"}
+
+
+@torch.no_grad()
+def kept_shares(model: GPT, text: Tensor, counts: Sequence[int], seed: int) -> pd.DataFrame:
+    """Share of the sum of y2 that a quarter of the neurons keeps, mean over layers, by number of clusters.
+
+    Columns: "router" and "own activations" choose n / 4 of n clusters, "best" the single neurons.
+
+    Args:
+        model: dense, on the CPU. text: token ids [B, S]. counts: numbers n of clusters. seed: of clustering.
+    """
+    inputs, rows = [x.flatten(0, 1) for x in evaluate.ffn_inputs(model, text)], {}
+    for n in counts:
+        formats = replace(SPARSITY_PRESETS["active16"], n_clusters=n, top_k=n // 4, inner=False)
+        kept: dict[str, list[float]] = {"router": [], "own activations": [], "best": []}
+        for ffn, x in zip(with_sparsity(model, formats, text, seed).ffns(), inputs, strict=True):
+            y2 = (x @ ffn.w1).relu().square()
+            by_cluster = y2.unflatten(1, (n, -1)).sum(2)
+            for name, routing in (("router", "token"), ("own activations", "activation")):
+                ffn.config = replace(formats, routing=routing)
+                kept[name].append((by_cluster.gather(1, ffn.clusters(x)).sum() / y2.sum()).item())
+            kept["best"].append((y2.topk(y2.shape[1] // 4).values.sum() / y2.sum()).item())
+        rows[n] = {name: sum(shares) / len(shares) for name, shares in kept.items()}
+    return pd.DataFrame(rows).T.rename_axis("clusters")
+
+
+def kept(shares: pd.DataFrame, title: str) -> Figure:
+    """`kept_shares` over the number of clusters."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7.5, 3.6))
+    looks = {"own activations": ("X-", "control"), "router": ("^-", "venom"), "best": ("--", "dense")}
+    for name, (line, entry) in looks.items():
+        label = "each token's best neurons, one by one" if name == "best" else name
+        ax.plot(shares.index, 100 * shares[name], line, color=figures.PALETTE[entry], label=label)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(shares.index), [str(n) for n in shares.index], minor=False)
+    ax.set(xlabel="clusters, of which a token keeps a quarter", ylim=(0, 103), title=title)
+    ax.set_ylabel("activations kept (%)")
+    ax.legend(loc="lower right")
+    return fig
+
+
+def costs(studies: Mapping[str, pd.DataFrame]) -> Figure:
+    """Training loss above dense of ARMS, mean and 95 % interval, a panel for each scale."""
+    import matplotlib.pyplot as plt
+
+    ran = {arm for part in studies.values() for arm in part["arm"]}
+    names, limit = [arm for arm in ARMS if arm in ran], paper_limit()
+    size = (2 + 4.5 * len(studies), 0.36 * len(names) + 1.6)
+    fig, axes = plt.subplots(1, len(studies), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, (scale, part) in zip(axes[0], studies.items(), strict=True):
+        found = results.differences(part, column="final_loss")
+        rows = {ARMS[arm]: _half(found.get(arm)) for arm in names}
+        colour = {ARMS[arm]: figures.PALETTE[figures.family(arm.split(",")[0])] for arm in names}
+        xlabel, label = "training loss above dense (nats)", "ours, 95 % interval"
+        plots.draw_intervals(ax, rows, colour=colour, xlabel=xlabel, label=label)
+        ax.axvline(limit, color=figures.PALETTE["paper"], ls="--", label=f"the paper's Venom, {limit:+.3f}")
+        ax.set_title(f"{scale} scale")
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
+def paper_limit() -> float:
+    """What Venom costs in the paper's Table 3, in nats."""
+    losses = {row["preset"]: row["loss"] for row in paper.rows(3)}
+    return losses["venom16"] - losses["dense"]
+
+
+def speeds() -> pd.DataFrame:
+    """Layer, whole step and memory of every Venom format that was timed, over dense, on `step_table.CARD`."""
+    card, shapes, step = step_table.CARD, {"1B": 2048, "7B": 4096}, step_table.speeds("llama1b")
+    names = [name for name in layer_tables.NAMES if name.startswith(("recipe", "venom", "active"))]
+    layer = {label: layer_tables.over_dense(d, device=card) for label, d in shapes.items()}
+    memory = {label: layer_tables.over_dense(d, "memory", card) for label, d in shapes.items()}
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"format": layer_tables.NAMES[name]}
+        row |= {f"layer, {label}": found.get(name) for label, found in layer.items()}
+        row |= {"by the formula": kernel_tables.arithmetic(name), "step, 1B": step.get(name)}
+        rows.append(row | {f"memory, {label}": found.get(name) for label, found in memory.items()})
+    return pd.DataFrame(rows)
+
+
+def switch(scale: str, runs: pd.DataFrame) -> Figure:
+    """Training loss above dense around the switch to dense steps, mean and range of the seeds."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(10, 3.8))
+    ends, config = {}, study.arms(scale, ["dense"])[0]
+    for arm, (label, entry) in SWITCHES.items():
+        tokens, curve = results.gap_curve(runs, arm, window=40)
+        steps, colour = tokens / config.tokens_per_step, figures.PALETTE[entry]
+        ax.plot(steps, curve.mean(0), color=colour)
+        ax.fill_between(steps, curve.min(0), curve.max(0), color=colour, alpha=0.15, lw=0)
+        ends[label] = steps[-1], curve.mean(0)[-1], colour
+    start = switch_step(runs)
+    ax.axvline(start, color="0.4", ls="--", lw=1)
+    ax.text(start, 0.97, " dense from here", va="top", fontsize=9, transform=ax.get_xaxis_transform())
+    ax.axhline(0, color="0.5", lw=0.8)
+    ax.set(
+        xlabel="step", ylabel="training loss above dense (nats)", xlim=(0, config.steps), ylim=(-0.02, 0.36)
+    )
+    ax.set_title(f"{scale} scale, running mean of 40 steps")
+    plots.label_ends(ax, ends)
+    return fig
+
+
+def switch_step(runs: pd.DataFrame) -> int:
+    """The step from which the arms of SWITCHES are dense to the end."""
+    record = runs.loc[runs["arm"] == next(iter(SWITCHES)), "record"].iloc[0]
+    return schedule.phase_plan(from_dict(record.config))[-1][1]
+
+
+def open_questions(answers: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -> Figure:
+    """What one change to an arm costs in training loss, at each scale; answers: `results.open_questions`.
+
+    The axis is linear between the dotted lines and logarithmic beyond.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(10.5, 0.25 * len(answers) + 1.4))
+    scales = [scale for scale in _SCALES if any(scale in found for *_, found in answers)]
+    for place, scale in enumerate(scales):
+        rows = {f"{question}: {arm}": _half(found.get(scale)) for question, arm, _, found in answers}
+        colour, label = figures.PALETTE[_SCALES[scale]], f"{scale} scale"
+        plots.draw_intervals(ax, rows, colour=colour, shift=0.24 * (place - 1), label=label)
+    ax.set_xscale("symlog", linthresh=0.02)
+    for edge in (-0.02, 0.02):
+        ax.axvline(edge, color="0.6", lw=0.8, ls=":")
+    ticks = [-0.6, -0.2, -0.02, 0, 0.02, 0.1, 0.3, 1]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.set(xlim=(-1.2, 3), xlabel="training loss above the arm without the change (nats)")
+    ax.tick_params(axis="y", labelsize=9)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(scales))
+    return fig
+
+
+def _half(stats: Any) -> tuple[float, float]:
+    """(mean, half of the interval) of `Stats`, (nan, nan) for None."""
+    return (stats.mean, (stats.high - stats.low) / 2) if stats else (math.nan, math.nan)

@@ -1,0 +1,159 @@
+"""Width instead of time: wider layers of which each token uses a share, at the FLOPs of a dense run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from replicate import figures
+from replicate.bench import wide
+from replicate.config import ModelConfig, TrainConfig
+from replicate.report import step_table, study_plots, study_tables, time_to_loss
+from replicate.schedule import sparse_steps
+from replicate.settings.text import from_dict
+from replicate.study import results
+from replicate.study.records import RecordStore
+from replicate.training import flops
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
+KINDS = {  # who chooses a token's neurons -> entry of the palette
+    "all neurons": "dense",
+    "the router": "venom",
+    "own activations": "control",
+    "a learned router": "paper",
+    "the router, 2:4 weights": "recipe",
+}
+PANELS = (("the router", "a learned router"), ("own activations", "the router, 2:4 weights"))
+_COST = {"dense": 1.0, "2:4": 0.5}  # share of a product's multiplications, as tensor cores count them
+
+
+def step_flops(model: ModelConfig, phase: str = "sparse") -> float:
+    """FLOPs of a token, forward and backward: products in blocks count by the share of clusters, 2:4 half.
+
+    The router's own products (under one per cent) are left out, and so is the 2 of 4 inside clusters, which
+    saves our kernels nothing.
+    """
+    found, sparsity = flops.flops_per_token(model), model.sparsity
+    blocks = sparsity.top_k / sparsity.n_clusters
+    kinds = [kind for *_, kind in sparsity.products()]
+    share = sum(_COST.get(kind, blocks) for kind in kinds) / len(kinds) if phase == "sparse" else 1.0
+    return sum(found.values()) - (1 - share) * found["ffn"]
+
+
+def run_flops(config: TrainConfig) -> float:
+    """FLOPs of a run for each token of a step, its dense steps counted as dense ones of its own width."""
+    sparse = sparse_steps(config)
+    return sparse * step_flops(config.model) + (config.steps - sparse) * step_flops(config.model, "dense")
+
+
+def kind(config: TrainConfig) -> str:
+    """Who chooses, one of KINDS."""
+    s = config.model.sparsity
+    if not s.any:
+        return "all neurons"
+    if s.w1 or s.w2_t:
+        return "the router, 2:4 weights"
+    return {"token": "the router", "activation": "own activations"}.get(s.routing, "a learned router")
+
+
+def trade(runs: pd.DataFrame) -> pd.DataFrame:
+    """What width gains: one row an arm whose layers are wider than dense's, or that is in BESIDE.
+
+    Columns: "arm", "label", "kind", "loss" (Stats of the held-out loss minus dense, seed by seed), and over
+    dense's: "d_ff", "active" (neurons that a token uses), "parameters", "FLOPs" of the run.
+
+    Args:
+        runs: of a study at one scale, "dense" among them; fewest FLOPs first in the result.
+    """
+    configs = {arm: from_dict(part["record"].iloc[0].config) for arm, part in runs.groupby("arm", sort=False)}
+    dense, rows = configs["dense"], []
+    same = [arm for arm, c in configs.items() if c.model.activation == dense.model.activation]
+    arms = [arm for arm in same if arm in BESIDE or configs[arm].model.d_ff > dense.model.d_ff]
+    gaps = results.differences(runs, arms=arms)
+    for arm in arms:
+        config, model, s = configs[arm], configs[arm].model, configs[arm].model.sparsity
+        row = {"arm": arm, "kind": kind(config), "d_ff": model.d_ff / dense.model.d_ff}
+        sizes = [flops.param_count(c.model)["total"] for c in (config, dense)]
+        row |= {"parameters": sizes[0] / sizes[1], "FLOPs": run_flops(config) / run_flops(dense)}
+        row["active"] = row["d_ff"] * (s.top_k / s.n_clusters if s.any else 1)
+        width = f"x{row['d_ff']:g}"
+        row["label"] = f"{width}, {s.top_k} of {s.n_clusters}" if s.any else f"dense {width}"
+        rows.append(row | {"loss": gaps[arm]})
+    return pd.DataFrame(rows).sort_values("FLOPs", ignore_index=True)
+
+
+def times(preset: str = "llama1b") -> dict[str, float]:
+    """Arm -> milliseconds of a training step over dense's, of those that were timed on `step_table.CARD`."""
+    found = {arm: 1 / x for arm, x in step_table.speeds(preset).items()}
+    for record in RecordStore().widest_last(wide.KIND, device=step_table.CARD, preset=preset):
+        found |= {row["arm"]: row["x time, 1"] for row in wide.rows(record)}
+    return found
+
+
+def table(found: pd.DataFrame, times: Mapping[str, float]) -> pd.DataFrame:
+    """`trade` for the eye: numbers over dense's, the loss with half of its 95 % interval.
+
+    Args:
+        times: arm -> time of a 1B model's step over dense's, see `times`.
+    """
+    shown = found[["arm", "kind"]].rename(columns={"kind": "chosen by"})
+    columns = {"d_ff": "d_ff", "active": "neurons of a token", "parameters": "parameters"}
+    columns["FLOPs"] = "FLOPs of a run"
+    for column, title in columns.items():
+        shown[title] = found[column].map("{:.2f}".format)
+    shown["time of a 1B step"] = [f"{times[arm]:.2f}" if arm in times else "" for arm in found["arm"]]
+    return shown.assign(**{"held-out loss minus dense": found["loss"].map(study_tables.brief)})
+
+
+def sentence(found: pd.DataFrame) -> str:
+    """The wider sparse arm with the lowest loss among those with at most a fifth more FLOPs than dense."""
+    sparse = found[(found["d_ff"] > 1) & (found["kind"] != "all neurons") & (found["FLOPs"] <= 1.2)]
+    if sparse.empty:
+        return "No wider sparse layer is recorded yet."
+    best = min(sparse.itertuples(), key=lambda row: row.loss.mean)
+    return (
+        "Of the wider sparse layers with at most 1.2 times the dense run's multiplications, the lowest loss "
+        f"is that of `{best.arm}`: {study_tables.brief(best.loss)} minus dense, at {best.FLOPs:.2f} times "
+        f"the multiplications and {best.parameters:.2f} times the parameters."
+    )
+
+
+def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
+    """Held-out loss minus dense over the FLOPs of a run, beside a line of dense runs, cut short and wider."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharex=True, sharey=True)
+    speed, lost = time_to_loss.stopped_early(runs)
+    full = found[found["kind"] == "all neurons"]
+    line = [*zip(1 / speed[::-1], lost[::-1]), *((row.FLOPs, row.loss.mean) for row in full.itertuples())]
+    ends = [0.0, *(end for s in found["loss"] for end in ((s.low, s.high) if s.n > 1 else (s.mean, s.mean)))]
+    room, labels = max(ends) - min(ends), []
+    for ax, kinds in zip(axes, PANELS, strict=True):
+        ax.plot(*zip(*line), color=figures.PALETTE["dense"], lw=1.4, label="dense: stopped early, and wider")
+        ax.plot(1, 0, "o", color=figures.PALETTE["dense"], ms=7)
+        ax.set(xscale="log", ylim=(min(ends) - 0.1 * room, max(ends) + 0.15 * room))
+        ax.set_xlim(0.85 * min(0.7, *found["FLOPs"]), 1.3 * max(1, *found["FLOPs"]))
+        ticks = [tick for tick in (0.6, 0.8, 1, 1.2, 1.5, 2, 3, 4) if tick < ax.get_xlim()[1]]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        ax.set_xticks([], minor=True)
+        names = [("dense", 1.0, 0.0)]
+        for kind in ("all neurons", *kinds):
+            look = {"fmt": figures.MARKERS[KINDS[kind]], "color": figures.PALETTE[KINDS[kind]], "ms": 7}
+            for i, row in enumerate(found[found["kind"] == kind].itertuples()):
+                half = (row.loss.high - row.loss.low) / 2 if row.loss.n > 1 else 0
+                label = kind if i == 0 and kind != "all neurons" else None
+                ax.errorbar(row.FLOPs, row.loss.mean, yerr=half, elinewidth=1, label=label, **look)
+                names.append((row.label, row.FLOPs, row.loss.mean))
+        ax.axhline(0, color="0.6", lw=0.8)
+        ax.set_xlabel("multiplications of the run over those of the dense run")
+        ax.legend(loc="upper right")
+        labels.append(names)
+    axes[0].set_ylabel(f"held-out loss minus dense (nats), {scale} scale")
+    for ax, names in zip(axes, labels, strict=True):  # now that the layout is final
+        study_plots.label_points(ax, names, avoid=line)
+    return fig

@@ -1,0 +1,98 @@
+"""Width instead of time: FLOPs by hand, and a picture of whatever is recorded."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from replicate import study
+from replicate.report import study_plots, study_tables, width
+from replicate.settings.text import from_dict, to_dict, with_changes
+from replicate.training import flops
+
+WIDE = {"model.d_ff": 6144, "model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}
+WIDE["model.sparsity.inner"] = False
+BY_ACTIVATIONS = {"model.sparsity.routing": "activation"}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def runs(**wider):
+    """The recorded runs, and copies of the router's with other formats: name -> (changes, loss lower by)."""
+    frame = study_tables.runs("gpu")
+    made = []
+    for name, (base, changes, by) in wider.items():
+        for _, row in frame[frame["arm"] == base].iterrows():
+            config = with_changes(from_dict(row["record"].config), changes)
+            record = replace(row["record"], config=to_dict(config))
+            lower = {"valid_loss": row["valid_loss"] - by}
+            made.append(row.to_dict() | {"arm": name, "record": record} | lower)
+    known = frame[~frame["arm"].str.contains("wide|experts")]
+    return pd.concat([known, pd.DataFrame(made)], ignore_index=True)
+
+
+def test_flops_count_the_share_of_clusters():
+    dense, router = (study.arms("gpu", [name])[0] for name in ("dense", "venom16"))
+    parts = flops.flops_per_token(dense.model)
+    rest = sum(parts.values()) - parts["ffn"]
+    assert width.step_flops(dense.model) == sum(parts.values())
+    assert width.step_flops(router.model) == pytest.approx(rest + parts["ffn"] / 4)
+    looking = with_changes(router, BY_ACTIVATIONS)  # product 1 in full
+    assert width.step_flops(looking.model) == pytest.approx(rest + parts["ffn"] * (1 + 5 / 4) / 6)
+    weights = study.arms("gpu", ["w1+w2"])[0]  # two of six products in 2:4
+    assert width.step_flops(weights.model) == pytest.approx(rest + parts["ffn"] * (4 + 2 / 2) / 6)
+
+
+def test_a_wider_layer_with_its_share_has_the_dense_flops_after_the_warm_up():
+    dense, router = (study.arms("gpu", [name])[0] for name in ("dense", "venom16"))
+    wide = with_changes(router, WIDE)
+    assert width.step_flops(wide.model) == pytest.approx(width.step_flops(dense.model))
+    ffn = flops.flops_per_token(dense.model)["ffn"]
+    more = width.run_flops(wide) - width.run_flops(dense)
+    assert more == pytest.approx(wide.dense_warmup * 3 * ffn), "the warm-up is dense at the full width"
+
+
+def test_what_is_recorded_is_shown_and_the_rest_left_out():
+    narrow = width.trade(runs())
+    assert set(narrow["arm"]) <= set(width.BESIDE) and (narrow["d_ff"] == 1).all()
+    assert width.sentence(narrow) == "No wider sparse layer is recorded yet."
+    wider = {"wide x4, 16 of 64": ("venom16", WIDE, 0.1)}
+    wider["wide x4, 16 of 64 by activations"] = ("venom16", WIDE | BY_ACTIVATIONS, 0.12)
+    wider["dense, wide x4"] = ("dense", {"model.d_ff": 6144}, 0.07)
+    every = runs(**wider)
+    found = width.trade(every).set_index("arm")
+    assert len(found) == len(narrow) + 3 and found["FLOPs"].is_monotonic_increasing
+    row = found.loc["wide x4, 16 of 64"]
+    assert (row["label"], row["kind"], row["d_ff"], row["active"]) == ("x4, 16 of 64", "the router", 4, 1)
+    assert row["loss"].mean == pytest.approx(found.loc["venom16", "loss"].mean - 0.1)
+    assert found.loc["dense, wide x4", "label"] == "dense x4"
+    assert "`wide x4, 16 of 64`" in width.sentence(width.trade(every)), "by activations is over 1.2 times"
+    table = width.table(width.trade(every), {"venom16": 1.25}).set_index("arm")
+    assert table.loc["venom16", "time of a 1B step"] == "1.25"
+    assert table.loc["wide x4, 16 of 64", "time of a 1B step"] == ""
+    for shown in (every, runs()):
+        left, right = width.draw(width.trade(shown), shown, "gpu").axes
+        labels = [text.get_text() for ax in (left, right) for text in ax.texts]
+        assert sorted(set(labels)) == sorted({"dense", *width.trade(shown)["label"]})
+
+
+def test_one_seed_has_a_point_without_a_bar():
+    every = runs(**{"wide x4, 16 of 64": ("venom16", WIDE, 0.1)})
+    every = every[(every["arm"] != "wide x4, 16 of 64") | (every["seed"] == 1)]
+    assert width.trade(every).set_index("arm").loc["wide x4, 16 of 64", "loss"].n == 1
+    width.draw(width.trade(every), every, "gpu")
+
+
+def test_names_do_not_cover_each_other(ax):
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    study_plots.label_points(
+        ax, [("first", 5, 5), ("second", 5, 5.1), ("third", 5.1, 5)], avoid=[(0, 1), (9, 1)]
+    )
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 3 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
