@@ -63,7 +63,7 @@ def _choices() -> dict[str, str]:
     out["winner, other seeds"] = f"{others.mean:.3f}"
     for _, arm, _, found in study_tables.open_questions():
         out |= {f"open {scale} {arm}": study_tables.brief(stats) for scale, stats in found.items()}
-    return out | {"width": width.sentence(width.trade(runs))}
+    return out | {"width": width.sentence(width.trade(runs), width.times())}
 
 
 def _time() -> dict[str, str]:

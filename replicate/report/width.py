@@ -10,11 +10,11 @@ import pandas as pd
 from replicate import figures
 from replicate.bench import wide
 from replicate.config import ModelConfig, TrainConfig
-from replicate.report import step_table, study_plots, study_tables, time_to_loss
+from replicate.report import study_plots, study_tables, time_to_loss
 from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
 from replicate.study import results
-from replicate.study.records import RecordStore
+from replicate.study.records import Record, RecordStore
 from replicate.training import flops
 
 if TYPE_CHECKING:
@@ -87,39 +87,54 @@ def trade(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("FLOPs", ignore_index=True)
 
 
-def times(preset: str = "llama1b") -> dict[str, float]:
-    """Arm -> milliseconds of a training step over dense's, of those that were timed on `step_table.CARD`."""
-    found = {arm: 1 / x for arm, x in step_table.speeds(preset).items()}
-    for record in RecordStore().widest_last(wide.KIND, device=step_table.CARD, preset=preset):
-        found |= {row["arm"]: row["x time, 1"] for row in wide.rows(record)}
-    return found
+def timed(preset: str = "llama1b") -> Record:
+    """The latest shipped record of steps of wider layers, which says its card; ValueError for none."""
+    return RecordStore().latest(wide.KIND, preset=preset)
 
 
-def table(found: pd.DataFrame, times: Mapping[str, float]) -> pd.DataFrame:
+def times(preset: str = "llama1b") -> dict[str, tuple[float, float]]:
+    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, from `timed`."""
+    return {row["arm"]: (row["x time, 1"], row["x time, 8"]) for row in wide.rows(timed(preset))}
+
+
+def table(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
     """`trade` for the eye: numbers over dense's, the loss with half of its 95 % interval.
 
     Args:
-        times: arm -> time of a 1B model's step over dense's, see `times`.
+        times: arm -> times of a 1B model's step over dense's, see `times`.
     """
     shown = found[["arm", "kind"]].rename(columns={"kind": "chosen by"})
     columns = {"d_ff": "d_ff", "active": "neurons of a token", "parameters": "parameters"}
     columns["FLOPs"] = "FLOPs of a run"
     for column, title in columns.items():
         shown[title] = found[column].map("{:.2f}".format)
-    shown["time of a 1B step"] = [f"{times[arm]:.2f}" if arm in times else "" for arm in found["arm"]]
+    shown["time of a 1B step, 1 / 8 micro-batches"] = [
+        " / ".join(f"{x:.2f}" for x in times[arm]) if arm in times else "" for arm in found["arm"]
+    ]
     return shown.assign(**{"held-out loss minus dense": found["loss"].map(study_tables.brief)})
 
 
-def sentence(found: pd.DataFrame) -> str:
-    """The wider sparse arm with the lowest loss among those with at most a fifth more FLOPs than dense."""
+def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> str:
+    """The wider sparse arm with the lowest loss among those with at most a fifth more FLOPs than dense.
+
+    Of those with three seeds, if there are any. With the time of its step, if that was measured.
+    """
     sparse = found[(found["d_ff"] > 1) & (found["kind"] != "all neurons") & (found["FLOPs"] <= 1.2)]
     if sparse.empty:
         return "No wider sparse layer is recorded yet."
-    best = min(sparse.itertuples(), key=lambda row: row.loss.mean)
+    seeds = sparse["loss"].map(lambda loss: loss.n)
+    best = min(sparse[seeds >= min(3, seeds.max())].itertuples(), key=lambda row: row.loss.mean)
+    clock = ""
+    if best.arm in times:
+        one, eight = times[best.arm]
+        clock = (
+            f" A training step of the 1B model with such layers takes {one:.2f} times as long as dense, or "
+            f"{eight:.2f} times if eight micro-batches share one update of the weights."
+        )
     return (
         "Of the wider sparse layers with at most 1.2 times the dense run's multiplications, the lowest loss "
         f"is that of `{best.arm}`: {study_tables.brief(best.loss)} minus dense, at {best.FLOPs:.2f} times "
-        f"the multiplications and {best.parameters:.2f} times the parameters."
+        f"the multiplications and {best.parameters:.2f} times the parameters.{clock}"
     )
 
 

@@ -60,14 +60,14 @@ def train_all(
         watch: called twice a second with what is at work: hash -> Share.
     """
     count, gpu = count_workers(configs, workers), on_gpu(configs)
-    slots = [f"worker-{i}" for i in range(count)]
     requests = (
         {"config": to_dict(c), "question": question, "keep": config_hash(c) in models} for c in configs
     )
     waiting: collections.deque[Request] = collections.deque(zip(configs, requests))
     answers: queue.Queue[tuple[TrainConfig, dict[str, Any]]] = queue.Queue()
     threads = [
-        Worker(waiting, answers, slots, admit, environment(i, gpu)) for i in range(min(count, len(configs)))
+        Worker(waiting, answers, slots(i, count, gpu), admit, environment(i, gpu))
+        for i in range(min(count, len(configs)))
     ]
 
     def tick() -> None:
@@ -190,6 +190,18 @@ class Worker(threading.Thread):
         return f"(status {status}){': ' + lines[-1] if lines else ''}"
 
 
+def slots(index: int, count: int, gpu: bool) -> list[str]:
+    """Names of the claims of which worker `index` of `count` takes one to train.
+
+    On CPUs all workers of a computer share its cores; on GPUs those of a GPU, by its number or name.
+    """
+    if not gpu:
+        return [f"worker-{i}" for i in range(count)]
+    gpus = _visible()
+    place = index % len(gpus)
+    return [f"worker-gpu-{gpus[place]}-{i}" for i in range(len(range(place, count, len(gpus))))]
+
+
 def environment(index: int, gpu: bool) -> dict[str, str]:
     """The parent's environment, with one thread, this package importable, and one GPU of several.
 
@@ -201,11 +213,17 @@ def environment(index: int, gpu: bool) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment = {**os.environ, **threads, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     if gpu:
-        count = torch.cuda.device_count()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index % count]
+        gpus = _visible()
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILE_THREADS))
     return environment
+
+
+def _visible() -> list[str]:
+    """Numbers or names of the GPUs that this process may use."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [name.strip() for name in visible.split(",")][:count]
 
 
 def _cores() -> int:

@@ -247,6 +247,10 @@ def test_workers_take_turns_with_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     environments = [pool.environment(i, gpu=True) for i in range(5)]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["3", "5", "3", "5", "3"]
+    names = [pool.slots(i, 5, True) for i in range(5)]
+    assert names[:2] == [[f"worker-gpu-3-{i}" for i in range(3)], ["worker-gpu-5-0", "worker-gpu-5-1"]]
+    assert names[2:] == [names[0], names[1], names[0]], "a study on other GPUs waits for none of these"
+    assert pool.slots(1, 2, False) == ["worker-0", "worker-1"]
     assert {e["TORCHINDUCTOR_COMPILE_THREADS"] for e in environments} == {"4"}
     assert "TORCHINDUCTOR_COMPILE_THREADS" not in pool.environment(0, gpu=False)
 
