@@ -11,11 +11,8 @@ from replicate.report import notebooks
 
 BOOKS = notebooks.discover()
 LONGEST = 25  # lines of a code cell
-LATER = {"09": 51, "10": 60}  # chapters in an older form: their longest
-CHAPTERS = [book for book in BOOKS if book.number not in LATER]
 SCREEN, SCREENS = 900, {"00": 5}  # pixels; screens of 1440 x 900 at most, 12 where nothing is said
 each_book = pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.name)
-each_chapter = pytest.mark.parametrize("book", CHAPTERS, ids=lambda book: book.name)
 
 
 def cells(book, kind):
@@ -25,7 +22,7 @@ def cells(book, kind):
 @each_book
 def test_code_cells_are_short(book):
     lengths = [len(notebooks.source(cell).splitlines()) for cell in cells(book, "code")]
-    assert max(lengths) <= LATER.get(book.number, LONGEST)
+    assert max(lengths) <= LONGEST
 
 
 @each_book
@@ -47,7 +44,7 @@ def test_links_of_the_text_lead_somewhere(book):
             assert (book.path.parent / place).exists(), place
 
 
-@each_chapter
+@each_book
 def test_findings_are_text(book):
     """Sentences stand in Markdown cells, with numbers that `replicate pages` fills, not in code."""
     for cell in cells(book, "code"):
@@ -71,7 +68,7 @@ def test_pictures_are_told_in_words(book):
                 )
 
 
-@each_chapter
+@each_book
 def test_cells_that_only_draw_are_folded(book):
     for cell in cells(book, "code"):
         folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
@@ -79,7 +76,7 @@ def test_cells_that_only_draw_are_folded(book):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to lay out a page")
-@each_chapter
+@each_book
 def test_a_chapter_is_not_too_long(book, tmp_path):
     """Its height above the exercises with all code open, exported to HTML, at 1440 pixels of width."""
     from nbconvert import HTMLExporter

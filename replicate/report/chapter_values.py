@@ -6,7 +6,14 @@ import re
 
 from replicate import paper, study
 from replicate.config import TrainConfig
-from replicate.report import kernel_values, notebooks, replication_page, study_tables, study_values
+from replicate.report import (
+    kernel_values,
+    notebooks,
+    replication_page,
+    run_values,
+    study_tables,
+    study_values,
+)
 from replicate.training.flops import param_count
 
 _LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+)")
@@ -23,7 +30,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
     "training gpu: A - B - C" for the loss of A above the sum of two, each above dense.
     "2503.16672: A - B": that paper's loss of A minus that of B. "tokens, gpu over laptop" (or "parameters"):
     how many times as many. "zeros gpu": natural sparsity of dense training, mean over layers and seeds.
-    Other names are those of `study_values`, `kernel_values` and `replication_page`.
+    Other names are those of `study_values`, `run_values`, `kernel_values` and `replication_page`.
     """
     if name == "links":
         return _links(book)
@@ -42,7 +49,8 @@ def value(book: notebooks.Notebook, name: str) -> str:
         if name.startswith("tokens"):
             return f"{gpu.steps * gpu.tokens_per_step / laptop.steps / laptop.tokens_per_step:.0f}"
         return f"{_weights(gpu) / _weights(laptop):.0f}"
-    return study_values.value(name) or kernel_values.value(name) or replication_page.value(name)
+    modules = (study_values, run_values, kernel_values, replication_page)
+    return next(filter(None, (module.value(name) for module in modules)), "")
 
 
 def _weights(config: TrainConfig) -> int:
