@@ -13,8 +13,6 @@ BOOKS = notebooks.discover()
 LONGEST = 25  # lines of a code cell
 LATER = {
     "08": 41,
-    "09": 51,
-    "10": 60,
     "12": 43,
 }  # chapters in an older form: their longest
 CHAPTERS = [book for book in BOOKS if book.number not in LATER]

@@ -6,7 +6,7 @@ import re
 
 from replicate import paper, study
 from replicate.config import TrainConfig
-from replicate.report import kernel_values, notebooks, replication_page, study_tables
+from replicate.report import kernel_values, notebooks, replication_page, run_values, study_tables
 from replicate.training.flops import param_count
 
 _LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+?)(?: - (.+))?")
@@ -22,7 +22,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
     mean ± half of the 95 % interval (number of seeds); likewise "training laptop: A".
     "2503.16672: A - B": that paper's loss of A minus that of B. "tokens, gpu over laptop" (or "parameters"):
     how many times as many. "zeros gpu": natural sparsity of dense training, mean over layers and seeds.
-    Other names are those of `kernel_values.values` and `replication_page.values`.
+    Other names are those of `run_values`, `kernel_values` and `replication_page`.
     """
     if name == "links":
         return _links(book)
@@ -41,7 +41,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
         if name.startswith("tokens"):
             return f"{gpu.steps * gpu.tokens_per_step / laptop.steps / laptop.tokens_per_step:.0f}"
         return f"{_weights(gpu) / _weights(laptop):.0f}"
-    return kernel_values.value(name) or replication_page.value(name)
+    return run_values.value(name) or kernel_values.value(name) or replication_page.value(name)
 
 
 def _weights(config: TrainConfig) -> int:
