@@ -101,17 +101,19 @@ def switches(scale: str, runs: pd.DataFrame) -> Figure:
 
 
 def recovery(studies: Mapping[str, pd.DataFrame]) -> Figure:
-    """Training loss above dense over a run: a column for each scale, a row for each reading with a mix."""
+    """Training loss above dense over a run: a panel for each scale and each reading that has a mix."""
     import matplotlib.pyplot as plt
 
-    rows = [b for b in READINGS if any(b + MIXES["50 %"] in set(part["arm"]) for part in studies.values())]
-    size = (max(6.5, 4.3 * len(studies)), 0.7 + 3.4 * len(rows))
-    fig, axes = plt.subplots(len(rows), len(studies), figsize=size, squeeze=False)
-    for line, base in zip(axes, rows, strict=True):
-        for ax, (scale, runs) in zip(line, studies.items(), strict=True):
-            _draw_recovery(ax, scale, runs, base)
-            ax.set_title(f"{scale}: {READINGS[base]}", fontsize=10)
-        line[0].set_ylabel("training loss above dense (nats)")
+    bases = [b for b in READINGS if any(b + MIXES["50 %"] in set(part["arm"]) for part in studies.values())]
+    rows, columns = (len(bases), len(studies)) if len(studies) > 1 else (1, len(bases))
+    size = (max(6.5, 4.3 * columns), 0.7 + 3.4 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    panels = [(base, scale) for base in bases for scale in studies]
+    for ax, (base, scale) in zip(axes.flat, panels, strict=True):
+        _draw_recovery(ax, scale, studies[scale], base)
+        ax.set_title(f"{scale}: {READINGS[base]}", fontsize=10)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("training loss above dense (nats)")
     for ax in axes[-1]:
         ax.set_xlabel("step")
     known = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels())}
@@ -143,20 +145,21 @@ def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Held-out loss above dense at the end of every mix, under either reading, a panel for each scale."""
     import matplotlib.pyplot as plt
 
-    size = (max(6.5, 4.2 * len(studies)), 3.5)
+    ran = {arm for part in studies.values() for arm in part["arm"]}
+    rows = [name for name, end in MIXES.items() if {base + end for base in READINGS} & ran]
+    size = (max(6.5, 4.2 * len(studies)), 1.2 + 0.4 * len(rows))
     fig, axes = plt.subplots(1, len(studies), figsize=size, squeeze=False, sharey=True)
     for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
         for base, (colour, marker, shift) in _READINGS.items():
-            for y, end in enumerate(MIXES.values()):
-                found = mix_tables.above(runs, base + end)
-                if found:
+            for y, name in enumerate(rows):
+                if found := mix_tables.above(runs, base + MIXES[name]):
                     half = (found.high - found.low) / 2 if math.isfinite(found.high) else 0
                     look = {"fmt": marker, "color": colour, "capsize": 3, "ms": 6}
                     ax.errorbar(found.mean, y + shift, xerr=half, **look)
         ax.axvline(0, color="0.5", lw=0.8)
         ax.set(xlabel="held-out loss above dense (nats)", title=f"{scale} scale")
         ax.locator_params(axis="x", nbins=5)
-    axes[0][0].set(yticks=range(len(MIXES)), yticklabels=list(MIXES), ylim=(len(MIXES) - 0.5, -0.5))
+    axes[0][0].set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
     axes[0][0].set_ylabel("sparse steps")
     for base, (colour, marker, _) in _READINGS.items():
         axes[0][0].plot([], [], marker, color=colour, label=READINGS[base])

@@ -1,16 +1,19 @@
-"""Pictures of the measured training step: depths, parts, Amdahl's law, and loss against speed."""
+"""Pictures of the measured training step: depths, parts, Amdahl's law, accounts of a run, loss and speed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from replicate import paper
 from replicate.bench import step
 from replicate.figures import PALETTE, family, style
 from replicate.report import step_table
+from replicate.report.layer_plots import OPAQUE
 from replicate.report.layer_tables import NAMES
 from replicate.study.records import Record
 from replicate.study.statistics import Stats
@@ -23,6 +26,9 @@ PART_COLOURS = {
     "optimiser": "#7a5195",
     "rest": "0.45",
 }
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 STEP_AXIS = "a step: times as fast as dense"
 
 
@@ -91,9 +97,10 @@ def draw_parts(ax: Axes, record: Record, arms: Sequence[str]) -> None:
     for y, end in enumerate(parts.sum(axis=1)):
         ax.text(end + 0.01 * whole, y, f"{steps.iloc[y]:.0f} ms", va="center", fontsize=9)
     free = whole - found.loc["dense", "ffn"]
-    ax.plot([free, free], [0.4, len(arms) + 0.5], "--", color="0.1", lw=1.3, label="were the FFN free")
+    gaps = [[y - 0.65, y - 0.35, np.nan] for y in range(1, len(arms) + 2)]  # between bars, not over numbers
+    ax.plot([free] * np.size(gaps), np.ravel(gaps), color="0.1", lw=2, label="were the FFN free")
     ax.set_yticks(range(len(arms) + 1), ["dense", *(NAMES[arm] for arm in arms)])
-    ax.set(ylim=(len(arms) + 0.5, -0.5), xlim=(0, 1.14 * whole), xlabel="milliseconds a step", ylabel="")
+    ax.set(ylim=(len(arms) + 0.65, -0.5), xlim=(0, 1.14 * whole), xlabel="milliseconds a step", ylabel="")
     ax.grid(False, axis="y")
 
 
@@ -116,7 +123,7 @@ def draw_amdahl(
         ax.plot(s, [flops.run_speedup(r, x) for x in s], line, color=colour, lw=1.3, zorder=1)
         end = (ticks[-1], flops.run_speedup(r, ticks[-1]))
         look = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": colour}
-        ax.annotate(f"{name}\nr = {r:.2f}", end, xytext=(5, 0), **look)
+        ax.annotate(f"{name}: r = {r:.2f}", end, xytext=(5, 0), **look)
     for name, found in points.items():
         for arm, at in found.items():
             ax.plot(*at, markers[name], color=PALETTE[family(arm)], ms=8, mec="white", zorder=3)
@@ -127,21 +134,150 @@ def draw_amdahl(
 
 
 def draw_frontier(
-    ax: Axes, points: Mapping[str, tuple[float, Stats, str]], early: tuple[np.ndarray, np.ndarray]
+    ax: Axes,
+    points: Mapping[str, tuple[float, Stats, str]],
+    early: tuple[np.ndarray, np.ndarray],
+    left: Collection[str] = (),
 ) -> None:
     """Loss above dense over a run's speed-up, with the line of a dense run that is stopped early.
 
     Args:
         points: label -> (times as fast, loss above dense, sparsity preset). early: from `stopped_early`.
+        left: labels that stand left of their point.
     """
     ax.plot(*early, "-", color=PALETTE["dense"], lw=1.6, label="dense, stopped early")
     for label, (speed, gap, preset) in points.items():
         look, half = style(preset), (gap.high - gap.low) / 2
         ax.errorbar(speed, gap.mean, yerr=half, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
-        at = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 9}
+        at = {"xytext": (-8, -3), "ha": "right"} if label in left else {"xytext": (8, -3)}
+        at |= {"textcoords": "offset points", "fontsize": 9}
         ax.annotate(label, (speed, gap.mean), **at, bbox=box, zorder=1)
     ax.plot(1, 0, "o", color=PALETTE["dense"], ms=7)
     fastest, highest = (max(x) for x in zip(*((speed, gap.high) for speed, gap, _ in points.values())))
     ax.set(xlim=(0.98, 1.02 + 1.28 * (fastest - 1)), ylim=(-0.02 * highest / 0.15, 1.12 * highest))
     ax.set_xlabel("a run: times as fast as dense, measured")
+
+
+def steps(records: Mapping[str, Record]) -> Figure:
+    """The 7B model's step by depth, and the speed of every sparse step; records: "1B" and "7B" -> step."""
+    import matplotlib.pyplot as plt
+
+    fig, (depths, speeds) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(1, 1.3))
+    draw_depths(depths, records["7B"], ("dense", "recipe", "venom16", "venom64"))
+    depths.set_title("7B: a straight line in the depth")
+    depths.legend(fontsize=9, loc="lower right", **OPAQUE)
+    colours = {"1B": PALETTE["control"], "7B": PALETTE["2:4 weights"]}
+    draw_speeds(speeds, step_table.sparse_speeds(records), colours)
+    text = paper.number("step_speedup_text")
+    speeds.axvspan(*paper.number("headline"), color=PALETTE["paper"], alpha=0.25, lw=0, zorder=0)
+    speeds.axvline(text, color=PALETTE["paper"], ls="--")
+    look = {"fontsize": 9, "color": "0.25", "va": "bottom"}
+    speeds.text(1.55, 6.9, "the paper:\na whole run", ha="center", **look)
+    speeds.text(text - 0.01, 6.9, f"the paper:\na sparse step, {text}", ha="right", **look)
+    speeds.set(xlim=(1, 2.45), title=f"A sparse step, measured: {text} is far")
+    speeds.legend(fontsize=9, loc="lower right", **OPAQUE)
+    return fig
+
+
+def parts(records: Mapping[str, Record]) -> Figure:
+    """The parts of a dense step and of three sparse ones, model by model."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(len(records), 1, figsize=(11, 5.8))
+    for ax, (label, record) in zip(axes, records.items(), strict=True):
+        draw_parts(ax, record, ("recipe", "venom16", "venom64"))
+        ax.set_title(label)
+    axes[0].set_xlabel("")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    return fig
+
+
+def amdahl(records: Mapping[str, Record]) -> Figure:
+    """Amdahl's law by the paper's share and the measured ones, and every format's layer and step on it."""
+    import matplotlib.pyplot as plt
+
+    shares = {label: row["time, measured"] for label, row in step_table.shares(records).iterrows()}
+    shares = {"the paper": step_table.shares(records).iloc[0, 0]} | shares
+    speeds, layers = step_table.sparse_speeds(records), step_table.layer_speeds(records)
+    points = {
+        label: {arm: (layers[label][arm], x) for arm, x in found.items()} for label, found in speeds.items()
+    }
+    markers = dict(zip(records, "os", strict=True))
+    fig, ax = plt.subplots(figsize=(9.5, 5))
+    draw_amdahl(ax, shares, points, markers)
+    for label, marker in markers.items():
+        ax.plot([], [], marker, color="0.4", label=f"measured, {label} shapes")
+    kinds = {"venom": "figure 4d (4 of 16, 32, 64)", "recipe": "algorithms 1, 2 (the same)"}
+    kinds |= {"2:4 activations": "2:4 activations", family("active16"): "clusters by activations"}
+    for kind, name in kinds.items():
+        ax.plot([], [], "P", color=PALETTE[kind], label=name)
+    far, near = points["7B"]["venom64"]
+    ax.set_title(f"A layer {far:.1f} times as fast makes a step {near:.1f} times as fast")
+    ax.legend(fontsize=9, loc="upper left", **OPAQUE)
+    return fig
+
+
+def three_ways(records: Mapping[str, Record]) -> Figure:
+    """A run's speed-up over its share of sparse steps, by the paper, corrected and measured."""
+    import matplotlib.pyplot as plt
+
+    looks = {  # format, way -> colour, marker and line
+        ("recipe", "paper"): (PALETTE["paper"], "o--"),
+        ("recipe", "corrected"): (PALETTE["control"], "s-."),
+        ("recipe", "measured"): (PALETTE["recipe"], "D-"),
+        ("venom16", "measured"): (PALETTE["venom"], "^:"),
+    }
+    mixes, table4 = step_table.mixes(), step_table.table4_mixes()
+    fig, axes = plt.subplots(1, len(records), figsize=(12, 4.6), sharey=True)
+    for ax, (label, record) in zip(axes, records.items(), strict=True):
+        runs = {(row["arm"], row["way"]): row for row in step_table.runs(record)}
+        for (arm, way), (colour, look) in looks.items():
+            values = [1, *(runs[arm, way][mix] for mix in table4)]
+            name = way if arm == "recipe" else f"{way}, figure 4d"
+            ax.plot([0, *(100 * mixes[mix] for mix in table4)], values, look, color=colour, label=name)
+        ax.axhspan(*paper.number("headline"), color=PALETTE["paper"], alpha=0.2, lw=0, zorder=0)
+        ax.set(title=f"{label}: the clock says less than either count", xlabel="sparse steps (%)")
+        ax.set_xticks([0, *(round(100 * mixes[mix]) for mix in table4)])
+    axes[0].set_ylabel("a run: times as fast as dense")
+    axes[-1].text(2, 1.66, "the abstract: {} to {}".format(*paper.number("headline")), fontsize=9, va="top")
+    axes[0].legend(
+        fontsize=9, loc="upper left", title="algorithms 1, 2, 4 of 16, by", title_fontsize=9, **OPAQUE
+    )
+    return fig
+
+
+def loss_and_time(
+    panels: Mapping[str, Mapping[str, tuple[float, Stats, str]]],
+    early: tuple[np.ndarray, np.ndarray],
+    model: str,
+) -> Figure:
+    """`draw_frontier` at the speeds of each model (label -> points); model: whose losses they are."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(panels), figsize=(13, 4.8), sharey=True)
+    for ax, (label, points) in zip(axes, panels.items(), strict=True):
+        above = [name for name, (x, gap, _) in points.items() if gap.mean > np.interp(x, *early)]
+        draw_frontier(ax, points, early, left=above)
+        ax.set_xlim(0.94, None)
+        ax.set_title(f"{label} speeds: below the line is better than stopping early")
+    axes[0].set_ylabel(f"held-out loss above dense (nats)\n{model} model")
+    axes[0].legend(fontsize=9, loc="upper left", **OPAQUE)
+    return fig
+
+
+def widths(found: pd.DataFrame) -> Figure:
+    """`draw_widths` of every format that was timed at each width."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(9.5, 4.8))
+    draw_widths(ax, found, step_table.AT_WIDTHS)
+    graph, launched = (
+        [step_table.pays_from(found, arm, column) for arm in step_table.AT_WIDTHS]
+        for column in ("x", "x launched")
+    )
+    ax.set_title(
+        f"A sparse step pays from d_model {max(graph)} on; launched, from {min(launched)} or {max(launched)}"
+    )
+    ax.legend(fontsize=9, loc="upper left", **OPAQUE)
+    return fig

@@ -6,7 +6,7 @@ causal attention and the vocabulary head counted, and from the measured step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ import pandas as pd
 from replicate import paper
 from replicate.bench.step import KIND, PAPERS, baseline, rows, step_times
 from replicate.bench.step_cases import DENSE
+from replicate.report import kernel_tables, layer_tables
 from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import SPARSITY_PRESETS, WIDTHS, train_preset
 from replicate.study.records import Record, RecordStore
@@ -99,6 +100,12 @@ def mixes() -> dict[str, float]:
     return found | {f"{sparse // 1000}k of {(sparse + dense) // 1000}k": sparse / (sparse + dense)}
 
 
+def table4_mixes() -> list[str]:
+    """Those of `mixes` that Table 4 has, the least sparse first."""
+    total = sum(paper.number("mix_1b")) // 1000
+    return [mix for mix in mixes() if mix.endswith(f" of {total}k")]
+
+
 def runs(record: Record) -> list[Row]:
     """One row a sparse arm and way: the step's speed-up and, for each of `mixes`, the run's."""
     measured, table = {row["arm"]: row["x"] for row in rows(record)}, []
@@ -128,3 +135,73 @@ def parts(record: Record) -> list[Row]:
         step = times[baseline(times) if name == DENSE else name]["ms"]
         table.append({"arm": name, **row, "rest": step - sum(row.values()), "step": step})
     return table
+
+
+def models() -> dict[str, Record]:
+    """Name of a model, 1B and 7B, -> the record of its step."""
+    return {label: recorded(preset) for label, (preset, _) in MODELS.items()}
+
+
+def sparse_speeds(records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
+    """Model -> sparse arm -> a step's times as fast as dense, arms in the record's order."""
+    out = {}
+    for label, record in records.items():
+        x = {row["arm"]: row["x"] for row in rows(record)}
+        out[label] = {arm: x[arm] for arm in record.config["sparsity"]}
+    return out
+
+
+def layer_speeds(records: Mapping[str, Record]) -> dict[str, dict[str, float]]:
+    """Model -> sparse arm -> the FFN layer's times as fast as dense, on `CARD`."""
+    found = kernel_tables.recorded(kernel_tables.LAYER, device=CARD)
+    by_arm = {m: layer_tables.layer(found, MODELS[m][1]).set_index("arm")["x"] for m in records}
+    return {label: speeds.to_dict() for label, speeds in by_arm.items()}
+
+
+def steps(records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row a model and format: milliseconds of a step, how well they are known, speed, memory."""
+    table = []
+    for label, record in records.items():
+        found = {row["arm"]: row for row in rows(record)}
+        for arm in (DENSE, "dense, in one piece", *record.config["sparsity"]):
+            row = found[arm]
+            how = f"p10 {row['ms_p10']:.1f}, p90 {row['ms_p90']:.1f}" if "ms_p10" in row else ""
+            if "residual" in row:
+                how = f"{row['base_ms']:.1f} + {row['layer_ms']:.2f} a layer, within {row['residual']:.1%}"
+            entry = {"model": label, "format": NAMES.get(arm, arm), "ms a step": row["ms"], "how": how}
+            entry |= {"times as fast": row["x"], "peak GiB": row["peak GiB"], "launched": row["x launched"]}
+            table.append(entry)
+    return pd.DataFrame(table)
+
+
+def shares(records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row a model: the FFN's share of the FLOPs by two counts and of the time, and attention's."""
+    table = {}
+    for label, record in records.items():
+        row, model = next(row for row in parts(record) if row["arm"] == DENSE), paper.model(label)
+        table[label] = {
+            "FLOPs, the paper's formula": flops.formula_share(model),
+            "FLOPs, complete count": flops.honest_share(model),
+            "time, measured": row["ffn"] / row["step"],
+            "time of attention": row["attention"] / row["step"],
+        }
+    return pd.DataFrame(table).T.rename_axis("model")
+
+
+def law(records: Mapping[str, Record]) -> pd.DataFrame:
+    """One row a format: at each model the layer's speed, the step's by Amdahl's law, and the measured one."""
+    speed, layer, share = sparse_speeds(records), layer_speeds(records), shares(records)["time, measured"]
+    names = next(iter(speed.values()))
+    table: dict[str, list[Any]] = {"format": [NAMES[arm] for arm in names]}
+    for label in records:
+        table[f"{label}: layer"] = [layer[label][arm] for arm in names]
+        by_law = [flops.run_speedup(share[label], layer[label][arm]) for arm in names]
+        table |= {f"{label}: step by the law": by_law}
+        table[f"{label}: step measured"] = [speed[label][arm] for arm in names]
+    return pd.DataFrame(table)
+
+
+def three_ways(records: Mapping[str, Record]) -> pd.DataFrame:
+    """`runs` of every model, formats by name."""
+    found = [{"model": label, **row} for label, record in records.items() for row in runs(record)]
+    return pd.DataFrame(found).replace({"arm": NAMES}).rename(columns={"arm": "format"})
