@@ -47,7 +47,7 @@ def recorded() -> dict[str, pd.DataFrame]:
     """Scale -> every recorded run of `ARMS`, of those scales that have the dense model, a half and all."""
     needed = ("dense", tables.HALF, "recipe")
     return results.all_larger(
-        "smoke", lambda scale: plans.some(ARMS, (1, 2, 3), scale), needed=needed, min_seeds=2
+        "smoke", lambda scale: plans.some(ARMS, (1, 2, 3), scale), needed=needed, min_seeds=1
     )
 
 

@@ -1,18 +1,37 @@
-"""How soon a held-out loss is reached: by sparse arms, and by a dense run that is cut short."""
+"""Loss against time: Table 2's form, the time to a loss, and a dense run that is cut short."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
 
+from replicate import paper
 from replicate.bench import step
+from replicate.figures import about
 from replicate.report import step_table, study_tables
-from replicate.settings.presets import PRESET_OF
+from replicate.report.layer_tables import NAMES
+from replicate.settings.presets import PRESET_OF, train_preset
 from replicate.settings.text import from_dict
-from replicate.study import results
+from replicate.study import completion, results, statistics
 from replicate.study.records import Record
+from replicate.training import flops
+from replicate.training.flops import param_count
+
+RACED = {  # scale -> arms whose time to the recipe's loss is known
+    "gpu": ("dense", "act24", "venom16", "venom32", "recipe", "active16", "active16x32", "active64x32"),
+    "gpu40m": ("dense", "act24", "venom16", "recipe", "active16x32"),
+}
+MIXED = {  # arm by algorithms 1 and 2 with dense steps -> its mix in Table 4
+    f"recipe, {share}% sparse first": mix
+    for share, mix in zip((50, 67, 83), step_table.table4_mixes(), strict=False)
+}
+BROAD = "gpu"  # the largest scale at which all formats were trained
+SHORT = {arm: f"{arm[8:10]} % sparse" for arm in MIXED} | {"recipe": "algorithms 1, 2"}
+SHORT |= {"act24": NAMES["act24"]} | {f"venom{m}": NAMES[f"venom{m}"] for m in (16, 32, 64)}
+Points = dict[str, tuple[float, statistics.Stats, str]]  # label -> times as fast, loss above dense, preset
 
 
 def table(scale: str, arms: Sequence[str]) -> tuple[float, str, pd.DataFrame]:
@@ -66,3 +85,97 @@ def stopped_early(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     steps, losses = np.mean(curves, axis=0).T
     there = steps > 0
     return (steps[-1] / steps[there])[::-1], (losses[there] - losses[-1])[::-1]
+
+
+def parameters(scale: str) -> str:
+    """The size of a scale's model without its embedding, such as "10.6M"."""
+    return f"{param_count(train_preset(PRESET_OF[scale]).model)['non_embedding'] / 1e6:.1f}M"
+
+
+def clocks() -> pd.DataFrame:
+    """`table` of RACED, models and formats by name."""
+    found = [
+        table(scale, arms)[2].assign(model=parameters(scale)).replace({"arm": NAMES})
+        for scale, arms in RACED.items()
+    ]
+    columns = {"arm": "format", "n": "seeds", "a step": "times as fast a step"}
+    frame = pd.concat(found).rename(columns=columns | {"to the loss": "times as fast to the loss"})
+    return frame[["model", *frame.columns.drop("model")]]
+
+
+@cache
+def answered(scale: str) -> pd.DataFrame:
+    """The recorded runs of a scale that were asked questions, with their accuracy."""
+    runs = study_tables.runs(scale)
+    some = runs[runs["arm"].isin(["dense", study_tables.HALF, "recipe"])]
+    return results.completions(some, completion.QUESTIONS[scale]).dropna(subset="accuracy")
+
+
+def half_sparse(scale: str) -> dict[str, statistics.Stats]:
+    """Above dense, "loss" and, where it is known, "accuracy" of the run with half of its steps sparse."""
+    half, known = study_tables.HALF, answered(scale)
+    out = {
+        "loss": results.differences(study_tables.runs(scale), column=study_tables.TRAIN, arms=[half])[half]
+    }
+    if half in set(known["arm"]):
+        out["accuracy"] = results.differences(known, column="accuracy", arms=[half])[half]
+    return out
+
+
+def table2(records: Mapping[str, Record]) -> pd.DataFrame:
+    """Table 2's form: our runs and the paper's; records: of the steps that our speed-ups come from."""
+    speed = {label: found["recipe"] for label, found in step_table.sparse_speeds(records).items()}
+    sparse, dense = paper.number("mix_1b")
+    ours, rows = {"dense": 0.0, study_tables.HALF: sparse / (sparse + dense), "recipe": 1.0}, []
+    for scale in study_tables.SIZES:
+        runs, known = study_tables.runs(scale), answered(scale)
+        for arm, share in ours.items():
+            ran = " / ".join(f"{flops.run_speedup(share, x):.3f}" for x in speed.values()) if share else "1"
+            gap = study_tables.contrast(runs, (arm,), study_tables.TRAIN) if share else None
+            score = known.loc[known["arm"] == arm, "accuracy"].mean()
+            row = {"model": f"ours, {parameters(scale)} ({scale})", "training": arm, "speed-up": ran}
+            row["loss"] = f"{runs.loc[runs['arm'] == arm, study_tables.TRAIN].mean():.3f}"
+            row |= {"above dense": study_tables.brief(gap)}
+            rows.append(row | {"accuracy": "not recorded" if np.isnan(score) else about(score)})
+    printed = {row["model"]: row for row in paper.rows(2)}
+    for name, found in printed.items():
+        size, training = name.split()
+        row = {"model": f"the paper's, {size}", "training": training, "speed-up": f"{found['speedup']:g}"}
+        gap = found["loss"] - printed[f"{size} dense"]["loss"]
+        row |= {"loss": f"{found['loss']:.3f}", "above dense": f"{gap:+.3f}" if training == "sparse" else ""}
+        rows.append(row | {"accuracy": f"{found['avg']:.3f}"})
+    return pd.DataFrame(rows)
+
+
+def points(records: Mapping[str, Record]) -> dict[str, Points]:
+    """Model -> every format of SHORT at its measured speed, with its held-out loss at scale BROAD."""
+    gaps, mixes = results.differences(study_tables.runs(BROAD), arms=list(SHORT)), step_table.mixes()
+    out: dict[str, Points] = {}
+    for model, speed in step_table.sparse_speeds(records).items():
+        out[model] = {}
+        for arm, label in SHORT.items():
+            preset, share = ("recipe", mixes[MIXED[arm]]) if arm in MIXED else (arm, 1.0)
+            out[model][label] = (flops.run_speedup(share, speed[preset]), gaps[arm], preset)
+    return out
+
+
+def below(found: Points, early: tuple[np.ndarray, np.ndarray], *, sure: bool = False) -> list[str]:
+    """Those that lose less than a dense run stopped as early; sure: with their whole interval."""
+    return [
+        name
+        for name, (x, gap, _) in found.items()
+        if (gap.high if sure else gap.mean) < np.interp(x, *early) and (gap.n > 2 or not sure)
+    ]
+
+
+def loss_and_time(panels: Mapping[str, Points], early: tuple[np.ndarray, np.ndarray]) -> pd.DataFrame:
+    """`points` as a table, beside what a dense run loses that is stopped as early."""
+    rows = []
+    for label, (_, gap, _) in next(iter(panels.values())).items():
+        row = {"training": label, "loss above dense": study_tables.brief(gap)}
+        for model, found in panels.items():
+            x = found[label][0]
+            row |= {f"{model}: speed-up": f"{x:.3f}"}
+            row[f"{model}: dense stopped as early"] = f"{np.interp(x, *early):.3f}"
+        rows.append(row)
+    return pd.DataFrame(rows)

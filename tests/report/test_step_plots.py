@@ -1,7 +1,9 @@
 """Pictures of the measured step: what is drawn is what the records say."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from replicate.bench import step
 from replicate.report import step_plots, step_table
@@ -12,6 +14,18 @@ from replicate.training import flops
 @pytest.fixture(scope="module")
 def steps():
     return {preset: step_table.recorded(preset) for preset in ("llama1b", "llama7b")}
+
+
+@pytest.fixture(scope="module")
+def records():
+    return step_table.models()
+
+
+@pytest.fixture
+def figure():
+    """Closes every figure that a test draws."""
+    yield
+    plt.close("all")
 
 
 def texts(ax):
@@ -50,7 +64,7 @@ def test_amdahl_draws_the_law_and_the_points(ax):
     for line, r in ((paper, 0.75), (curve, 0.4)):
         assert line.get_ydata()[-1] == pytest.approx(flops.run_speedup(r, line.get_xdata()[-1]))
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (2.0, 1.2)
-    assert texts(ax) == ["the paper\nr = 0.75", "1B\nr = 0.40"]
+    assert texts(ax) == ["the paper: r = 0.75", "1B: r = 0.40"]
 
 
 def test_the_frontier_shows_every_point_and_the_dense_line(ax):
@@ -61,3 +75,47 @@ def test_the_frontier_shows_every_point_and_the_dense_line(ax):
     left, right = ax.get_xlim()
     low, high = ax.get_ylim()
     assert left < 1 and right > 1.3 and low < 0 and high > gap.high
+
+
+def test_labels_of_what_is_above_the_line_stand_left(figure):
+    gap, early = statistics.summary([0.04, 0.05, 0.06]), (np.array([1, 2]), np.array([0, 0.2]))
+    points = {"above": (1.1, gap, "venom16"), "below": (1.8, gap, "venom32")}
+    for ax in step_plots.loss_and_time({"1B": points, "7B": points}, early, "10M").axes:
+        assert [text.get_ha() for text in ax.texts] == ["right", "left"]
+
+
+def test_the_pictures_of_notebook_10_draw_its_tables(records, figure):
+    law = step_table.law(records)
+    lines = step_plots.amdahl(records).axes[0].lines
+    drawn = sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in lines if len(line.get_xdata()) == 1)
+    found = [
+        pair
+        for model in records
+        for pair in zip(law[f"{model}: layer"], law[f"{model}: step measured"], strict=True)
+    ]
+    assert np.array(drawn) == pytest.approx(np.array(sorted(found)))
+    runs = step_table.three_ways(records).set_index(["format", "model", "way"])
+    for ax, model in zip(step_plots.three_ways(records).axes, records, strict=True):
+        for line, way in zip(ax.lines, step_table.WAYS, strict=False):
+            row = runs.loc[("algorithms 1, 2, 4 of 16", model, way)]
+            assert list(line.get_ydata())[1:] == [row[mix] for mix in step_table.table4_mixes()]
+    bars = step_plots.steps(records).axes[1].patches
+    speeds = step_table.sparse_speeds(records)
+    assert {round(1 + bar.get_width(), 9) for bar in bars} >= {round(x, 9) for x in speeds["7B"].values()}
+    assert len(step_plots.parts(records).axes) == 2
+    title = step_plots.widths(pd.DataFrame(step_table.widths())).axes[0].get_title()
+    assert title.startswith("A sparse step pays from d_model 1024 on")
+
+
+def test_shares_and_steps_are_those_of_the_record(records):
+    shares = step_table.shares(records)
+    times = step.step_times(records["1B"])
+    part = next(row for row in step_table.parts(records["1B"]) if row["arm"] == "dense")
+    assert shares.loc["1B", "time, measured"] * times[step.baseline(times)]["ms"] == pytest.approx(
+        part["ffn"]
+    )
+    table = step_table.steps(records).set_index(["model", "format"])
+    assert table.loc[("1B", "dense, compiled"), "how"].startswith("p10 ")
+    assert " a layer, within " in table.loc[("7B", "dense, compiled"), "how"]
+    measured = step_table.law(records).set_index("format")["7B: step measured"]
+    assert table.loc["7B"].loc[measured.index, "times as fast"].tolist() == pytest.approx(measured.tolist())

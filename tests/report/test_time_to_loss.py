@@ -1,10 +1,11 @@
 """The time to a loss is steps times the milliseconds of a step; stopping early costs loss."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from replicate.report import step_table, study_tables, time_to_loss
-from replicate.study import plans, records
+from replicate.study import plans, records, statistics
 
 
 @pytest.mark.parametrize("scale", ["gpu", "gpu40m"])
@@ -65,3 +66,40 @@ def test_stopping_early_is_faster_and_costs_loss():
 def test_runs_that_cannot_be_averaged_are_refused(curves):
     with pytest.raises(ValueError, match=f"^{len(curves)} runs of 'dense'"):
         time_to_loss.stopped_early(runs(*curves))
+
+
+def test_table_2_has_our_runs_and_the_papers():
+    table = time_to_loss.table2(step_table.models()).set_index(["model", "training"])
+    ours = table.loc["ours, 10.6M (gpu)"]
+    gap = study_tables.contrast(study_tables.runs("gpu"), (study_tables.HALF,), study_tables.TRAIN)
+    assert ours.loc[study_tables.HALF, "above dense"] == study_tables.brief(gap)
+    assert table.loc[("the paper's, 1B", "sparse"), "above dense"] == "-0.003"
+    assert set(table.loc["ours, 0.8M (laptop)", "accuracy"]) == {"not recorded"}
+    assert set(time_to_loss.half_sparse("laptop")) == {"loss"}
+    assert set(time_to_loss.half_sparse("gpu")) == {"loss", "accuracy"}
+
+
+def test_below_the_line_is_better_than_stopping():
+    near, far = (statistics.summary([x, x + 0.01, x + 0.02]) for x in (0.08, 0.01))
+    found = {"on": (1.5, near, "venom16"), "sure": (1.5, far, "venom32")}
+    early = (np.array([1, 2]), np.array([0, 0.2]))
+    assert time_to_loss.below(found, early) == ["on", "sure"]
+    assert time_to_loss.below(found, early, sure=True) == ["sure"]
+    one = {"one seed": (1.5, statistics.summary([0.0]), "venom16")}
+    assert time_to_loss.below(one, early) == ["one seed"] and not time_to_loss.below(one, early, sure=True)
+
+
+def test_points_stand_at_the_speed_of_their_mix():
+    records = step_table.models()
+    points = time_to_loss.points(records)
+    step = step_table.sparse_speeds(records)["1B"]["recipe"]
+    assert points["1B"]["50 % sparse"][0] == pytest.approx(1 / (0.5 + 0.5 / step))
+    assert points["1B"]["algorithms 1, 2"][0] == pytest.approx(step)
+    early = time_to_loss.stopped_early(study_tables.runs("gpu"))
+    table = time_to_loss.loss_and_time(points, early)
+    assert table["training"].tolist() == list(time_to_loss.SHORT.values())
+    clock = time_to_loss.clocks()
+    assert len(clock) == sum(map(len, time_to_loss.RACED.values())) and set(clock["model"]) == {
+        "10.6M",
+        "39.3M",
+    }
