@@ -61,12 +61,12 @@ def second_reading() -> str:
     for scale, runs in mix_tables.recorded().items():
         half, whole = (mix_tables.above(runs, arm) for arm in arms)
         if half and whole:
-            ran.append(f"{tables.brief(half)} at scale `{scale}`, {tables.brief(whole)} if sparse to the end")
+            ran.append(f"{tables.brief(half)} at scale `{scale}` (sparse to the end {tables.brief(whole)})")
             sure.append(half.low > 0)
             seeds.append(half.n)
     if not ran:
         return "No mix of this kind is recorded yet, only runs that are sparse to the end (below)."
-    listed = f"With half of the steps sparse it ends above dense by {'; by '.join(ran)}. "
+    listed = f"A run with half of its steps sparse ends above dense by {', '.join(ran)}. "
     if max(seeds) < 2:
         return listed + "One run has no interval, so this is a first sign, no result."
     if all(sure):
@@ -99,11 +99,10 @@ def _steps() -> dict[str, str]:
         out[f"{label} attention over FFN"] = f"{attention / time:.1f}"
         off = law[f"{label}: step measured"] / law[f"{label}: step by the law"] - 1
         out[f"{label} law off"] = f"{100 * off.abs().max():.0f} %"
-        found = {row["arm"]: row for row in step.rows(records[label])}
-        saved = found["dense"]["peak GiB"] - found["recipe"]["peak GiB"]
-        out[f"{label} saved"] = f"{saved:.1f} GiB"
-        out[f"{label} saved share"] = f"{100 * saved / found['dense']['peak GiB']:.0f} %"
-        out[f"{label} peak"] = f"{found['dense']['peak GiB']:.1f} GiB"
+    found = {row["arm"]: row["peak GiB"] for row in step.rows(records["1B"])}
+    saved = found["dense"] - found["recipe"]
+    out |= {"1B peak": f"{found['dense']:.1f} GiB", "1B saved": f"{saved:.1f} GiB"}
+    out["1B saved share"] = f"{100 * saved / found['dense']:.0f} %"
     out["unexplained"] = f"{100 * max(map(abs, rests)):.0f} %"
     off = max(row["residual"] for row in step.rows(records["7B"]))
     return out | {"off the line": f"{100 * off:.1f} %", "state": f"{12 * _total('llama1b') / 2**30:.1f} GiB"}
@@ -116,23 +115,21 @@ def _losses() -> dict[str, str]:
     for model, found in panels.items():
         out[f"surely below {model}"] = _list(time_to_loss.below(found, early, sure=True))
         x, gap, _ = found[time_to_loss.SHORT[tables.HALF]]
-        out |= {f"half, run {model}": f"{x:.2f}", f"half, stopped {model}": f"{np.interp(x, *early):.3f}"}
+        out[f"half, stopped {model}"] = f"{np.interp(x, *early):.3f}"
         out["half, loss"] = f"{gap.mean:.3f}"
     clock = time_to_loss.clocks()
     faster = clock["times as fast a step"][clock["format"] != NAMES["dense"]]
     out |= {"slower steps": str((faster < 1).sum()), "sparse steps": str(len(faster))}
     out["small steps"] = f"{faster.min():.2f} to {faster.max():.2f}"
     for scale, arms in time_to_loss.RACED.items():
-        target, card, _ = time_to_loss.table(scale, arms)
+        target, *_ = time_to_loss.table(scale, arms)
         size = time_to_loss.parameters(scale)
         rows = clock[clock["model"] == size].set_index("format")["times as fast to the loss"]
         out |= {f"target {size}": f"{target:.3f}", f"clock {size}": f"{1 / rows[NAMES['recipe']]:.2f}"}
         out[f"level {size}"] = f"{rows[NAMES['act24']]:.2f}"
-        out["race card"] = card
     ratio = _total("llama1b") / param_count(train_preset("study40m").model)["total"]
     out["1B over gpu40m"] = f"{ratio:.0f}"
-    for scale in ("gpu", "gpu40m"):
-        out[f"accuracy {scale}"] = tables.brief(time_to_loss.half_sparse(scale)["accuracy"])
+    out["accuracy gpu40m"] = tables.brief(time_to_loss.half_sparse("gpu40m")["accuracy"])
     return out
 
 
@@ -148,5 +145,4 @@ def _total(preset: str) -> int:
 
 
 def _list(names: list[str]) -> str:
-    *first, last = names or ["nothing"]
-    return f"{', '.join(first)} and {last}" if first else last
+    return "; ".join(names) or "nothing"
