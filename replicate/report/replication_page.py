@@ -14,7 +14,7 @@ from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
-from replicate.report import costs, kernel_tables, layer_tables, step_table, study_coverage
+from replicate.report import costs, kernel_tables, layer_tables, step_table, study_coverage, width
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
 from replicate.study import noise, plans
@@ -57,6 +57,7 @@ def tables() -> dict[str, str]:
         "sizes": text(study.sizes()),
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
+        "width": text(width.table(width.trade(study.runs("gpu")), width.times())),
         "trained on": "\n".join(study_coverage.cards(scale) for scale in ("gpu", "gpu40m")),
         "trained again": study_coverage.trained_again(),
     }

@@ -67,8 +67,8 @@ def second_reading() -> str:
     if not ran:
         return "No mix of this kind is recorded yet, only runs that are sparse to the end (below)."
     listed = f"A run with half of its steps sparse ends above dense by {', '.join(ran)}. "
-    if max(seeds) < 2:
-        return listed + "One run has no interval, so this is a first sign, no result."
+    if max(seeds) < 3:
+        return listed + "Fewer than three runs are a first sign, no result."
     if all(sure):
         return listed + "So under this reading, too, a dense end of this length stays above dense."
     if not any(sure):

@@ -138,11 +138,14 @@ def contrasts(
 
 
 def mixes(scale: str) -> pd.DataFrame:
-    """Table 4 at a scale: sparse steps, losses above dense, accuracy where it was recorded."""
+    """Table 4 at a scale: sparse steps, losses above dense, accuracy where it was recorded.
+
+    With both readings of the backward pass; mixes of the second one where they ran.
+    """
     frame = runs(scale)
     known = accuracies(frame)
-    rows = []
-    for arm in ("recipe", *plans.MIXES):
+    rows, ran = [], set(frame["arm"])
+    for arm in ("recipe", *plans.MIXES, *(arm for arm in ("recipe, same", *plans.SAME_MIXES) if arm in ran)):
         config, (train, held) = plans.everything(scale, (1,))[arm][0], _above_dense(frame, arm)
         row = {"arm": arm, "sparse steps": f"{sparse_steps(config)} of {config.steps}"}
         row["n"] = str(train.n) if train else "not run"

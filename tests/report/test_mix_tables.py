@@ -115,7 +115,7 @@ def test_phases_and_switches_are_drawn(recorded, figure):
     [
         ((1, 2, 3), 0.0, "too, a dense end"),
         ((1, 2, 3), -0.056, "include zero"),
-        ((1,), 0.0, "One run has no"),
+        ((1, 2), 0.0, "first sign"),
     ],
 )
 def test_the_second_reading_is_said_as_far_as_it_ran(recorded, monkeypatch, seeds, shift, says):

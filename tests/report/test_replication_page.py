@@ -8,7 +8,7 @@ from replicate import paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table
-from replicate.report import layer_tables, pages, step_table, study_coverage, time_to_loss
+from replicate.report import layer_tables, pages, step_table, study_coverage, time_to_loss, width
 from replicate.report import replication_page as report
 from replicate.report import study_tables as study
 from replicate.study import completion, noise, plans, statistics
@@ -317,3 +317,13 @@ def test_what_the_prose_says_of_a_second_gpu():
     assert (second <= first * 1.005).all() and (second > 0.85 * first).all(), "a little smaller"
     for one, other in zip(first.T, second.T, strict=True):
         assert np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1] > 0.99, "same order"
+
+
+def test_what_the_prose_says_of_width():
+    found, times = width.trade(study.runs("gpu")), width.times()
+    wider = found[(found["d_ff"] > 1) & (found["loss"].map(lambda loss: loss.n) >= 3)]
+    assert (wider["loss"].map(lambda loss: loss.mean) < 0).all(), "held-out losses below the dense model's"
+    both = [row.arm for row in wider.itertuples() if row.loss.mean <= -0.03 and min(times[row.arm]) <= 1.05]
+    assert len(wider) and not both, "no arm that ran on three seeds has both"
+    assert not set(found["arm"]) & {arm for arm in plans.everything("gpu") if arm.startswith("experts")}
+    assert width.timed().device == "NVIDIA H200"
