@@ -83,7 +83,7 @@ def composed_step(answer: Any) -> str:
             ),
             (slope, f"That is one layer. There are {wanted}, and a part without layers."),
         ],
-        tolerance=1e-2,
+        tolerance=2e-3,
     )
     return f"{base:.0f} ms do not depend on the depth, a layer takes {slope:.1f} ms."
 
