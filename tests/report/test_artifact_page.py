@@ -52,18 +52,19 @@ def test_the_runs_named_give_the_claims_number(name):
     frame = study_tables.every_run(row["scale"])
     frame = frame[frame["seed"] <= seeds]
     if name in ACCURACY:
-        frame = study_tables._accuracies(frame)
+        frame = study_tables.accuracies(frame)
     column = "accuracy" if name in ACCURACY else "valid_loss" if name in HELD_OUT else "final_loss"
     compared = artifact.ARMS[name]
     if len(compared) == 2:
         stats = results.differences(frame, compared[1], column, compared[:1])[compared[0]]
     else:
-        stats = study_tables.contrast(frame, compared, column)
+        stats = results.contrast(frame, compared, column)
     ours, half, n = re.match(r"([+-]?[\d.]+) ± ([\d.]+).* ?\((\d)\)", row["ours"]).groups()
     digits = len(half.partition(".")[2])
     mean = abs(stats.mean) if name.startswith("table3-additive") else stats.mean
     assert f"{mean:.{digits}f}" == f"{float(ours):.{digits}f}", row["ours"]
     wanted = len(artifact.arms(name)) * seeds
+    assert f"{(stats.high - stats.low) / 2:.{digits}f}" == half
     assert len(artifact.records(name)) == wanted and stats.n == int(n) == seeds
 
 

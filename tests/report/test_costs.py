@@ -7,7 +7,7 @@ import pytest
 from replicate.report import costs
 from replicate.report import study_tables as study
 from replicate.settings.text import from_dict
-from replicate.study import plans
+from replicate.study import plans, results
 from replicate.study.records import RecordStore
 
 
@@ -57,7 +57,7 @@ def test_what_the_prose_says_of_the_search():
     assert "lowest" in chosen
     for scale in study.SCALES:
         for rate in ("0.5", "2"):
-            assert study.contrast(study.runs(scale), (f"dense, lr x {rate}",), study.TRAIN).mean > 0
+            assert results.contrast(study.runs(scale), (f"dense, lr x {rate}",), study.TRAIN).mean > 0
     small, large = (plans.everything(scale, (1,))["dense"][0] for scale in ("gpu", "gpu40m"))
     assert large.lr * large.model.d_model == pytest.approx(small.lr * small.model.d_model)
     table = costs.tried().set_index("setting")
