@@ -9,17 +9,18 @@
     python3 reproduce.py --fresh             run notebooks again that are done already
     python3 reproduce.py --list              what there is to run
     python3 reproduce.py test                lint, unit tests, notebooks
-    python3 reproduce.py test --everywhere   and labs, site, browser, another processor, another seed
+    python3 reproduce.py test --everywhere   and labs, site, other models, browser,
+                                             another processor, another seed
     python3 reproduce.py test ARGUMENTS      pytest with these arguments
     python3 reproduce.py site                the pages as a website, site/_build/html
     python3 reproduce.py install             only what run and test do first
 
 The first run makes .venv and installs exact versions, checked by hash (requirements.txt); an environment
 that has the package already (conda, an active venv) is used as it is. Run again after an interruption:
-what is done stays done. The site, and the tests of labs and browser, install packages of their own
-(requirements-more.txt). In the environment: REPLICATE_TORCH=cpu or cuda chooses torch's build on Linux
-(else by whether there is an NVIDIA GPU), REPLICATE_VENV, REPLICATE_RUNS and REPLICATE_FIGURES name other
-folders for .venv, runs/ and figures/.
+what is done stays done. The site, and the tests of labs, other models and browser, install packages of
+their own (requirements-more.txt). In the environment: REPLICATE_TORCH=cpu or cuda chooses torch's build on
+Linux (else by whether there is an NVIDIA GPU), REPLICATE_VENV, REPLICATE_RUNS and REPLICATE_FIGURES name
+other folders for .venv, runs/ and figures/.
 """
 
 import os
@@ -34,6 +35,7 @@ COMMANDS = ("run", "test", "install", "site")
 MORE_TESTS = (
     "tests/course/test_labs.py",
     "tests/site",
+    "tests/hf",
     "tests/browser",
 )  # of packages that `test` does not install
 LONG_ENOUGH = 55 * 60  # seconds after which `test --everywhere` begins no further pass
@@ -60,7 +62,7 @@ def run_tests(everywhere):
         "Notebooks": [*pytest, notebooks],
     }
     if everywhere:
-        stages["Labs, site and browser"] = [str(ready_for_more()), "-m", "pytest", *MORE_TESTS]
+        stages["Labs, site, other models and browser"] = [str(ready_for_more()), "-m", "pytest", *MORE_TESTS]
         stages["Notebooks, as on a processor without AVX"] = [*pytest, notebooks, "--processor=plain"]
         stages["Notebooks, another seed"] = [*pytest, notebooks, "--notebook-seed=drawn"]
     failed = []

@@ -32,7 +32,7 @@ from replicate.training.device import pick_device, pick_dtype, pick_residual, re
 from replicate.training.failure import NonFiniteLoss, stopped_at
 from replicate.training.interrupts import interrupts_between_steps
 from replicate.training.progress import Progress
-from replicate.training.step import OptimizerStep, make_optimizer
+from replicate.training.step import OptimizerStep, make_optimizer, permute_moments
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]
 
@@ -252,12 +252,7 @@ class Trainer:
         with self.autocast():
             samples = evaluate.ffn_inputs(self.model, self.batch(step)[0][: evaluate.stats_rows(self.config)])
         for ffn, sample in zip(self.model.ffns(), samples):
-            perm = ffn.make_clusters(self.config.seed, sample)
-            for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
-                state = self.optimizer.state.get(parameter, {})
-                for name in ("exp_avg", "exp_avg_sq"):
-                    if name in state:
-                        state[name].copy_(state[name].index_select(axis, perm))
+            permute_moments(self.optimizer, ffn, ffn.make_clusters(self.config.seed, sample))
 
     def _statistics(self, step: int) -> dict[str, Any]:
         """What the layers do in this step's forward pass: a list over layers for each statistic."""

@@ -111,7 +111,7 @@ def test_what_is_changed_or_broken_is_made_anew(checkout, name):
 def test_more_packages_come_on_top_once(checkout, capsys):
     python = installation.ready_for_more()
     assert "--require-hashes --no-deps -r requirements-more.txt" in checkout.pip[-1]
-    assert "Installing packages of course, site, browser" in capsys.readouterr().out
+    assert "Installing packages of course, site, hf, browser" in capsys.readouterr().out
     assert installation.ready_for_more() == installation.ready(["notebooks"]) == python
     assert len(checkout.pip) == 3
     (checkout.venv / installation.STAMP).write_text("older")
@@ -125,7 +125,7 @@ def test_more_packages_come_on_top_once(checkout, capsys):
 
 def test_more_packages_are_never_put_into_a_users_environment(checkout, monkeypatch):
     monkeypatch.setattr(installation, "has_packages", lambda extras: "course" not in extras)
-    with pytest.raises(Stop, match=r'pip install -e "\.\[notebooks,test,course,site,browser\]"'):
+    with pytest.raises(Stop, match=r'pip install -e "\.\[notebooks,test,course,site,hf,browser\]"'):
         installation.ready_for_more()
     monkeypatch.setattr(installation, "has_packages", lambda extras: True)
     assert installation.ready_for_more() == Path(sys.executable)
@@ -255,6 +255,7 @@ WITHOUT_IMPORT = {
     "tabulate": ("replicate/figures.py", ".to_markdown("),  # pandas imports it
     "jupyterlab": ("README.md", "jupyter lab"),
     "ipykernel": ("notebooks/00_start_here.ipynb", "(ipykernel)"),
+    "accelerate": ("tests/hf/test_models.py", "transformers.Trainer("),  # which imports it
     "nbgrader": ("course/README.md", "nbgrader autograde"),
     "sphinx": ("site/build.py", '"sphinx"'),
     "myst-nb": ("site/conf.py", '"myst_nb"'),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from replicate.config import TrainConfig
+from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.kernels import backend as engines
 
@@ -51,6 +52,15 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
+
+
+def permute_moments(optimizer: torch.optim.Optimizer, ffn: SparseFFN, perm: Tensor) -> None:
+    """Let AdamW's moments follow the neurons of an FFN in the order [F] that `make_clusters` gave them."""
+    for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
+        state = optimizer.state.get(parameter, {})
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in state:
+                state[name].copy_(state[name].index_select(axis, perm))
 
 
 def clipped_step(
