@@ -66,11 +66,30 @@ class GPT(nn.Module):
         cos, sin = self.cos[: idx.shape[-1]], self.sin[: idx.shape[-1]]
         for block in self.blocks:
             x = block(x, cos, sin)
-        logits = F.linear(self.norm(x), self.embed.weight if self.head is None else self.head.weight)
+        logits = self._logits(x)
         if targets is None:
             return logits, None
         wide = torch.promote_types(logits.dtype, torch.float32)
         return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
+
+    def extend(self, idx: Tensor, caches: list[KVCache]) -> Tensor:
+        """Logits [B, vocab_size] after further tokens idx [B, S] of a text whose keys and values are kept.
+
+        Args:
+            caches: one a layer, empty for the beginning of a text; they take up the new tokens.
+
+        Raises ValueError if the text so grows beyond config.seq_len.
+        """
+        start, end = caches[0].length, caches[0].length + idx.shape[-1]
+        if end > self.config.seq_len:
+            raise ValueError(f"the text has {end} tokens; seq_len is {self.config.seq_len}")
+        x, cos, sin = self.residual(idx), self.cos[start:end], self.sin[start:end]
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, cos, sin, cache)
+        return self._logits(x[:, -1])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(x), self.embed.weight if self.head is None else self.head.weight)
 
     def residual(self, idx: Tensor) -> Tensor:
         """What the residual stream starts with: the embedding [B, S, D] of idx [B, S].
@@ -118,6 +137,10 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Continue `idx` by `n` tokens drawn from the model, the same ones for the same seed.
 
+        Keys and values of earlier tokens are kept, so a further token costs one token's work, until the text
+        is longer than seq_len: then all of the window moves, and is read again. So it is for every token if
+        tokens see each other in the FFN (routing "oracle-block").
+
         Args:
             idx: token ids [B, S], S at least 1. Only the last seq_len tokens are read.
             n: number of tokens to add.
@@ -136,8 +159,14 @@ class GPT(nn.Module):
                 f"temperature {temperature}, {idx.shape[-1]} tokens: choose 0 or more, 1 or more"
             )
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
+        limit = self.config.seq_len
+        apart = all(ffn.config.routing != "oracle-block" or ffn.phase == "dense" for ffn in self.ffns())
+        caches, unread = [KVCache() for _ in self.blocks], idx
         for _ in range(n):
-            logits = self(idx[:, -self.config.seq_len :])[0][:, -1].float().cpu()
+            if apart and idx.shape[-1] <= limit:
+                logits = self.extend(unread, caches).float().cpu()
+            else:
+                logits = self(idx[:, -limit:])[0][:, -1].float().cpu()
             if top_k is not None:
                 kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
                 logits = logits.masked_fill(logits < kth, -math.inf)
@@ -145,8 +174,29 @@ class GPT(nn.Module):
                 token = logits.argmax(-1, keepdim=True)
             else:
                 token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-            idx = torch.cat([idx, token.to(idx.device)], dim=1)
+            unread = token.to(idx.device)
+            idx = torch.cat([idx, unread], dim=1)
         return idx
+
+
+class KVCache:
+    """Keys and values [B, K, S, H] that a layer's attention has computed for a text so far."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text so far."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of further tokens; all so far."""
+        if self.keys is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class RMSNorm(nn.RMSNorm):
@@ -170,9 +220,9 @@ class Block(nn.Module):
         else:
             self.ffn = DenseFFN(config.d_model, config.d_ff, config.activation)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         """x [B, S, D] to the same shape."""
-        x = x + self.attn(self.attn_norm(x), cos, sin)
+        x = x + self.attn(self.attn_norm(x), cos, sin, cache)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -211,16 +261,21 @@ class Attention(nn.Module):
         self.qkv = _linear(config.d_model, (self.n_head + 2 * self.n_kv_head) * self.d_head)
         self.proj = _linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, S, D] to the same shape; place t reads places 0 to t."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+        """x [B, S, D] to the same shape; place t reads places 0 to t, and those before in the cache."""
         batch, seq, d_model = x.shape
         n_heads = self.n_head + 2 * self.n_kv_head
         heads = self.qkv(x).view(batch, seq, n_heads, self.d_head).transpose(1, 2)  # [B, N + 2K, S, H]
         qk, v = heads.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=1)
         q, k = rotate(qk, cos, sin).to(v.dtype).split([self.n_head, self.n_kv_head], dim=1)
-        grouped = self.n_kv_head != self.n_head
-        with attention_by(self.kernel):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        grouped, mask = self.n_kv_head != self.n_head, None
+        if cache is not None:
+            k, v = cache.take(k, v)
+            if before := k.shape[2] - seq:
+                mask = torch.ones(seq, seq + before, dtype=torch.bool, device=x.device).tril(before)
+        with attention_by(self.kernel if cache is None else TORCH):
+            how = {"is_causal": mask is None, "attn_mask": mask, "enable_gqa": grouped}
+            y = F.scaled_dot_product_attention(q, k, v, **how)
         return self.proj(y.transpose(1, 2).reshape(batch, seq, d_model))
 
 

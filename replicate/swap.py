@@ -85,7 +85,8 @@ def swap_ffn(model: nn.Module, sparsity: str | SparsityConfig = "act24", *, acti
     """Replace the feed-forward blocks of a model by `SparseFFN`s of these formats, in the dense phase.
 
     Where a block computes squared ReLU, the model's function stays as it is until `start_sparse`. Optimisers
-    are to be made afterwards: the weights are new parameters, W1 with its bias as one matrix.
+    are to be made afterwards: the weights are new parameters, W1 with its bias as one matrix, so that weight
+    decay of matrices takes this bias too.
 
     Args:
         model: with blocks of LAYOUTS. sparsity: a preset's name, or formats.

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from replicate.config import ModelConfig, SparsityConfig
-from replicate.gpt import GPT, Attention, RMSNorm, rope_tables, rotate
+from replicate.gpt import GPT, Attention, KVCache, RMSNorm, rope_tables, rotate
 from replicate.settings.presets import MODEL_PRESETS, SPARSITY_PRESETS
 from replicate.training.flops import param_count
 
@@ -152,6 +152,39 @@ def test_generate_draws_the_same_for_the_same_seed():
     greedy = model.generate(prompt, 20, temperature=0)
     assert torch.equal(greedy, model.generate(prompt, 20, top_k=1, seed=9))
     assert torch.equal(greedy[:, 5], model(prompt)[0][:, -1].argmax(-1))
+
+
+def windowed(model, idx, n):
+    """The likeliest `n` tokens, every one from the whole window."""
+    for _ in range(n):
+        logits = model(idx[:, -model.config.seq_len :])[0][:, -1]
+        idx = torch.cat([idx, logits.argmax(-1, keepdim=True)], 1)
+    return idx
+
+
+@pytest.mark.parametrize("sparsity", ["dense", "act24", "recipe, same", "active16"])
+@pytest.mark.parametrize("start", [1, 9, 20])
+def test_what_is_kept_changes_no_token(sparsity, start):
+    model = sparse_model(sparsity)
+    prompt, limit = ids(2, start), model.config.seq_len
+    n = limit - start + 4 if start < limit else 4  # beyond the window
+    assert torch.equal(model.generate(prompt, n, temperature=0), windowed(model, prompt, n))
+
+
+def test_a_further_token_reads_one_token(monkeypatch):
+    model, read = make(), []
+    model.blocks[0].ffn.register_forward_pre_hook(lambda _, x: read.append(x[0].shape[1]))
+    limit = model.config.seq_len
+    model.generate(ids(1, 5), limit - 3)
+    assert read == [5, *[1] * (limit - 5), limit, limit][: len(read)] and read[-1] == limit
+    read.clear()
+    caches = [KVCache() for _ in model.blocks]
+    whole = model(prompt := ids(2, limit))[0]
+    for first, last in ((0, 3), (3, 4), (4, limit)):
+        logits = model.extend(prompt[:, first:last], caches)
+        torch.testing.assert_close(logits, whole[:, last - 1])
+    with pytest.raises(ValueError, match=f"the text has {limit + 1} tokens; seq_len is {limit}"):
+        model.extend(ids(2, 1), caches)
 
 
 def test_bad_input_is_named():
