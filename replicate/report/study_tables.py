@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from replicate import paper
+from replicate import figures, paper
 from replicate.config import TrainConfig
 from replicate.paper import audit
 from replicate.schedule import sparse_steps
@@ -119,6 +119,16 @@ def losses(frame: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
             row = {"arm": arm, "paper": printed.get(arm, ""), "n": train.n}
             rows.append(row | cells(train, "training") | cells(held, "held-out"))
     return pd.DataFrame(rows)
+
+
+def english(frame: pd.DataFrame) -> str:
+    """`losses` of the arms on English prose as Markdown, each above the dense model that read it too."""
+    suffix = f", {plans.ENGLISH}"
+    part = frame[frame["arm"].str.endswith(suffix)]
+    part = part.assign(arm=part["arm"].str.removesuffix(suffix))
+    if "dense" not in set(part["arm"]):
+        return "These arms have not run yet."
+    return figures.markdown(losses(part, plans.IN_ENGLISH[1:]).drop(columns="paper"))
 
 
 def _above_dense(frame: pd.DataFrame, arm: str) -> list[statistics.Stats | None]:

@@ -52,6 +52,9 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
     "laptop": ModelConfig(vocab_size=1024, n_layer=4, d_model=128, d_ff=512, n_head=4, seq_len=128),
     "study10m": ModelConfig(vocab_size=4096, n_layer=6, d_model=384, d_ff=1536, n_head=6, seq_len=512),
     "study40m": ModelConfig(vocab_size=4096, n_layer=8, d_model=640, d_ff=2560, n_head=10, seq_len=1024),
+    "study100m": ModelConfig(
+        vocab_size=4096, n_layer=10, d_model=896, d_ff=3584, n_head=14, seq_len=1024
+    ),
     "llama1b": ModelConfig(
         vocab_size=128256, n_layer=22, d_model=2048, d_ff=8192, n_head=16, seq_len=8192, rope_theta=500000.0
     ),
@@ -73,6 +76,11 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     "study40m": TrainConfig(
         # lr: study10m's, which was tuned, in proportion to 1 / d_model (Yang et al., 2203.03466)
         model=MODEL_PRESETS["study40m"], corpus="pysrc", steps=1600, batch_size=64, lr=1.2e-3, lr_warmup=100,
+        dense_warmup=110, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
+    ),
+    "study100m": TrainConfig(
+        # lr in proportion, as for study40m; its tokens are one for each parameter
+        model=MODEL_PRESETS["study100m"], corpus="pysrc", steps=1600, batch_size=64, lr=8.5e-4, lr_warmup=100,
         dense_warmup=110, stats_every=100, eval_batches=16, eval_every=250, compile=True, log_every=50,
     ),
     "llama1b": TrainConfig(

@@ -96,11 +96,13 @@ DENSE_WIDER = (1.5, 4)
 # Other text: English prose in the folder "english" of the current one, `train.txt` and `valid.txt`
 ENGLISH, ENGLISH_STEPS = "on English", 1500
 IN_ENGLISH = ("dense", "act24", "venom16", "recipe", "recipe, same", "active16, 64 clusters")
-ON_GPU = ("study10m", "study40m")  # presets of the scales that train on one
+ON_GPU = ("study10m", "study40m", "study100m")  # presets of the scales that train on one
 AT_40M = (
     *("dense", "recipe", "active16x32", "recipe, 50% sparse first"),
     *("venom16", "venom16, 64 clusters", "active16, 64 clusters", "act24"),
     *("w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t", *SAME),
+    *("recipe, same, 50% sparse first", "wide x4, 16 of 64", "experts x4, 16 of 64"),
+    *("wide x4, 8 of 64 by activations", "wide x4, 4 of 64 by activations"),
 )
 ON_CPU = (11, 12, 13)  # seeds of laptop runs on a CPU, whose standard library is another text
 EVERY_SEED = (*range(1, 10), *ON_CPU)  # of recorded runs; 1 to 3 are the study's

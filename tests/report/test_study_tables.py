@@ -71,3 +71,16 @@ def test_arms_of_the_study_have_names_and_distinct_configurations():
     assert plans.some(["recipe", "dense"], (1,), "smoke") == {k: plan[k][:1] for k in ("recipe", "dense")}
     with pytest.raises(ValueError, match="no arm 'nothing'"):
         plans.some(["nothing"], (1,), "smoke")
+
+
+def test_arms_on_english_stand_above_the_dense_model_that_read_it():
+    frame = study_tables.runs("gpu")
+    assert (
+        study_tables.english(frame[~frame["arm"].str.endswith("on English")])
+        == "These arms have not run yet."
+    )
+    part = frame[frame["arm"].isin(["dense", "act24"])]
+    other = part.assign(arm=part["arm"] + ", on English", final_loss=part["final_loss"] + 1)
+    table = study_tables.english(pd.concat([frame[~frame["arm"].str.endswith("on English")], other]))
+    usual = study_tables.losses(part, ["act24"]).iloc[0]
+    assert "dense" not in table and f"{usual['training']}" in table and table.count("\n") == 2
