@@ -83,4 +83,4 @@ def test_arms_on_english_stand_above_the_dense_model_that_read_it():
     other = part.assign(arm=part["arm"] + ", on English", final_loss=part["final_loss"] + 1)
     table = study_tables.english(pd.concat([frame[~frame["arm"].str.endswith("on English")], other]))
     usual = study_tables.losses(part, ["act24"]).iloc[0]
-    assert "dense" not in table and f"{usual['training']}" in table and table.count("\n") == 2
+    assert "dense" not in table and f"{usual['training']}" in table and table.count("\n") == 3
