@@ -16,7 +16,7 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.paper.table import paper_text, shipped_table, verdict_counts
 from replicate.paper.verdicts import SAME_SIZE, Claim, text
-from replicate.report import costs, kernel_tables, notebooks, step_table, study_tables
+from replicate.report import costs, kernel_tables, notebooks, step_table, study_tables, weight_plots
 from replicate.study import noise
 from replicate.study.records import Record, RecordStore
 
@@ -28,24 +28,7 @@ ARMS: dict[str, tuple[str, ...]] = {  # claim -> arms it compares: two with each
     "mask-reuse": ("no-mask-reuse", "act24"),
     "mask-reuse-venom": ("venom16, no mask reuse", "venom16"),
     "static-worse": ("static16", "venom16"),
-    "table3-w1": ("w1",),
-    "table3-w1-same": ("w1, same",),
-    "table3-w1-w1t": ("w1+w1t",),
-    "table3-w2": ("w2",),
-    "table3-w2-same": ("w2, same",),
-    "table3-w2-w2t": ("w2+w2t",),
-    "table3-w1-w2-whole": ("w1+w2",),
-    "table3-w1-w2-same": ("w1+w2, same",),
-    "table3-w1-w2": ("w1+w2+t",),
-    "table3-venom": ("venom16",),
-    "table3-act24": ("act24",),
-    "table3-transpose": ("w1+w1t", "w1"),
-    "table3-transpose-same": ("w1+w1t", "w1, same"),
-    "table3-transpose-w2": ("w2+w2t", "w2"),
-    "table3-transpose-w2-same": ("w2+w2t", "w2, same"),
-    "table3-additive": ("w1+w2+t", "w1+w1t", "w2+w2t"),
-    "table3-additive-whole": ("w1+w2", "w1", "w2"),
-    "table3-additive-same": ("w1+w2, same", "w1, same", "w2, same"),
+    **weight_plots.CLAIMS,
     "table4-30k": (_HALF,),
     "table4-40k": (_MIXES[1],),
     "table4-50k": (_MIXES[2],),

@@ -1,8 +1,9 @@
-"""Records that several tests of the report read."""
+"""Records that several tests of the report read; pictures that no test leaves open."""
 
+import matplotlib.pyplot as plt
 import pytest
 
-from replicate.report import kernel_tables
+from replicate.report import kernel_tables, study_tables
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +14,14 @@ def kernels():
 @pytest.fixture(scope="module")
 def venom():
     return kernel_tables.recorded(kernel_tables.VENOM)
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return study_tables.runs("gpu")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")

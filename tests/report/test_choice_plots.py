@@ -3,26 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 
 from replicate import paper
 from replicate.config import ModelConfig
 from replicate.gpt import GPT
 from replicate.paper import audit
-from replicate.report import choice_plots, frontier, step_table, study_tables, study_values
+from replicate.report import choice_plots, frontier, step_table, study_values
 from replicate.study import plans, results
 from replicate.training import flops
-
-
-@pytest.fixture(scope="module")
-def gpu():
-    return study_tables.runs("gpu")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_looking_keeps_more_than_guessing_and_less_than_the_best():

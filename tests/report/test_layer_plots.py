@@ -21,13 +21,6 @@ def layer():
     return kernel_tables.recorded(kernel_tables.LAYER)
 
 
-@pytest.fixture
-def figure():
-    """Closes every figure that a test draws."""
-    yield
-    plt.close("all")
-
-
 def heights(ax):
     return [bars.datavalues for bars in ax.containers]
 
@@ -55,7 +48,7 @@ def test_more_clusters_than_there_are_cannot_be_chosen(capsys, monkeypatch, figu
     assert len(shown) == 1
 
 
-def test_figure_7_draws_the_recorded_speed_ups(venom, figure):
+def test_figure_7_draws_the_recorded_speed_ups(venom):
     axes = layer_plots.figure7(venom).axes
     for ax, d_model in zip(axes, kernel_tables.MODELS, strict=True):
         table = kernel_tables.venom_products(venom, d_model)
@@ -86,7 +79,7 @@ def test_stages_and_memory_are_those_of_the_records(venom, layer, figure):
     assert drawn.tolist() == pytest.approx(split.sum().tolist())
 
 
-def test_the_layer_is_drawn_without_the_dense_arms(layer, figure):
+def test_the_layer_is_drawn_without_the_dense_arms(layer):
     speed, memory = layer_plots.layer(layer).axes
     names = [text.get_text() for text in speed.get_yticklabels()]
     frame = layer_tables.layer(layer, 4096)

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from replicate import paper
 from replicate.report import chapter_values, mix_plots, mix_tables, notebooks, run_values
@@ -16,13 +15,6 @@ SAME_HALF = "recipe, same, 50% sparse first"
 @pytest.fixture(scope="module")
 def recorded():
     return mix_tables.recorded()
-
-
-@pytest.fixture
-def figure():
-    """Closes every figure that a test draws."""
-    yield
-    plt.close("all")
 
 
 def pretended(runs, arm, like, seeds=(1, 2, 3), shift=0.0):
@@ -64,7 +56,7 @@ def test_a_switch_is_where_the_phase_changes(recorded):
     assert gap[start] > gap[start - 20 : start].max() + 2
 
 
-def test_what_did_not_run_is_left_out(recorded, figure):
+def test_what_did_not_run_is_left_out(recorded):
     part = {"gpu": recorded["gpu"].query("not arm.str.contains('same')")}
     table = mix_tables.endings(part)
     assert set(table["reading"]) == {"backward as printed"} and "not run" not in set(table["gpu"])
@@ -74,7 +66,7 @@ def test_what_did_not_run_is_left_out(recorded, figure):
     assert len(mix_tables.endings(both)) == len(table) + 1
 
 
-def test_endings_are_drawn_where_they_lie(recorded, figure):
+def test_endings_are_drawn_where_they_lie(recorded):
     fig = mix_plots.endings(recorded)
     for ax, (scale, runs) in zip(fig.axes, recorded.items(), strict=True):
         there = [arm for arm in mix_tables.ARMS[1:] if arm in set(runs["arm"])]
@@ -82,7 +74,7 @@ def test_endings_are_drawn_where_they_lie(recorded, figure):
         assert drawn == pytest.approx(sorted(mix_tables.above(runs, arm).mean for arm in there)), scale
 
 
-def test_figure_5_has_all_accounts_and_only_whole_scales(recorded, figure):
+def test_figure_5_has_all_accounts_and_only_whole_scales(recorded):
     fig = mix_plots.figure5(recorded)
     whole = [scale for scale, runs in recorded.items() if {*mix_tables.shares()} <= {*runs["arm"]}]
     assert [ax.get_title() for ax in fig.axes[1:]] == [f"Ours, {scale} scale" for scale in whole]
@@ -92,7 +84,7 @@ def test_figure_5_has_all_accounts_and_only_whole_scales(recorded, figure):
     assert table["speed-up, the paper's count"].iloc[1] == f"{paper.rows(2)[1]['speedup']:.3f}"
 
 
-def test_phases_and_switches_are_drawn(recorded, figure):
+def test_phases_and_switches_are_drawn(recorded):
     top, bars = mix_plots.phases().axes
     assert max(top.lines[0].get_ydata()) == pytest.approx(1)
     ends = [text.get_text() for text in bars.texts if text.get_text().endswith(" sparse")]

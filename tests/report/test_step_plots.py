@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from replicate.bench import step
 from replicate.report import step_plots, step_table
@@ -19,13 +18,6 @@ def steps():
 @pytest.fixture(scope="module")
 def records():
     return step_table.models()
-
-
-@pytest.fixture
-def figure():
-    """Closes every figure that a test draws."""
-    yield
-    plt.close("all")
 
 
 def texts(ax):
@@ -101,14 +93,14 @@ def test_the_ranges_are_those_of_the_timings():
     assert low <= dense["ms_p10"] / sparse["ms_p90"] < dense["ms_p90"] / sparse["ms_p10"] <= high
 
 
-def test_labels_of_what_is_above_the_line_stand_left(figure):
+def test_labels_of_what_is_above_the_line_stand_left():
     gap, early = statistics.summary([0.04, 0.05, 0.06]), (np.array([1, 2]), np.array([0, 0.2]))
     points = {"above": (1.1, gap, "venom16"), "below": (1.8, gap, "venom32")}
     for ax in step_plots.loss_and_time({"1B": points, "7B": points}, early, "10M").axes:
         assert [text.get_ha() for text in ax.texts] == ["right", "left"]
 
 
-def test_the_pictures_of_notebook_10_draw_its_tables(records, figure):
+def test_the_pictures_of_notebook_10_draw_its_tables(records):
     law = step_table.law(records)
     lines = step_plots.amdahl(records).axes[0].lines
     drawn = sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in lines if len(line.get_xdata()) == 1)

@@ -3,22 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 
 from replicate import SPARSITY_PRESETS, SparseFFN, paper
 from replicate.report import chapter_values, notebooks, study_tables, study_values, weight_plots
 from replicate.study import gradients, results
-
-
-@pytest.fixture(scope="module")
-def gpu():
-    return study_tables.runs("gpu")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_every_claim_of_table_3_has_its_arms(gpu):

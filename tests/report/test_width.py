@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
 from replicate import study
 from replicate.report import study_plots, study_tables, width
@@ -14,12 +13,6 @@ from replicate.training import flops
 WIDE = {"model.d_ff": 6144, "model.sparsity.n_clusters": 64, "model.sparsity.top_k": 16}
 WIDE["model.sparsity.inner"] = False
 BY_ACTIVATIONS = {"model.sparsity.routing": "activation"}
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def runs(**wider):
