@@ -26,7 +26,7 @@ def heights(ax):
 
 
 @pytest.mark.parametrize(("tokens", "clusters", "k"), [(1000, 16, 4), (130, 1, 1), (20, 64, 16)])
-def test_blocks_hold_every_choice_and_end_at_whole_blocks(tokens, clusters, k, figure):
+def test_blocks_hold_every_choice_and_end_at_whole_blocks(tokens, clusters, k):
     ax = layer_plots.blocks(tokens, clusters, k).axes[0]
     rows, padding = heights(ax)
     assert len(rows) == clusters and rows.sum() == tokens * k and rows.max() <= tokens
@@ -37,7 +37,7 @@ def test_blocks_hold_every_choice_and_end_at_whole_blocks(tokens, clusters, k, f
     assert float(bound) == pytest.approx(tokens * clusters / total, rel=5e-3)
 
 
-def test_more_clusters_than_there_are_cannot_be_chosen(capsys, monkeypatch, figure):
+def test_more_clusters_than_there_are_cannot_be_chosen(capsys, monkeypatch):
     with pytest.raises(ValueError, match="only 4 clusters for k = 16"):
         layer_plots.blocks(1024, 4, 16)
     shown = []
@@ -58,14 +58,14 @@ def test_figure_7_draws_the_recorded_speed_ups(venom):
 
 
 @pytest.mark.parametrize("colours", [layer_plots.GATHER, layer_plots.PEERS], ids=["gather", "peers"])
-def test_compared_draws_the_columns_it_has_colours_for(venom, colours, figure):
+def test_compared_draws_the_columns_it_has_colours_for(venom, colours):
     for ax, d_model in zip(layer_plots.compared(venom, colours, "y").axes, kernel_tables.MODELS, strict=True):
         table = kernel_tables.venom_formats(venom, d_model)
         drawn = [bars.tolist() for bars in heights(ax)]
         assert drawn == [pytest.approx(table[column].tolist()) for column in colours]
 
 
-def test_stages_and_memory_are_those_of_the_records(venom, layer, figure):
+def test_stages_and_memory_are_those_of_the_records(venom, layer):
     ax = layer_plots.breakdown(venom).axes[0]
     stages = kernel_tables.stages(venom, 4096)
     assert np.sum(heights(ax), axis=0)[0] == pytest.approx(sum(stages["4 of 16"].values()))
