@@ -14,7 +14,7 @@ from replicate import figures, paper, study
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
 from replicate.paper.verdicts import FAILS, HOLDS
-from replicate.report import layer_tables, step_table, study_coverage, study_tables
+from replicate.report import layer_tables, step_table, study_coverage, study_tables, width
 from replicate.study import statistics
 
 ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run
@@ -41,6 +41,8 @@ def values() -> dict[str, str]:
     dense = next(row for row in step_table.parts(step_table.recorded(preset)) if row["arm"] == "dense")
     layer = layer_tables.over_dense(step_table.MODELS["1B"][1], device=step_table.CARD)
     out = {arm: f"{_cost(frame, arm).mean:+.3f}" for arm in frame["arm"].unique()}
+    for arm, (one, eight) in width.times().items():
+        out |= {f"time {arm}": f"{one:.2f} times", f"time 8 {arm}": f"{eight:.2f} times"}
     return out | {
         "headline": "{} to {} times".format(*paper.number("headline")),
         "paper step": f"{paper.number('step_speedup_text')} times",

@@ -6,7 +6,7 @@ import pandas as pd
 
 from replicate import paper
 from replicate.paper.table import shipped_table
-from replicate.report import pages
+from replicate.report import pages, study_tables, width
 from replicate.study import results
 from replicate.system import paths
 
@@ -48,3 +48,9 @@ def test_the_first_screen_is_short():
     """A screen of 900 pixels shows about 40 lines of 100 characters; the commands come on the second."""
     before = pages.BLOCK.sub(r"\4", TEXT[: TEXT.index("## Pick your path")])
     assert len(re.sub(r"\]\([^)]*\)", "]", before)) < 4600
+
+
+def test_the_wider_layer_ends_below_dense_and_takes_longer():
+    arm = "wide x4, 8 of 64 by activations"
+    gap = results.contrast(study_tables.runs("gpu"), [arm], "final_loss")
+    assert gap.n >= 3 and gap.high < 0 and min(width.times()[arm]) > 1
