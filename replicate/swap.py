@@ -1,4 +1,4 @@
-"""Other people's models: their feed-forward blocks become `SparseFFN`s, and back.
+"""Other people's models: each feed-forward block becomes a `SparseFFN`, and back.
 
     swap = swap_ffn(model, "act24")            # a Hugging Face GPT-2, GPT-NeoX, OPT or Nemotron
     ... dense warm-up ...
@@ -82,7 +82,7 @@ class BlockFFN(nn.Module):
 
 
 def swap_ffn(model: nn.Module, sparsity: str | SparsityConfig = "act24", *, activation: str = "same") -> Swap:
-    """Replace the feed-forward blocks of a model by `SparseFFN`s of these formats, in the dense phase.
+    """Replace each feed-forward block of a model by a `SparseFFN` of these formats, in the dense phase.
 
     Where a block computes squared ReLU, the model's function stays as it is until `start_sparse`. Optimisers
     are to be made afterwards: the weights are new parameters, W1 with its bias as one matrix, so that weight

@@ -37,6 +37,7 @@ DOCS_FIRST = (
 METHOD = ("config", "sparsity", "router", "ffn", "gpt", "data", "schedule", "train", "evaluate", "ablations")
 MODULES = (
     *METHOD,
+    *("experts", "swap"),
     *("settings.presets", "kernels.layer", "kernels.backend", "training.flops", "text.corpora"),
     *("study.plans", "study.runs", "study.records", "study.results", "study.statistics"),
     *("paper.table", "paper.verdicts", "paper.audit", "figures"),
