@@ -15,6 +15,7 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.cells.
     type: cell.cell_type, source: cell.source, count: cell.execution_count, state: cell.executionState,
     outputs: cell.outputs ?? []}))"""
 IDLE = "() => jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+ACTIVE = "() => jupyterapp.shell.currentWidget.content.activeCellIndex"
 SHOW = """place => { const book = jupyterapp.shell.currentWidget.content;
     book.activeCellIndex = place; book.deselectAll(); return book.scrollToItem(place, 'center'); }"""
 
@@ -70,7 +71,12 @@ class Lab:
 
     def start(self, text, source=None):
         """Run the cell that holds `text` by Shift+Enter, after writing `source` into it."""
-        self.show(text).locator(".cm-content").click()
+        place = self.place(text)
+        for _ in range(10):  # on a busy machine the page may move between aiming and clicking
+            self.show(text).locator(".cm-content").click()
+            if self.page.evaluate(ACTIVE) == place:
+                break
+            self.page.wait_for_timeout(1000)
         if source is not None:
             self.page.keyboard.press("Control+a")
             self.page.keyboard.insert_text(source)
@@ -127,7 +133,7 @@ def test_a_slider_draws_anew(page, lab, screenshot):
     cell = opened.show("chapter.touch(")
     picture, value = cell.locator(".widget-output img"), cell.locator(".widget-readout").first
     before = picture.get_attribute("src"), value.inner_text()
-    for _ in range(20):  # JupyterLab may still lay out the page, and a slider that is drawn anew loses a key
+    for _ in range(60):  # JupyterLab may still lay out the page, and a slider that is drawn anew loses a key
         cell.locator(".noUi-handle").first.press("ArrowRight")
         page.wait_for_timeout(1000)
         now = picture.get_attribute("src"), value.inner_text()
