@@ -55,7 +55,7 @@ class BlockFFN(nn.Module):
     columns of W2 are zero and get no gradient.
     """
 
-    def __init__(self, first: nn.Module, second: nn.Module, sparsity: SparsityConfig) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module, act: Any, sparsity: SparsityConfig) -> None:
         super().__init__()
         (w1, b1), (w2, b2) = weight_of(first), weight_of(second)
         self.d_model, d_ff = w1.shape
@@ -71,7 +71,7 @@ class BlockFFN(nn.Module):
         one = torch.zeros(pad, device=w1.device)
         one[:1] = 1
         self.register_buffer("one", one, persistent=False)
-        self.replaced = (first.to("meta"), second.to("meta"))  # a tuple: they are no modules of the model
+        self.replaced = first.to("meta"), second.to("meta"), act  # a tuple: no modules of the model
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_model] to the same shape."""
@@ -113,9 +113,8 @@ def swap_ffn(model: nn.Module, sparsity: str | SparsityConfig = "act24", *, acti
             f"these blocks compute {', '.join(sorted(others))}, not squared ReLU; activation='relu2' puts "
             "that in its place, which is another function: train the model with it"
         )
-    new = [BlockFFN(getattr(block, up), getattr(block, down), sparsity) for _, block, (up, down, _) in found]
+    new = [BlockFFN(*(getattr(block, part) for part in parts), sparsity) for _, block, parts in found]
     for (_, block, (up, down, act)), ffn in zip(found, new, strict=True):
-        ffn.activation = (getattr(block, act),)
         setattr(block, up, ffn)
         setattr(block, down, nn.Identity())
         setattr(block, act, nn.Identity())
@@ -151,11 +150,10 @@ def restore_ffn(model: nn.Module) -> int:
             ffn = getattr(block, up, None)
             if not isinstance(ffn, BlockFFN):
                 continue
-            first, second = ffn.replaced
+            first, second, before = ffn.replaced
             with torch.no_grad():
                 _set(first, ffn.ffn.w1[: ffn.d_model], ffn.ffn.w1[ffn.d_model] if len(ffn.one) else None)
                 _set(second, ffn.ffn.w2[:, : ffn.d_model], ffn.bias)
-            (before,) = ffn.activation
             setattr(block, up, first)
             setattr(block, down, second)
             setattr(block, act, before if _is_relu2(before) else ReLU2())
