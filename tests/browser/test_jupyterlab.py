@@ -139,8 +139,10 @@ def test_a_slider_draws_anew(page, lab, screenshot):
         now = picture.get_attribute("src"), value.inner_text()
         if now[0] != before[0]:
             break
-    assert now[0] != before[0] and now[1] != before[1]
     screenshot(page, "lab_slider")
+    state = page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status")
+    assert now[1] != before[1], f"the value stayed at {now[1]} (kernel {state})"
+    assert now[0] != before[0], f"{before[1]} became {now[1]}, and the picture stayed (kernel {state})"
 
 
 def test_an_exercise_names_the_mistake_and_then_says_right(page, lab, screenshot):

@@ -120,9 +120,9 @@ def test_every_kernel_that_works_is_timed_forward_and_backward():
 def test_the_timed_operands_lie_as_the_model_s(monkeypatch):
     seen, plain = [], torch.nn.functional.scaled_dot_product_attention
 
-    def note(q, k, v, **options):
-        seen.append(([(t.shape, t.stride()) for t in (q, k, v)], options))
-        return plain(q, k, v, **options)
+    def note(q, k, v, attn_mask=None, **options):
+        seen.append(([(t.shape, t.stride()) for t in (q, k, v)], attn_mask, options))
+        return plain(q, k, v, attn_mask, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
     for shape in (MODEL, replace(MODEL, n_kv_head=2)):
