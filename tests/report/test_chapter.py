@@ -3,6 +3,7 @@ import ast
 import matplotlib as mpl
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 from matplotlib import pyplot as plt
 
 from replicate.report import chapter, chapter_values, format_plots, notebooks
@@ -77,6 +78,18 @@ def test_sliders_draw_at_once_where_somebody_reads(monkeypatch):
     assert moved == [3]
     chapter.touch(lambda N: moved.append(N), button="Measure", N=(1, 5))
     assert moved == [3], "what takes long waits for its button"
+
+
+def test_the_kernel_has_one_thread_for_cells_and_sliders():
+    """Where a slider's callback has a thread of its own, pyplot draws two pictures at once and loses one."""
+    manager, client = start_new_kernel()
+    try:
+        said = client.kernel_info(reply=True, timeout=60)["content"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert said["implementation"] == "ipython"
+    assert "kernel subshells" not in said.get("supported_features", [])
 
 
 def test_what_sliders_draw(monkeypatch):
