@@ -19,8 +19,9 @@ def test_looking_keeps_more_than_guessing_and_less_than_the_best():
     text = torch.randint(64, (2, 32), generator=torch.Generator().manual_seed(1))
     shares = choice_plots.kept_shares(model, text, [4, 8, 32], seed=1)
     assert list(shares.index) == [4, 8, 32]
-    assert (shares["router"] <= shares["own activations"]).all()
-    assert (shares["own activations"] <= shares["best"]).all() and shares["best"].nunique() == 1
+    slack = 1e-6  # sums in float32, whose order hangs on the clusters and the processor
+    assert (shares["router"] <= shares["own activations"] + slack).all()
+    assert (shares["own activations"] <= shares["best"] + slack).all() and np.ptp(shares["best"]) < slack
     assert shares["own activations"].between(0.25, 1).all()
     fig = choice_plots.kept(shares, "t")
     assert list(fig.axes[0].lines[1].get_ydata()) == pytest.approx(100 * shares["router"])
