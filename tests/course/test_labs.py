@@ -94,10 +94,12 @@ def submissions(lab):
 
 
 def nbgrader(folder, *arguments):
+    """Run it as where its environment is active: it starts `alembic` by name."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": path},
         capture_output=True,
         text=True,
         encoding="utf-8",
