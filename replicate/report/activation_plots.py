@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
@@ -13,9 +14,6 @@ from replicate import figures
 from replicate.report import study_plots
 from replicate.settings.text import from_dict
 from replicate.study import results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Ways to choose two of four neurons -> arm; "magnitude" is act24
 CHOICES = {"soft": "act24, soft", "learned": "act24, learned", "static": "act24, static"}
@@ -26,8 +24,6 @@ _COLOURS = {"2:4": figures.PALETTE["2:4 activations"], "Venom": figures.PALETTE[
 
 def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Held-out loss of each of CHOICES above selection by magnitude; studies: scale -> runs."""
-    import matplotlib.pyplot as plt
-
     gaps = {s: results.differences(runs, "act24", arms=list(CHOICES.values())) for s, runs in studies.items()}
     rows = {f"{name}, {scale}": gaps[scale][arm] for name, arm in CHOICES.items() for scale in studies}
     fig, ax = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
@@ -40,8 +36,6 @@ def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 def overlaps(y2: Tensor, gradients: Mapping[str, Tensor], below: Sequence[str]) -> Figure:
     """Where y2 [T, F] and each of some gradients dy1 [T, F] are not zero; below: a line under each."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(gradients), figsize=(13, 3.4))
     for ax, (name, gradient), line in zip(axes, gradients.items(), below, strict=True):
         study_plots.draw_overlap(ax, y2, gradient, title=name)
@@ -56,8 +50,6 @@ def overlaps(y2: Tensor, gradients: Mapping[str, Tensor], below: Sequence[str]) 
 
 def directions(cosines: Mapping[tuple[str, str], Sequence[float]], title: str) -> Figure:
     """Cosine to the true gradient of W1 by layer; cosines: (format, state of the model) -> one a layer."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7.5, 3.4))
     for (name, state), values in cosines.items():
         line = "o:" if state == "before training" else "s-"
@@ -71,8 +63,6 @@ def directions(cosines: Mapping[tuple[str, str], Sequence[float]], title: str) -
 
 def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss without minus with mask reuse over the steps, a line a seed; studies: scale -> runs."""
-    import matplotlib.pyplot as plt
-
     shape = {
         "figsize": (max(7.5, 5.2 * len(studies)), 5.4),
         "sharey": "row",

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate import figures
 from replicate.training import flops
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _PAPER, _OURS = figures.PALETTE["paper"], figures.PALETTE["recipe"]
 
 
 def averages(table: pd.DataFrame) -> Figure:
     """Table 4's printed and recomputed averages; table: rows with "sparse steps", "printed", "recomputed"."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7, 3.2))
     steps = table["sparse steps"] / 1000
     ax.plot(steps, table["recomputed"], "o-", color=figures.PALETTE["dense"], label="mean of the six scores")
@@ -43,8 +39,6 @@ def run_map(
         printed: label -> speed-up that the paper prints, a line each.
         inputs, complete: label -> (r, v) as the paper has them, and by the complete count.
     """
-    import matplotlib.pyplot as plt
-
     r_axis, v_axis = np.linspace(0.35, 0.9, 111), np.linspace(2, 14, 121)
     gain = np.array([[flops.run_speedup(0.5, flops.step_speedup(r, v)) for v in v_axis] for r in r_axis])
     fig, ax = plt.subplots(figsize=(9.5, 4.2))
@@ -67,8 +61,6 @@ def run_map(
 
 def counts(shares: pd.DataFrame, steps: pd.DataFrame, v: float) -> Figure:
     """The FFN's share of the FLOPs and a step's speed-up at v under each way of counting; count x model."""
-    import matplotlib.pyplot as plt
-
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5))
     names = ["formula", "2 matrices", "+ causal\nattention", "+ vocabulary\nhead"]
     for ax, frame, form in ((left, 100 * shares, "%.0f"), (right, steps, "%.2f")):
@@ -91,8 +83,6 @@ def noise(moves: pd.DataFrame) -> Figure:
     Args:
         moves: with a column "95 % interval" more, half of its width.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True, sharex=True)
     for ax, (size, group) in zip(axes, moves.groupby("model"), strict=True):
         names = [f"{name} ({n})" for name, n in zip(group["benchmark"], group["items"], strict=True)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from replicate import evaluate, figures, paper, schedule, study
@@ -19,9 +21,6 @@ from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import from_dict
 from replicate.study import results
 from replicate.study.transplant import with_sparsity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ARMS = {  # with 87.5 % zeros -> what it is called
     "venom16": "router, 4 of 16",
@@ -71,8 +70,6 @@ def kept_shares(model: GPT, text: Tensor, counts: Sequence[int], seed: int) -> p
 
 def kept(shares: pd.DataFrame, title: str) -> Figure:
     """`kept_shares` over the number of clusters."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7.5, 3.6))
     looks = {"own activations": ("X-", "control"), "router": ("^-", "venom"), "best": ("--", "dense")}
     for name, (line, entry) in looks.items():
@@ -88,8 +85,6 @@ def kept(shares: pd.DataFrame, title: str) -> Figure:
 
 def costs(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense of ARMS, mean and 95 % interval, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     ran = {arm for part in studies.values() for arm in part["arm"]}
     names, limit = [arm for arm in ARMS if arm in ran], paper_limit()
     size = (2 + 4.5 * len(studies), 0.36 * len(names) + 1.6)
@@ -129,8 +124,6 @@ def speeds() -> pd.DataFrame:
 
 def switch(scale: str, runs: pd.DataFrame) -> Figure:
     """Training loss above dense around the switch to dense steps, mean and range of the seeds."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(10, 3.8))
     ends, config = {}, study.arms(scale, ["dense"])[0]
     for arm, (label, entry) in SWITCHES.items():
@@ -162,8 +155,6 @@ def open_questions(answers: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -
 
     The axis is linear between the dotted lines and logarithmic beyond.
     """
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(10.5, 0.25 * len(answers) + 1.4))
     scales = [scale for scale in _SCALES if any(scale in found for *_, found in answers)]
     for place, scale in enumerate(scales):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate import figures
 from replicate.training import flops
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _PAPER, _OURS = figures.PALETTE["paper"], figures.PALETTE["recipe"]
 _PARTS = {  # of a step: colour, ink on it
@@ -31,8 +29,6 @@ _TIMES = {  # of a step, by speed: colour, ink on it
 
 def shares(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Figure 1: stacked bars of each part's share of the FLOPs; panels: title -> shares, part x model."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.9), sharey=True, squeeze=False)
     for ax, (title, frame) in zip(axes[0], panels.items(), strict=True):
         bottom = np.zeros(frame.shape[1])
@@ -53,8 +49,6 @@ def shares(panels: Mapping[str, pd.DataFrame]) -> Figure:
 
 def over_length(curves: pd.DataFrame, length: int) -> Figure:
     """The FFN's share over the sequence length; curves: length x model. length: the paper's."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7, 3.6))
     for look, (model, curve) in zip(("o-", "s--", "^:"), curves.items(), strict=False):
         ax.plot(curves.index, 100 * curve, look, color=_OURS, label=model)
@@ -74,8 +68,6 @@ def times(r: float, v: float, p: float, title: str = "") -> Figure:
     Args:
         r: FFN's share of a dense step. v: speed-up of a Venom product. p: share of sparse steps.
     """
-    import matplotlib.pyplot as plt
-
     dense = np.array([1 - r, r / 3, 2 * r / 3])
     sparse = dense / (1, flops.TWO_FOUR, v)
     rows = {"dense step": dense, "sparse step": sparse, "run, mean step": p * sparse + (1 - p) * dense}
@@ -97,8 +89,6 @@ def times(r: float, v: float, p: float, title: str = "") -> Figure:
 
 def try_times(r: float, v: float, p: float) -> None:
     """Show `times`; for sliders."""
-    import matplotlib.pyplot as plt
-
     times(r, v, p)
     plt.show()
 
@@ -115,8 +105,6 @@ def ceilings(
         shares: count -> r, the paper's first. v: of the right panel.
         steps: place in the paper -> (v, step). runs: place in the paper -> (p, run).
     """
-    import matplotlib.pyplot as plt
-
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2))
     speeds, parts = np.linspace(1, 16, 200), np.linspace(0, 1, 200)
     for line, (name, r) in zip(figures.LINES, shares.items(), strict=False):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from replicate import figures
 from replicate.report.study_plots import draw_matrix
 from replicate.sparsity import prune24, soft_threshold24, sparsity, venom_mask
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def matrices(
@@ -25,8 +24,6 @@ def matrices(
     Args:
         named: title -> matrix. below: a line under each. title: of the figure.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(named), figsize=(12, 3.1), squeeze=False)
     for i, (ax, (name, matrix)) in enumerate(zip(axes[0], named.items(), strict=True)):
         draw_matrix(ax, matrix, v=v, m=m, title=name)
@@ -38,8 +35,6 @@ def matrices(
 
 def try_venom(x: Tensor, v: int, n: int, m: int) -> None:
     """Show x [R, C] beside its V:N:M form; for sliders."""
-    import matplotlib.pyplot as plt
-
     pruned = x * venom_mask(x, v, m, n)
     kept = (pruned.abs().sum() / x.abs().sum()).item()
     below = ["dense", f"{sparsity(pruned):.1%} zeros, {kept:.0%} of the magnitude kept"]
@@ -53,8 +48,6 @@ def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: S
     Args:
         results: title -> values [P, 4] after pruning. neighbours: the three weights that stay.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(results), figsize=(11, 3.4), sharey=True)
     names = ["the moving weight", *(f"neighbour {value:+}" for value in neighbours)]
     for ax, (title, values) in zip(axes, results.items(), strict=True):
@@ -70,9 +63,6 @@ def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: S
 
 def one_group(weights: Sequence[float]) -> None:
     """Show four weights as stored, after hard and after soft pruning; for sliders."""
-    import matplotlib.pyplot as plt
-    import pandas as pd
-
     group = torch.tensor([weights])
     bars = {"stored": group, "hard": prune24(group), "soft": soft_threshold24(group)}
     names = ["the moving weight", *(f"neighbour {value:+}" for value in weights[1:])]
@@ -88,8 +78,6 @@ def continuity(sizes: Sequence[float], change: Mapping[str, Sequence[float]]) ->
     Args:
         change: "hard" and "soft" -> one number a size.
     """
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(6.5, 3.6))
     labels = {"hard": ("o-", "hard: stays large"), "soft": ("s-", "soft: shrinks with h")}
     for name, (look, label) in labels.items():

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate.figures import about
 from replicate.report import step_plots, step_table, time_to_loss
 from replicate.settings.text import from_dict
 from replicate.study import plans, results, statistics
 from replicate.training import flops
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ARMS = {  # -> what it is called; its formats are those of the preset before the comma
     "recipe": "algorithms 1, 2, 4 of 16",
@@ -94,8 +92,6 @@ def frontier(runs: pd.DataFrame, model: str = "llama1b") -> Frontier:
 
 def draw(found: Frontier, ylabel: str, title: str) -> Figure:
     """Held-out loss above dense over the speed of a run, beside dense runs stopped or planned short."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(10, 5))
     step_plots.draw_frontier(ax, found.points, found.early, found.ranges)
     line = list(found.planned), list(found.planned.values())

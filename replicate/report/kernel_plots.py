@@ -6,21 +6,20 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from replicate.figures import PALETTE
 from replicate.kernels.two_four.compressed24 import TILE, metadata_position
 from replicate.report import kernel_tables
 from replicate.study.records import Record
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Data sheet of the H100 and H200 SXM, TFLOP/s of bf16 products; a sparse operand doubles it.
 PEAK_DENSE, PEAK_SPARSE = 989.0, 1979.0
@@ -63,8 +62,6 @@ def excerpt(kernel: Any, start: str | None = None, stop: str | None = None) -> s
 
 def figure6(row: pd.Series) -> Figure:
     """Figure 6's product: dense, and in 2:4 with four ways to pay for the conversion."""
-    import matplotlib.pyplot as plt
-
     ways = {"dense, by cuBLAS": {"product": row["dense_ms"], "conversion": 0.0}}
     conversions = {
         "torch's conversion": row["eager_ms"],
@@ -84,8 +81,6 @@ def figure6(row: pd.Series) -> Figure:
 
 def roofline(record: Record) -> Figure:
     """Every recorded product and pass under the roof."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(8.5, 4.3))
     draw_roofline(ax, kernel_tables.intensities(record), kernel_tables.bandwidth(record))
     ax.set_title("Passes are limited by memory, products by arithmetic")
@@ -94,8 +89,6 @@ def roofline(record: Record) -> Figure:
 
 def bounds(m: int, n: int, k: int, bandwidth: float) -> Figure:
     """The least time that a product's FLOPs and its bytes take, dense and with a 2:4 operand, as bars."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(8, 2.8))
     sides = {"dense": (PEAK_DENSE, False), "2:4": (PEAK_SPARSE, True)}
     bars, least = {}, {}
@@ -117,16 +110,12 @@ def bounds(m: int, n: int, k: int, bandwidth: float) -> Figure:
 
 def try_bounds(m: int, n: int, k: int, bandwidth: float) -> None:
     """Show `bounds`; for sliders."""
-    import matplotlib.pyplot as plt
-
     bounds(m, n, k, bandwidth)
     plt.show()
 
 
 def metadata() -> Figure:
     """cuSPARSELt's metadata on Hopper, from a group of four to a tile of 64 x 64."""
-    import matplotlib.pyplot as plt
-
     layout = [["tile", "group"], ["tile", "word"]]
     fig, axes = plt.subplot_mosaic(layout, figsize=(11, 7.4), width_ratios=[1, 1.8], height_ratios=[0.8, 1])
     draw_metadata_tile(axes["tile"])
@@ -137,8 +126,6 @@ def metadata() -> Figure:
 
 def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
     """A 4 x 4 tile with what two of each row keep, and what two of each row and column keep."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.3))
     titles = ("two of each row", "two of each row and column")
     for ax, kept, title in zip(axes, (by_rows, by_tile), titles, strict=True):
@@ -149,8 +136,6 @@ def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
 
 def where_it_pays(record: Record) -> Figure:
     """Speed-up of 2:4 over the size of a product, and over how many products share one conversion."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
     draw_sweep(axes[0], kernel_tables.sweep(record))
     axes[0].set(title="Larger products gain more", ylim=(0.1, 1.95))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from replicate.figures import PALETTE
 from replicate.report import kernel_tables, layer_tables
 from replicate.report.kernel_plots import LAYER_COLOURS, STAGE_COLOURS, draw_bars, draw_rows, draw_stacks
 from replicate.study.records import Record
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _FORMATS = dict(
     zip(kernel_tables.FORMATS.values(), (PALETTE[k] for k in ("venom", "recipe", "2:4 weights")), strict=True)
@@ -39,8 +37,6 @@ def blocks(tokens: int, clusters: int, k: int) -> Figure:
 
     Raises ValueError if there are fewer than k clusters.
     """
-    import matplotlib.pyplot as plt
-
     if k > clusters:
         raise ValueError(f"only {clusters} clusters for k = {k}")
     scores = np.random.default_rng(0).standard_normal((tokens, clusters))
@@ -66,8 +62,6 @@ def blocks(tokens: int, clusters: int, k: int) -> Figure:
 
 def try_blocks(tokens: int, clusters: int, k: int) -> None:
     """Show `blocks`, or why not; for sliders."""
-    import matplotlib.pyplot as plt
-
     try:
         blocks(tokens, clusters, k)
     except ValueError as error:
@@ -78,8 +72,6 @@ def try_blocks(tokens: int, clusters: int, k: int) -> None:
 
 def figure7(record: Record) -> Figure:
     """Speed-up of each of the six products over cuBLAS, for both FFN shapes, with the paper's 6 to 8."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(2, 1, figsize=(10.5, 6.4), sharey=True)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         table = kernel_tables.venom_products(record, d_model).set_index("product").drop(columns="dense ms")
@@ -98,8 +90,6 @@ def figure7(record: Record) -> Figure:
 
 def compared(record: Record, colours: Mapping[str, str], title: str, over: str = "cuBLAS") -> Figure:
     """Speed-ups by format, side by side for both shapes, and `over` what; colours: `GATHER` or `PEERS`."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), sharey=True)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         table = kernel_tables.venom_formats(record, d_model).set_index("format")[list(colours)]
@@ -114,8 +104,6 @@ def compared(record: Record, colours: Mapping[str, str], title: str, over: str =
 
 def breakdown(record: Record) -> Figure:
     """Milliseconds of each stage of the routed FFN, forward and backward, by format, for both shapes."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), sharey=True)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         stages = kernel_tables.stages(record, d_model)
@@ -128,8 +116,6 @@ def breakdown(record: Record) -> Figure:
 
 def memory(record: Record) -> Figure:
     """Peak memory of a forward and backward pass of the routed FFN, beyond weights and input."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(8, 2.9))
     peaks = {
         name[:2]: {
@@ -147,8 +133,6 @@ def memory(record: Record) -> Figure:
 
 def layer(record: Record) -> Figure:
     """Speed and peak memory of `SparseFFN` over the dense layer, and the paper's arithmetic."""
-    import matplotlib.pyplot as plt
-
     by_shape = {
         name: layer_tables.layer(record, d).set_index("arm") for d, name in kernel_tables.MODELS.items()
     }
@@ -171,8 +155,6 @@ def layer(record: Record) -> Figure:
 
 def layer_stages(record: Record) -> Figure:
     """Milliseconds of the kernels of one layer, by kind, for dense and sparse layers and both shapes."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
     fig.suptitle("Kernels in a profile of separate calls: they add up to less than the step", fontsize=11)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):

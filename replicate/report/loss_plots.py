@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate import figures, study
 from replicate.report.study_plots import steps_to_show
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def first_curves(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss of every run (scale -> runs of one seed), a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(studies), figsize=(max(6.5, 4 * len(studies)), 3), squeeze=False)
     for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
         config = study.arms(scale, ["dense"])[0]

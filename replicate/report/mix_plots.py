@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from replicate import figures, paper, schedule
 from replicate.report import mix_tables
@@ -15,10 +17,6 @@ from replicate.report.layer_plots import OPAQUE
 from replicate.report.mix_tables import FIRST, MIXES, READINGS
 from replicate.study import plans, results
 from replicate.training.flops import param_count
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _COLOURS = {  # of a mix
     "50 %": figures.PALETTE["2:4 weights"],
@@ -48,8 +46,6 @@ _WAYS = {
 
 def phases(scale: str = "gpu") -> Figure:
     """The dense and the sparse steps of every mix, and the learning rate above them."""
-    import matplotlib.pyplot as plt
-
     fig, (top, ax) = plt.subplots(2, 1, figsize=(9, 4.2), sharex=True, height_ratios=(1, 3.2))
     plan = plans.everything(scale, (1,))
     dense = plan["dense"][0]
@@ -74,8 +70,6 @@ def phases(scale: str = "gpu") -> Figure:
 
 def switches(scale: str, runs: pd.DataFrame) -> Figure:
     """Both switches, step by step: training loss where the recipe begins, and above dense where it ends."""
-    import matplotlib.pyplot as plt
-
     fig, (on, off) = plt.subplots(1, 2, figsize=(12, 4.4))
     for arm, (label, colour, line) in _ON.items():
         steps, losses = mix_tables.switch_on(scale, arm)
@@ -102,8 +96,6 @@ def switches(scale: str, runs: pd.DataFrame) -> Figure:
 
 def recovery(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense over a run: a panel for each scale and each reading that has a mix."""
-    import matplotlib.pyplot as plt
-
     bases = [b for b in READINGS if any(b + MIXES["50 %"] in set(part["arm"]) for part in studies.values())]
     rows, columns = (len(bases), len(studies)) if len(studies) > 1 else (1, len(bases))
     size = (max(6.5, 4.3 * columns), 0.7 + 3.4 * rows)
@@ -143,8 +135,6 @@ def _draw_recovery(ax: Axes, scale: str, runs: pd.DataFrame, base: str) -> None:
 
 def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Held-out loss above dense at the end of every mix, under either reading, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     ran = {arm for part in studies.values() for arm in part["arm"]}
     rows = [name for name, end in MIXES.items() if {base + end for base in READINGS} & ran]
     size = (max(6.5, 4.2 * len(studies)), 1.2 + 0.4 * len(rows))
@@ -169,8 +159,6 @@ def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 def figure5(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Quality over the speed-up of a run: the paper's, and ours where all of Table 4's shares ran."""
-    import matplotlib.pyplot as plt
-
     shares = mix_tables.shares()
     whole = {scale: part for scale, part in studies.items() if {*shares} <= {*part["arm"]}}
     fig, (first, *others) = plt.subplots(1, 1 + len(whole), figsize=(4.3 * (1 + len(whole)), 4.2))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from replicate import paper
 from replicate.bench import step
@@ -26,9 +27,6 @@ PART_COLOURS = {
     "optimiser": "#7a5195",
     "rest": "0.45",
 }
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 STEP_AXIS = "a step: times as fast as dense"
 
 
@@ -166,8 +164,6 @@ def draw_frontier(
 
 def steps(records: Mapping[str, Record]) -> Figure:
     """The 7B model's step by depth, and the speed of every sparse step; records: "1B" and "7B" -> step."""
-    import matplotlib.pyplot as plt
-
     fig, (depths, speeds) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(1, 1.3))
     draw_depths(depths, records["7B"], ("dense", "recipe", "venom16", "venom64"))
     depths.set_title("7B: a straight line in the depth")
@@ -187,8 +183,6 @@ def steps(records: Mapping[str, Record]) -> Figure:
 
 def parts(records: Mapping[str, Record]) -> Figure:
     """The parts of a dense step and of three sparse ones, model by model."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(len(records), 1, figsize=(11, 5.8))
     for ax, (label, record) in zip(axes, records.items(), strict=True):
         draw_parts(ax, record, ("recipe", "venom16", "venom64"))
@@ -200,8 +194,6 @@ def parts(records: Mapping[str, Record]) -> Figure:
 
 def amdahl(records: Mapping[str, Record]) -> Figure:
     """Amdahl's law by the paper's share and the measured ones, and every format's layer and step on it."""
-    import matplotlib.pyplot as plt
-
     shares = {label: row["time, measured"] for label, row in step_table.shares(records).iterrows()}
     shares = {"the paper": step_table.shares(records).iloc[0, 0]} | shares
     speeds, layers = step_table.sparse_speeds(records), step_table.layer_speeds(records)
@@ -225,8 +217,6 @@ def amdahl(records: Mapping[str, Record]) -> Figure:
 
 def three_ways(records: Mapping[str, Record]) -> Figure:
     """A run's speed-up over its share of sparse steps, by the paper, corrected and measured."""
-    import matplotlib.pyplot as plt
-
     looks = {  # format, way -> colour, marker and line
         ("recipe", "paper"): (PALETTE["paper"], "o--"),
         ("recipe", "corrected"): (PALETTE["control"], "s-."),
@@ -262,8 +252,6 @@ def loss_and_time(
 
     ranges: by model, see `time_to_loss.ranges`.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(panels), figsize=(13, 4.8), sharey=True)
     for ax, (label, points) in zip(axes, panels.items(), strict=True):
         above = [name for name, (x, gap, _) in points.items() if gap.mean > np.interp(x, *early)]
@@ -277,8 +265,6 @@ def loss_and_time(
 
 def widths(found: pd.DataFrame) -> Figure:
     """`draw_widths` of every format that was timed at each width."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(9.5, 4.8))
     draw_widths(ax, found, step_table.AT_WIDTHS)
     graph, launched = (

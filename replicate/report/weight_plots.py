@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from replicate import figures, paper, study
 from replicate.report import study_plots as plots
 from replicate.report import study_tables
 from replicate.sparsity import flip_rate, mask24, prune24, soft_threshold24
 from replicate.study import gradients, results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WHOLE, SAME, OWN = "#D55E00", "#0072B2", "#444444"  # what backward reads, as in `study_plots.draw_readings`
 # Panel of `gaps` -> its arms
@@ -77,8 +76,6 @@ def paper_costs() -> dict[str, float]:
 
 def table3(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Table 3 under both readings of the backward pass, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     size = (1.4 + 3.2 * max(2.7, len(studies)), 4.8)
     fig, axes = plt.subplots(1, len(studies), figsize=size, squeeze=False, sharey=True)
     for ax, (scale, part) in zip(axes[0], studies.items(), strict=True):
@@ -114,8 +111,6 @@ def effects(scales: Sequence[str]) -> pd.DataFrame:
 
 def gaps(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense as runs go on, mean and range of the seeds, a row for each scale."""
-    import matplotlib.pyplot as plt
-
     size = (11, 3.7 * len(studies))
     fig, axes = plt.subplots(len(studies), len(PANELS), figsize=size, squeeze=False)
     for row, (scale, part) in zip(axes, studies.items(), strict=True):
@@ -144,8 +139,6 @@ def layers(by_layer: Mapping[str, Sequence[Mapping[str, float]]], scale: str, ru
     Args:
         by_layer: of `gradients.ends`. scale, runs: whose gradient norms are drawn.
     """
-    import matplotlib.pyplot as plt
-
     looks = {
         "w1": (WHOLE, "--"),
         "w2": (figures.PALETTE["2:4 activations"], "--"),
@@ -220,8 +213,6 @@ def moves(sizes: Sequence[float]) -> dict[str, list[float]]:
 
 def flips(scale: str, runs: pd.DataFrame, moved: Mapping[str, Sequence[float]]) -> Figure:
     """Flip rates over the steps of a scale's runs, and what flips do to S(W), see `moves`."""
-    import matplotlib.pyplot as plt
-
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
     for name, (colour, line) in _FLIPS.items():
         left.plot(*flip_curve(runs, name), line, color=colour, label=name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate import figures
 from replicate.bench import wide
@@ -16,9 +17,6 @@ from replicate.settings.text import from_dict
 from replicate.study import results
 from replicate.study.records import Record, RecordStore
 from replicate.training import flops
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
 KINDS = {  # who chooses a token's neurons -> entry of the palette
@@ -140,8 +138,6 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
 
 def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
     """Held-out loss minus dense over the FLOPs of a run, beside a line of dense runs, cut short and wider."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharex=True, sharey=True)
     speed, lost = time_to_loss.stopped_early(runs)
     full = found[found["kind"] == "all neurons"]
