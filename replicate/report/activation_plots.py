@@ -27,8 +27,7 @@ def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
     gaps = {s: results.differences(runs, "act24", arms=list(CHOICES.values())) for s, runs in studies.items()}
     rows = {f"{name}, {scale}": gaps[scale][arm] for name, arm in CHOICES.items() for scale in studies}
     fig, ax = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
-    intervals = {name: (s.mean, (s.high - s.low) / 2) for name, s in rows.items()}
-    study_plots.draw_intervals(ax, intervals, colour=_COLOURS["2:4"])
+    study_plots.draw_intervals(ax, rows, colour=_COLOURS["2:4"])
     ax.set_xlabel("held-out loss above selection by magnitude (nats), 95 % intervals")
     ax.set_title("Only a choice that does not look loses")
     return fig

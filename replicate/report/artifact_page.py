@@ -76,11 +76,6 @@ def values() -> dict[str, str]:
     return out | costs.values() | {"drift": f"{noise.drift('gpu')[0]:.3f} nats"}
 
 
-def value(name: str) -> str:
-    """The text of one of `values`, "" for an unknown name."""
-    return values().get(name, "")
-
-
 def claims() -> pd.DataFrame:
     """One row a claim: what it says, when it holds, the command, minutes, machine, and who judges it."""
     return pd.DataFrame(

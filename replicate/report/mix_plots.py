@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -143,9 +142,8 @@ def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
         for base, (colour, marker, shift) in _READINGS.items():
             for y, name in enumerate(rows):
                 if found := mix_tables.above(runs, base + MIXES[name]):
-                    half = (found.high - found.low) / 2 if math.isfinite(found.high) else 0
                     look = {"fmt": marker, "color": colour, "capsize": 3, "ms": 6}
-                    ax.errorbar(found.mean, y + shift, xerr=half, **look)
+                    ax.errorbar(found.mean, y + shift, xerr=found.half, **look)
         ax.axvline(0, color="0.5", lw=0.8)
         ax.set(xlabel="held-out loss above dense (nats)", title=f"{scale} scale")
         ax.locator_params(axis="x", nbins=5)

@@ -40,14 +40,18 @@ class Page:
     value: Callable[[str], str] = lambda name: ""
 
 
+def _lookup(values: Callable[[], dict[str, str]]) -> Callable[[str], str]:
+    return lambda name: values().get(name, "")
+
+
 DOCS = paths.ROOT / "docs"
 PAGES = {
     "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.value),
     "commands": Page(DOCS / "commands.md"),
     "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
-    "artifact": Page(DOCS / "artifact.md", artifact_page.tables, artifact_page.value),
-    "questions": Page(DOCS / "questions.md", value=replication_page.value),
-    "replication": Page(DOCS / "replication.md", replication_page.tables, replication_page.value),
+    "artifact": Page(DOCS / "artifact.md", artifact_page.tables, _lookup(artifact_page.values)),
+    "questions": Page(DOCS / "questions.md", value=_lookup(replication_page.values)),
+    "replication": Page(DOCS / "replication.md", replication_page.tables, _lookup(replication_page.values)),
     "teaching": Page(DOCS / "teaching.md", value=readme_page.value),
     **{
         book.name: Page(book.path, value=partial(chapter_values.value, book)) for book in notebooks.discover()

@@ -14,7 +14,15 @@ from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
-from replicate.report import costs, kernel_tables, layer_tables, step_table, study_coverage, width
+from replicate.report import (
+    choice_plots,
+    costs,
+    kernel_tables,
+    layer_tables,
+    step_table,
+    study_coverage,
+    width,
+)
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
 from replicate.study import noise, plans
@@ -65,11 +73,6 @@ def tables() -> dict[str, str]:
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     out |= {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
     return out | costs.tables()
-
-
-def value(name: str) -> str:
-    """The text of one of `values`, "" for an unknown name."""
-    return values().get(name, "")
 
 
 @cache
@@ -124,8 +127,8 @@ def _study_values(scale: str) -> dict[str, str]:
 
 def _paper_values() -> dict[str, str]:
     out = {name: f"{cost:+.3f} nats" for name, cost in audit.table3_costs().items()}
-    by_row = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    out["transpose"] = f"{by_row['w1+w1t'] - by_row['w1']:+.3f} nats"
+    costs = study.paper_costs()
+    out["transpose"] = f"{costs['w1+w1t'] - costs['w1']:+.3f} nats"
     out["headline"] = "{} to {}x".format(*paper.number("headline"))
     out["step"] = f"{paper.number('step_speedup_text')}x"
     out["layer"] = f"{flops.ffn_speedup(paper.number('venom_speedup_table2')):.2f}x"
@@ -200,12 +203,8 @@ def _ways() -> pd.DataFrame:
 
 def _active() -> pd.DataFrame:
     """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
-    at = {model: d_model for model, (_, d_model) in step_table.MODELS.items()}
-    of = partial(layer_tables.over_dense, device=step_table.CARD)
-    columns = {f"layer, {model}": of(d) for model, d in at.items()}
-    columns["step, 1B"] = step_table.speeds("llama1b")
-    columns |= {f"memory, {model}": of(d, "memory") for model, d in at.items()}
-    return layer_tables.by_name(pd.DataFrame(columns).filter(regex="^active", axis=0), "format")
+    found = choice_plots.speeds().drop(columns="by the formula")
+    return found[found["format"].str.startswith("by activations")]
 
 
 def _audit() -> pd.DataFrame:

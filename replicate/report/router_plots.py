@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,12 +81,7 @@ def above_router(studies: Mapping[str, pd.DataFrame]) -> Figure:
     fig, axes = plt.subplots(1, len(studies), figsize=(max(6.5, 4.3 * len(studies)), 2.6), squeeze=False)
     for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
         found = gaps(runs)
-        rows = {
-            label: (found[arm].mean, (found[arm].high - found[arm].low) / 2)
-            if arm in found
-            else (math.nan, math.nan)
-            for arm, label in _ARMS.items()
-        }
+        rows = {label: found.get(arm) for arm, label in _ARMS.items()}
         study_plots.draw_intervals(ax, rows, colour=figures.PALETTE["venom"], xlabel="held-out loss (nats)")
         ax.locator_params(axis="x", nbins=4)
         ax.set_title(f"{scale} scale: above the router's")

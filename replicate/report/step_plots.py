@@ -147,9 +147,9 @@ def draw_frontier(
     """
     ax.plot(*early, "-", color=PALETTE["dense"], lw=1.6, label="dense, stopped early")
     for label, (speed, gap, preset) in points.items():
-        look, half = style(preset), (gap.high - gap.low) / 2
+        look = style(preset)
         low, high = (ranges or {}).get(label, (speed, speed))
-        bars = {"yerr": half, "xerr": [[speed - low], [high - speed]] if ranges else None}
+        bars = {"yerr": gap.half, "xerr": [[speed - low], [high - speed]] if ranges else None}
         ax.errorbar(speed, gap.mean, **bars, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         at = {"xytext": (-8, -3), "ha": "right"} if label in left else {"xytext": (8, -3)}

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from replicate import figures, paper, study
+from replicate import figures, study
 from replicate.report import study_plots as plots
 from replicate.report import study_tables
 from replicate.sparsity import flip_rate, mask24, prune24, soft_threshold24
@@ -66,21 +66,13 @@ def look(arm: str) -> tuple[str, str]:
     return SAME if arm.endswith(", same") else OWN if arm.endswith("t") else WHOLE, line
 
 
-def paper_costs() -> dict[str, float]:
-    """Arm -> the paper's training loss above dense, in nats; the row "W1, W2" counts for all it may mean."""
-    losses = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    costs = {name: round(loss - losses["dense"], 3) for name, loss in losses.items() if name != "dense"}
-    costs |= {f"{name}, same": costs[name] for name in ("w1", "w2", "w1+w2")}
-    return costs | {"w1+w2+t": costs["w1+w2"]}
-
-
 def table3(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Table 3 under both readings of the backward pass, a panel for each scale."""
     size = (1.4 + 3.2 * max(2.7, len(studies)), 4.8)
     fig, axes = plt.subplots(1, len(studies), figsize=size, squeeze=False, sharey=True)
     for ax, (scale, part) in zip(axes[0], studies.items(), strict=True):
         stats = results.differences(part, column="final_loss")
-        plots.draw_readings(ax, stats, paper_costs(), title=f"{scale} scale")
+        plots.draw_readings(ax, stats, study_tables.paper_costs(), title=f"{scale} scale")
     marks, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(marks, labels, loc="outside lower center", ncols=2)
     axes[0][len(studies) // 2].set_xlabel("training loss above dense (nats; logarithmic from 0.02 on)")
@@ -90,7 +82,7 @@ def table3(studies: Mapping[str, pd.DataFrame]) -> Figure:
 def cost_table(studies: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
     """A row an arm that ran: the paper's training loss above dense, and ours at each scale, in nats."""
     costs = {scale: results.differences(part, column="final_loss") for scale, part in studies.items()}
-    printed, rows = paper_costs(), []
+    printed, rows = study_tables.paper_costs(), []
     for name in (name for name in names if any(name in stats for stats in costs.values())):
         row = {"arm": name, "paper": f"{printed[name]:+.3f}" if name in printed else ""}
         rows.append(row | {scale: study_tables.brief(stats.get(name)) for scale, stats in costs.items()})
@@ -99,7 +91,7 @@ def cost_table(studies: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.
 
 def effects(scales: Sequence[str]) -> pd.DataFrame:
     """A row for each of EFFECTS: the paper's and ours at each scale, in nats of training loss."""
-    printed, rows = paper_costs(), []
+    printed, rows = study_tables.paper_costs(), []
     for label, (arm, *others) in EFFECTS.items():
         row = {"effect": label, "paper": f"{printed[arm] - sum(printed[name] for name in others):+.3f}"}
         for scale in scales:

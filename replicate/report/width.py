@@ -156,9 +156,8 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
         for kind in ("all neurons", *kinds):
             look = {"fmt": figures.MARKERS[KINDS[kind]], "color": figures.PALETTE[KINDS[kind]], "ms": 7}
             for i, row in enumerate(found[found["kind"] == kind].itertuples()):
-                half = (row.loss.high - row.loss.low) / 2 if row.loss.n > 1 else 0
                 label = kind if i == 0 and kind != "all neurons" else None
-                ax.errorbar(row.FLOPs, row.loss.mean, yerr=half, elinewidth=1, label=label, **look)
+                ax.errorbar(row.FLOPs, row.loss.mean, yerr=row.loss.half, elinewidth=1, label=label, **look)
                 names.append((row.label, row.FLOPs, row.loss.mean))
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_xlabel("multiplications of the run over those of the dense run")

@@ -25,13 +25,14 @@ class Stats:
     n: int
 
     @property
+    def half(self) -> float:
+        """Half of the interval's width; 0 for one value, which has none."""
+        return (self.high - self.low) / 2 if self.n > 1 else 0.0
+
+    @property
     def spread(self) -> float:
         """The standard deviation of n values that would give this interval; NaN for one value."""
-        return (
-            (self.high - self.low) / 2 * math.sqrt(self.n) / t_quantile(self.n - 1)
-            if self.n > 1
-            else math.nan
-        )
+        return self.half * math.sqrt(self.n) / t_quantile(self.n - 1) if self.n > 1 else math.nan
 
 
 def summary(values: Sequence[float]) -> Stats:

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from replicate.report import (
     chapter_values,
     kernel_tables,
-    kernel_values,
+    kernels_page,
     layer_plots,
     layer_tables,
     notebooks,
@@ -90,13 +90,13 @@ def test_the_layer_is_drawn_without_the_dense_arms(layer):
 
 
 def test_the_numbers_of_the_text_are_those_of_the_figures(kernels, venom, layer):
-    row, shown = kernel_tables.figure6(kernels), kernel_values.values()
+    row, shown = kernel_tables.figure6(kernels), kernels_page.values()
     assert shown["figure 6"] == f"{row['dense_ms'] / row['sparse_ms']:.2f}"
     assert shown["our conversion"] == f"{100 * row['convert_ms'] / row['sparse_ms']:.1f} %"
     shared, one = (
-        float(kernel_tables.amortised(row, "eager_ms", t)) for t in (kernel_values.to_share(row), 1)
+        float(kernel_tables.amortised(row, "eager_ms", t)) for t in (kernels_page.to_share(row), 1)
     )
-    fewer = kernel_tables.amortised(row, "eager_ms", kernel_values.to_share(row) - 1)
+    fewer = kernel_tables.amortised(row, "eager_ms", kernels_page.to_share(row) - 1)
     assert shared > 1 >= fewer and one == pytest.approx(row["with eager conversion"])
     formats = kernel_tables.venom_formats(venom, 4096).set_index("format")
     low, middle, high = (f"{x:.2f}" for x in formats["FFN"])
