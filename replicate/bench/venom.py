@@ -85,10 +85,8 @@ def measure_shape(c: dict[str, Any], d_model: int, d_ff: int) -> dict[str, Any]:
     flat = {(who, name): fn for who, own in calls.items() for name, fn in own.items()}
     times = _medians(timing.compare_graphs(flat, repeats))
     out["products"] = {who: {name: times[who, name] for name in own} for who, own in calls.items()}
-    out["gather"] = {
-        str(v): _medians(timing.compare_graphs(gather_products(p, v), repeats)) for v in (64, 128)
-    }
-    return out
+    gather = {str(v): timing.compare_graphs(gather_products(p, v), repeats) for v in (64, 128)}
+    return out | {"gather": {v: _medians(found) for v, found in gather.items()}}
 
 
 class RoutedFFN:

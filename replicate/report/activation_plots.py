@@ -62,13 +62,9 @@ def directions(cosines: Mapping[tuple[str, str], Sequence[float]], title: str) -
 
 def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss without minus with mask reuse over the steps, a line a seed; studies: scale -> runs."""
-    shape = {
-        "figsize": (max(7.5, 5.2 * len(studies)), 5.4),
-        "sharey": "row",
-        "sharex": "col",
-        "squeeze": False,
-    }
-    fig, axes = plt.subplots(2, len(studies), **shape)
+    n = len(studies)
+    size, shared = (max(7.5, 5.2 * n), 5.4), {"sharey": "row", "sharex": "col"}
+    fig, axes = plt.subplots(2, n, figsize=size, squeeze=False, **shared)
     for row, (name, (base, arm)) in zip(axes, FORGOTTEN.items(), strict=True):
         for ax, (scale, runs) in zip(row, studies.items(), strict=True):
             config = from_dict(runs["record"].iloc[0].config)

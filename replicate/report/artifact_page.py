@@ -97,9 +97,8 @@ def holds_if(claim: Claim) -> str:
         limit = claim.paper - claim.tolerance * (1 if claim.rule == "at least" else -1)
         rule = paper_text(replace(claim, paper=limit))
     interval = ", whole interval" if claim.noisy else ""
-    return (
-        rule + interval + (f", at scale {claim.holds_from} or larger" if claim.holds_from != "smoke" else "")
-    )
+    scale = f", at scale {claim.holds_from} or larger" if claim.holds_from != "smoke" else ""
+    return rule + interval + scale
 
 
 def records(name: str) -> list[Record]:

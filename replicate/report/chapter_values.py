@@ -75,9 +75,8 @@ def _links(book: notebooks.Notebook) -> str:
     place = [other.name for other in books].index(book.name)
     near = {"← {}": books[place - 1 : place], "{} →": books[place + 1 : place + 2]}
     links = [f"[{look.format(b.title)}]({b.path.name})" for look, some in near.items() for b in some]
-    return " | ".join(
-        [*links, "[all chapters](../README.md#the-notebooks)", "[glossary](../docs/glossary.md)"]
-    )
+    more = ("[all chapters](../README.md#the-notebooks)", "[glossary](../docs/glossary.md)")
+    return " | ".join([*links, *more])
 
 
 @cache
@@ -92,9 +91,8 @@ def _costs() -> dict[str, str]:
     printed, runs = tables.paper_costs(), tables.runs("gpu")
     out = {f"printed {arm}": f"{cost:.3f}" for arm, cost in printed.items()}
     ours = results.differences(runs, column=tables.TRAIN)
-    out |= {
-        f"over the paper's {arm}": f"{ours[arm].mean / cost:.1f}" for arm, cost in printed.items() if cost > 0
-    }
+    over = {arm: ours[arm].mean / cost for arm, cost in printed.items() if cost > 0}
+    out |= {f"over the paper's {arm}": f"{times:.1f}" for arm, times in over.items()}
     one = {arm: flops.ffn_speedup(8, n24=n, n_venom=v) for arm, n, v in (("w1", 1, 0), ("venom16", 0, 4))}
     out |= {f"arithmetic {arm}": f"{x:.2f}" for arm, x in one.items()}
     for label, effect in weight_plots.EFFECTS.items():
@@ -200,11 +198,8 @@ def _steps() -> dict[str, str]:
     rests = [row["rest"] / row["step"] for record in records.values() for row in step_table.parts(record)]
     for label, row in shares.iterrows():
         formula, complete, time, attention = row
-        out[f"{label} formula"], out[f"{label} complete"] = (
-            f"{100 * formula:.0f} %",
-            f"{100 * complete:.0f} %",
-        )
-        out[f"{label} time"] = f"{100 * time:.0f} %"
+        parts = {"formula": formula, "complete": complete, "time": time}
+        out |= {f"{label} {name}": f"{100 * part:.0f} %" for name, part in parts.items()}
         out[f"{label} attention over FFN"] = f"{attention / time:.1f}"
         off = law[f"{label}: step measured"] / law[f"{label}: step by the law"] - 1
         out[f"{label} law off"] = f"{100 * off.abs().max():.0f} %"

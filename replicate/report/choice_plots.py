@@ -127,10 +127,8 @@ def switch(scale: str, runs: pd.DataFrame) -> Figure:
     ax.axvline(start, color="0.4", ls="--", lw=1)
     ax.text(start, 0.97, " dense from here", va="top", fontsize=9, transform=ax.get_xaxis_transform())
     ax.axhline(0, color="0.5", lw=0.8)
-    ax.set(
-        xlabel="step", ylabel="training loss above dense (nats)", xlim=(0, config.steps), ylim=(-0.02, 0.36)
-    )
-    ax.set_title(f"{scale} scale, running mean of 40 steps")
+    ax.set(xlim=(0, config.steps), ylim=(-0.02, 0.36), title=f"{scale} scale, running mean of 40 steps")
+    ax.set(xlabel="step", ylabel="training loss above dense (nats)")
     plots.label_ends(ax, ends)
     return fig
 

@@ -71,36 +71,28 @@ def values() -> dict[str, str]:
 
 def costs() -> pd.DataFrame:
     """Rows (what was computed, on which device): records, hours, and for a GPU its energy; then the total."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record, what in _everything():
-        groups.setdefault((what, record.device), []).append(record)
+    everything = pd.DataFrame(_everything(), columns=["record", "what"])
+    everything["device"] = [record.device for record in everything["record"]]
     rows = []
-    for (what, device), some in groups.items():
+    for (what, device), some in everything.groupby(["what", "device"], sort=False)["record"]:
         hours, energy = _used(some)
         time = sum(record.seconds for record in some) / 3600
         shown = {"hours": f"{time:.2f}", "kWh, at most": f"{energy:.2f}" if hours else ""}
         rows.append({"what": what, "device": device, "records": str(len(some))} | shown)
-    hours, energy = _used(record for record, _ in _everything())
+    hours, energy = _used(everything["record"])
     total = {"what": "total of the GPUs", "hours": f"{hours:.2f}", "kWh, at most": f"{energy:.2f}"}
     return pd.DataFrame([*rows, total]).fillna("")
 
 
 def arms() -> pd.DataFrame:
     """Rows (arm): GPU minutes at each scale with the number of runs in brackets, and GPU hours and energy."""
-    rows = {}
-    for scale in study.SIZES:
-        frame = study.every_run(scale)
-        for arm, some in frame.groupby("arm", sort=False)["record"]:
-            on_gpu = [record for record in some if record.device in WATTS]
-            rows.setdefault(arm, {})[scale] = on_gpu
-    table = []
-    for arm, found in rows.items():
-        row = {"arm": arm}
+    frame, table = pd.concat([study.every_run(scale).assign(scale=scale) for scale in study.SIZES]), []
+    for arm, runs in frame.groupby("arm", sort=False):
+        on_gpu, row = runs[[record.device in WATTS for record in runs["record"]]], {"arm": arm}
         for scale in study.SIZES:
-            some = found.get(scale, [])
-            hours, _ = _used(some)
-            row[f"minutes, {scale}"] = f"{60 * hours:.1f} ({len(some)})" if some else ""
-        hours, energy = _used(record for some in found.values() for record in some)
+            some = on_gpu.loc[on_gpu["scale"] == scale, "record"]
+            row[f"minutes, {scale}"] = f"{60 * _used(some)[0]:.1f} ({len(some)})" if len(some) else ""
+        hours, energy = _used(on_gpu["record"])
         table.append(row | {"GPU hours": f"{hours:.3f}", "kWh, at most": f"{energy:.3f}"})
     return pd.DataFrame(table)
 
@@ -135,15 +127,7 @@ def _used(some: Iterable[Record]) -> tuple[float, float]:
 
 def settings(config: Any) -> dict[str, Any]:
     """A configuration as dotted name -> value."""
-
-    def flat(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in part.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return dict(flat(to_dict(config), ""))
+    return pd.json_normalize(to_dict(config)).to_dict("records")[0]
 
 
 def planned(scale: str) -> dict[str, dict[str, Any]]:
@@ -151,19 +135,16 @@ def planned(scale: str) -> dict[str, dict[str, Any]]:
     return {arm: settings(configs[0]) for arm, configs in plans.everything(scale, (1,)).items()}
 
 
-def tried(scale: str = "gpu") -> pd.DataFrame:
+def tried() -> pd.DataFrame:
     """Rows (setting that was varied): values in the plan, that of Table 3's arms, runs with others, why."""
-    plan, rows = planned(scale), []
-    ran = {
-        s: [settings(from_dict(record.config)) for record in study.every_run(s)["record"]]
-        for s in study.SIZES
-    }
+    plan, rows = {scale: planned(scale) for scale in study.SIZES}, []
+    ran = {s: study.every_run(s)["record"].map(lambda r: settings(from_dict(r.config))) for s in study.SIZES}
     for name, (words, how) in TRIED.items():
-        found = {values[name] for values in plan.values()}
-        row = {"setting": words, f"tried, {scale} scale": _listed(found)}
-        row["used in Table 3"] = _listed({plan[arm][name] for arm in plans.TABLE3})
+        found = {values[name] for values in plan["gpu"].values()}
+        row = {"setting": words, "tried, gpu scale": _listed(found)}
+        row["used in Table 3"] = _listed({plan["gpu"][arm][name] for arm in plans.TABLE3})
         for s in study.SIZES:
-            usual = {planned(s)[arm][name] for arm in plans.TABLE3}
+            usual = {plan[s][arm][name] for arm in plans.TABLE3}
             row[f"other runs, {s}"] = str(sum(values[name] not in usual for values in ran[s]))
         rows.append(row | {"how it was chosen": how})
     return pd.DataFrame(rows)

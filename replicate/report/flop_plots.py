@@ -87,12 +87,6 @@ def times(r: float, v: float, p: float, title: str = "") -> Figure:
     return fig
 
 
-def try_times(r: float, v: float, p: float) -> None:
-    """Show `times`; for sliders."""
-    times(r, v, p)
-    plt.show()
-
-
 def ceilings(
     shares: Mapping[str, float],
     v: float,

@@ -30,9 +30,8 @@ KINDS = {  # of a roofline's points: label, colour, marker
     "torch": ("copies, torch's eager relu^2", PALETTE["control"], "o"),
     "compressor": ("torch's compressor", PALETTE["recipe"], "X"),
 }
-STAGE_COLOURS = [
-    PALETTE[k] for k in ("2:4 weights", "control", "2:4 activations", "venom", "recipe", "paper")
-]
+STAGES = ("2:4 weights", "control", "2:4 activations", "venom", "recipe", "paper")
+STAGE_COLOURS = [PALETTE[name] for name in STAGES]
 LAYER_COLOURS = {  # of `ffn_bench.STAGES`, in their order
     "weight refresh": PALETTE["2:4 activations"],
     "routing and lists": PALETTE["paper"],
@@ -80,9 +79,23 @@ def figure6(row: pd.Series) -> Figure:
 
 
 def roofline(record: Record) -> Figure:
-    """Every recorded product and pass under the roof."""
+    """Every recorded product and pass under the roof: a copy's bandwidth and the data sheet's peaks."""
+    points, bandwidth = kernel_tables.intensities(record), kernel_tables.bandwidth(record)
     fig, ax = plt.subplots(figsize=(8.5, 4.3))
-    draw_roofline(ax, kernel_tables.intensities(record), kernel_tables.bandwidth(record))
+    x = np.geomspace(0.5, 8000, 400)
+    for peak, name, style in ((PEAK_DENSE, "dense", "-"), (PEAK_SPARSE, "2:4", "--")):
+        ax.loglog(x, np.minimum(peak, bandwidth * x), style, color="0.55", lw=1.4)
+        ax.text(8600, peak, f"{name}: {peak:.0f}", va="center", fontsize=8, color="0.35")
+    ax.text(1.3, 9.5, f"copy: {bandwidth:.2f} TB/s", rotation=33, fontsize=8, color="0.35")
+    for kind, (label, colour, marker) in KINDS.items():
+        x, y = zip(*((p["x"], p["y"]) for p in points if p["kind"] == kind), strict=True)
+        ax.plot(x, y, marker, color=colour, ms=6, alpha=0.8, label=label)
+    ridge = PEAK_DENSE / bandwidth
+    ax.axvline(ridge, color="0.8", lw=1)
+    for place, side, word in ((0.9, "right", "memory"), (1.1, "left", "compute")):
+        ax.text(ridge * place, 0.13, f"{word}-bound", ha=side, fontsize=9, color="0.35")
+    ax.set(xlabel="FLOPs for each byte that must move", ylabel="TFLOP/s", xlim=(0.5, 8000), ylim=(0.08, 4000))
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8)
     ax.set_title("Passes are limited by memory, products by arithmetic")
     return fig
 
@@ -106,12 +119,6 @@ def bounds(m: int, n: int, k: int, bandwidth: float) -> Figure:
     ax.set_title(f"{title},\n2:4 at most {gain:.2f} times as fast")
     ax.grid(False, axis="y")
     return fig
-
-
-def try_bounds(m: int, n: int, k: int, bandwidth: float) -> None:
-    """Show `bounds`; for sliders."""
-    bounds(m, n, k, bandwidth)
-    plt.show()
 
 
 def metadata() -> Figure:
@@ -153,9 +160,8 @@ def draw_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapp
         at = np.arange(len(groups)) + (i - (len(colours) - 1) / 2) * width
         heights = [group.get(series, np.nan) for group in groups.values()]
         bars = ax.bar(at, heights, width * 0.92, color=colour, label=series, edgecolor="white")
-        ax.bar_label(
-            bars, ["" if np.isnan(h) else kernel_tables.digits3(h) for h in heights], fontsize=8, padding=1
-        )
+        numbers = ["" if np.isnan(height) else kernel_tables.digits3(height) for height in heights]
+        ax.bar_label(bars, numbers, fontsize=8, padding=1)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.grid(False, axis="x")
 
@@ -262,24 +268,6 @@ def draw_sweep(ax: Axes, frame: pd.DataFrame) -> None:
     labels = [f"{m}\n{n}\n{k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
     ax.set_xticks(range(len(frame)), labels)
     ax.set(xlabel="m, n, k (least work first)", ylabel="speed-up over cuBLAS", xlim=(-0.4, len(frame) - 0.6))
-
-
-def draw_roofline(ax: Axes, points: Sequence[Mapping[str, Any]], bandwidth: float) -> None:
-    """`kernel_tables.intensities` under the roof of a copy's bandwidth (TB/s) and the data sheet's peaks."""
-    x = np.geomspace(0.5, 8000, 400)
-    for peak, name, style in ((PEAK_DENSE, "dense", "-"), (PEAK_SPARSE, "2:4", "--")):
-        ax.loglog(x, np.minimum(peak, bandwidth * x), style, color="0.55", lw=1.4)
-        ax.text(8600, peak, f"{name}: {peak:.0f}", va="center", fontsize=8, color="0.35")
-    ax.text(1.3, 9.5, f"copy: {bandwidth:.2f} TB/s", rotation=33, fontsize=8, color="0.35")
-    for kind, (label, colour, marker) in KINDS.items():
-        x, y = zip(*((p["x"], p["y"]) for p in points if p["kind"] == kind), strict=True)
-        ax.plot(x, y, marker, color=colour, ms=6, alpha=0.8, label=label)
-    ridge = PEAK_DENSE / bandwidth
-    ax.axvline(ridge, color="0.8", lw=1)
-    for place, side, word in ((0.9, "right", "memory"), (1.1, "left", "compute")):
-        ax.text(ridge * place, 0.13, f"{word}-bound", ha=side, fontsize=9, color="0.35")
-    ax.set(xlabel="FLOPs for each byte that must move", ylabel="TFLOP/s", xlim=(0.5, 8000), ylim=(0.08, 4000))
-    ax.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8)
 
 
 def draw_metadata_tile(ax: Axes) -> None:

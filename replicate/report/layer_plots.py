@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from replicate.figures import PALETTE
@@ -13,9 +14,7 @@ from replicate.report import kernel_tables, layer_tables
 from replicate.report.kernel_plots import LAYER_COLOURS, STAGE_COLOURS, draw_bars, draw_rows, draw_stacks
 from replicate.study.records import Record
 
-_FORMATS = dict(
-    zip(kernel_tables.FORMATS.values(), (PALETTE[k] for k in ("venom", "recipe", "2:4 weights")), strict=True)
-)
+_FORMATS = {"4 of 16": PALETTE["venom"], "4 of 32": PALETTE["recipe"], "4 of 64": PALETTE["2:4 weights"]}
 GATHER = {  # column of `kernel_tables.venom_formats` -> colour: product 2 in two forms
     "gather, V = 64": PALETTE["control"],
     "gather, V = 128": PALETTE["2:4 weights"],
@@ -133,17 +132,14 @@ def memory(record: Record) -> Figure:
 
 def layer(record: Record) -> Figure:
     """Speed and peak memory of `SparseFFN` over the dense layer, and the paper's arithmetic."""
-    by_shape = {
-        name: layer_tables.layer(record, d).set_index("arm") for d, name in kernel_tables.MODELS.items()
-    }
+    tables = {name: layer_tables.layer(record, d_model) for d_model, name in kernel_tables.MODELS.items()}
+    by_shape = {name: table.set_index("arm") for name, table in tables.items()}
     arms = [arm for arm in next(iter(by_shape.values())).index if not arm.startswith("dense")]
     shades = dict(zip(by_shape, (PALETTE["2:4 weights"], PALETTE["venom"]), strict=True))
     fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, width_ratios=[1.6, 1])
     for ax, column in zip(axes, ("x", "memory"), strict=True):
-        rows = {
-            layer_tables.NAMES[arm]: {name: frame.loc[arm, column] for name, frame in by_shape.items()}
-            for arm in arms
-        }
+        by_arm = pd.DataFrame({name: frame.loc[arms, column] for name, frame in by_shape.items()})
+        rows = by_arm.rename(index=layer_tables.NAMES).T.to_dict()
         theirs = {layer_tables.NAMES[arm]: kernel_tables.arithmetic(arm) for arm in arms}
         draw_rows(ax, rows, shades, marks=theirs if column == "x" else {}, mark="the paper's arithmetic")
         ax.axvline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense")

@@ -43,10 +43,10 @@ _WAYS = {
 }
 
 
-def phases(scale: str = "gpu") -> Figure:
+def phases() -> Figure:
     """The dense and the sparse steps of every mix, and the learning rate above them."""
     fig, (top, ax) = plt.subplots(2, 1, figsize=(9, 4.2), sharex=True, height_ratios=(1, 3.2))
-    plan = plans.everything(scale, (1,))
+    plan = plans.everything("gpu", (1,))
     dense = plan["dense"][0]
     rates = [schedule.learning_rate(step, dense) for step in range(dense.steps)]
     top.plot(np.array(rates) / dense.lr, color="0.25")
@@ -63,7 +63,7 @@ def phases(scale: str = "gpu") -> Figure:
     ax.set(yticks=range(len(MIXES)), yticklabels=list(MIXES), xlabel="step", xlim=(0, dense.steps))
     ax.set(ylabel="sparse steps", ylim=(len(MIXES) - 0.5, -0.5))
     ax.grid(False)
-    top.set_title(f"Learning rate, and the mixes at scale {scale}: a dense warm-up first, always")
+    top.set_title("Learning rate, and the mixes at scale gpu: a dense warm-up first, always")
     return fig
 
 
@@ -80,9 +80,7 @@ def switches(scale: str, runs: pd.DataFrame) -> Figure:
         start, gap = mix_tables.switch_off(scale, runs, "recipe" + MIXES[name])
         stop = min(len(gap), start + 350)
         label = f"{name} sparse: {len(gap) - start:,} dense steps to the end"
-        off.plot(
-            np.arange(start - 50, stop) - start, gap[start - 50 : stop], color=_COLOURS[name], label=label
-        )
+        off.plot(range(-50, stop - start), gap[start - 50 : stop], color=_COLOURS[name], label=label)
     off.axhline(0, color="0.5", lw=0.8)
     off.set(xlabel="steps after the switch", ylabel="training loss above dense (nats)")
     off.set_title("Sparsity is switched off: the loss jumps again")

@@ -30,9 +30,8 @@ from replicate.study.records import RecordStore
 from replicate.system import paths
 from replicate.training import flops
 
-TABLE3 = tuple(
-    name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same") if name in plans.TABLE3 + plans.SAME
-)
+PAIRS = [name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same")]
+TABLE3 = tuple(name for name in PAIRS if name in plans.TABLE3 + plans.SAME)
 
 
 def tables() -> dict[str, str]:
@@ -79,11 +78,8 @@ def tables() -> dict[str, str]:
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
     table = shipped_table()
-    out = (
-        {"counts": verdict_counts(table), "spared": str(len(spared(table)))}
-        | _paper_values()
-        | costs.values()
-    )
+    out = {"counts": verdict_counts(table), "spared": str(len(spared(table)))}
+    out |= _paper_values() | costs.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}

@@ -65,21 +65,6 @@ def draw_speeds(ax: Axes, speeds: Mapping[str, Mapping[str, float]], colours: Ma
     ax.grid(False, axis="y")
 
 
-def draw_widths(ax: Axes, found: pd.DataFrame, arms: Sequence[str]) -> None:
-    """`step_table.widths`: times as fast as dense by d_model, as one CUDA graph and, faint, as launched."""
-    for arm in arms:
-        part, look = found[found["arm"] == arm], style(arm)
-        ax.plot(part["d_model"], part["x"], **look, ms=7, lw=1.6, label=NAMES[arm])
-        ax.plot(part["d_model"], part["x launched"], look["marker"], ls=":", color=look["color"], alpha=0.45)
-    ax.axhline(1, color=PALETTE["dense"], lw=1.2)
-    ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
-    sizes = found.drop_duplicates("d_model")
-    labels = [f"{row.d_model}\n{step_table.size(row.parameters)}" for row in sizes.itertuples()]
-    ax.set(xscale="log", xlabel="d_model, and parameters of the model", ylabel=STEP_AXIS)
-    ax.set_xticks(sizes["d_model"], labels, minor=False)
-    ax.set_xticks([], minor=True)
-
-
 def draw_parts(ax: Axes, record: Record, arms: Sequence[str]) -> None:
     """A step of the dense model and of sparse arms in their parts, and a line: an FFN that costs nothing.
 
@@ -198,7 +183,7 @@ def amdahl(records: Mapping[str, Record]) -> Figure:
     shares = {"the paper": step_table.shares(records).iloc[0, 0]} | shares
     speeds, layers = step_table.sparse_speeds(records), step_table.layer_speeds(records)
     points = {
-        label: {arm: (layers[label][arm], x) for arm, x in found.items()} for label, found in speeds.items()
+        model: {arm: (layers[model][arm], x) for arm, x in found.items()} for model, found in speeds.items()
     }
     markers = dict(zip(records, "os", strict=True))
     fig, ax = plt.subplots(figsize=(9.5, 5))
@@ -236,9 +221,8 @@ def three_ways(records: Mapping[str, Record]) -> Figure:
         ax.set_xticks([0, *(round(100 * mixes[mix]) for mix in table4)])
     axes[0].set_ylabel("a run: times as fast as dense")
     axes[-1].text(2, 1.66, "the abstract: {} to {}".format(*paper.number("headline")), fontsize=9, va="top")
-    axes[0].legend(
-        fontsize=9, loc="upper left", title="algorithms 1, 2, 4 of 16, by", title_fontsize=9, **OPAQUE
-    )
+    title = "algorithms 1, 2, 4 of 16, by"
+    axes[0].legend(fontsize=9, loc="upper left", title=title, title_fontsize=9, **OPAQUE)
     return fig
 
 
@@ -264,15 +248,22 @@ def loss_and_time(
 
 
 def widths(found: pd.DataFrame) -> Figure:
-    """`draw_widths` of every format that was timed at each width."""
+    """`step_table.widths`: times as fast as dense by d_model, as one CUDA graph and, faint, as launched."""
     fig, ax = plt.subplots(figsize=(9.5, 4.8))
-    draw_widths(ax, found, step_table.AT_WIDTHS)
-    graph, launched = (
-        [step_table.pays_from(found, arm, column) for arm in step_table.AT_WIDTHS]
-        for column in ("x", "x launched")
-    )
-    ax.set_title(
-        f"A sparse step pays from d_model {max(graph)} on; launched, from {min(launched)} or {max(launched)}"
-    )
+    for arm in step_table.AT_WIDTHS:
+        part, look = found[found["arm"] == arm], style(arm)
+        ax.plot(part["d_model"], part["x"], **look, ms=7, lw=1.6, label=NAMES[arm])
+        ax.plot(part["d_model"], part["x launched"], look["marker"], ls=":", color=look["color"], alpha=0.45)
+    ax.axhline(1, color=PALETTE["dense"], lw=1.2)
+    ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
+    sizes = found.drop_duplicates("d_model")
+    labels = [f"{row.d_model}\n{step_table.size(row.parameters)}" for row in sizes.itertuples()]
+    ax.set(xscale="log", xlabel="d_model, and parameters of the model", ylabel=STEP_AXIS)
+    ax.set_xticks(sizes["d_model"], labels, minor=False)
+    ax.set_xticks([], minor=True)
+    graph = max(step_table.pays_from(found, arm) for arm in step_table.AT_WIDTHS)
+    launched = [step_table.pays_from(found, arm, "x launched") for arm in step_table.AT_WIDTHS]
+    low, high = min(launched), max(launched)
+    ax.set_title(f"A sparse step pays from d_model {graph} on; launched, from {low} or {high}")
     ax.legend(fontsize=9, loc="upper left", **OPAQUE)
     return fig

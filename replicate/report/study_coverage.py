@@ -79,9 +79,8 @@ def missing() -> str:
 
 def cards(scale: str) -> str:
     """Lines: which arms of a scale ran on which card, and of those with runs on several the seeds on each."""
-    frame = runs(scale).assign(
-        card=lambda runs: [r.device.removeprefix("NVIDIA ").split()[0] for r in runs["record"]]
-    )
+    frame = runs(scale)
+    frame = frame.assign(card=[r.device.removeprefix("NVIDIA ").split()[0] for r in frame["record"]])
     groups: dict[str, list[str]] = {}
     for arm, part in frame.groupby("arm", sort=False):
         of = {card: sorted(some["seed"]) for card, some in part.groupby("card")}

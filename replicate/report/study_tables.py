@@ -261,9 +261,8 @@ def opened() -> pd.DataFrame:
         if table.loc[i, "n, laptop"] and read_on_cpu(every_run("laptop"), (arm, base)):
             table.loc[i, "n, laptop"] += ", CPU"
     for scale in SCALES:
-        word = results.surely(
-            {row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found}
-        )
+        there = {row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found}
+        word = results.surely(there)
         table[f"surely, {scale}"] = [word.get(row, "") for row in table.index]
     return table
 

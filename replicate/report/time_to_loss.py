@@ -134,12 +134,10 @@ def parameters(scale: str) -> str:
 
 def clocks() -> pd.DataFrame:
     """`table` of RACED, models and formats by name."""
-    found = [
-        table(scale, arms)[2].assign(model=parameters(scale)).replace({"arm": NAMES})
-        for scale, arms in RACED.items()
-    ]
+    found = [table(scale, arms)[2].assign(model=parameters(scale)) for scale, arms in RACED.items()]
     columns = {"arm": "format", "n": "seeds", "a step": "times as fast a step"}
-    frame = pd.concat(found).rename(columns=columns | {"to the loss": "times as fast to the loss"})
+    columns |= {"to the loss": "times as fast to the loss"}
+    frame = pd.concat(found).replace({"arm": NAMES}).rename(columns=columns)
     return frame[["model", *frame.columns.drop("model")]]
 
 
@@ -154,9 +152,8 @@ def answered(scale: str) -> pd.DataFrame:
 def half_sparse(scale: str) -> dict[str, statistics.Stats]:
     """Above dense, "loss" and, where it is known, "accuracy" of the run with half of its steps sparse."""
     half, known = study_tables.HALF, answered(scale)
-    out = {
-        "loss": results.differences(study_tables.runs(scale), column=study_tables.TRAIN, arms=[half])[half]
-    }
+    runs = study_tables.runs(scale)
+    out = {"loss": results.differences(runs, column=study_tables.TRAIN, arms=[half])[half]}
     if half in set(known["arm"]):
         out["accuracy"] = results.differences(known, column="accuracy", arms=[half])[half]
     return out

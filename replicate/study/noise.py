@@ -41,9 +41,8 @@ def scale_of(config: TrainConfig) -> str | None:
     def shape(c: TrainConfig) -> tuple[int, ...]:
         return c.model.n_layer, c.model.d_model, c.model.seq_len, c.model.vocab_size
 
-    return next(
-        (scale for scale in PRESET_OF if shape(train_preset(PRESET_OF[scale])) == shape(config)), None
-    )
+    shapes = {shape(train_preset(preset)): scale for scale, preset in PRESET_OF.items()}
+    return shapes.get(shape(config))
 
 
 @lru_cache

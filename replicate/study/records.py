@@ -140,10 +140,8 @@ class RecordStore:
         found = self.widest_last(kind, device=device, **config)
         fits = [record for record in found if set(timed) <= set(record.config.get("sparsity", timed))]
         if not fits:
-            asked = config if device is None else {"device": device, **config}
-            what = ", ".join(
-                [*timed, *(f"{name} {value}" for name, value in asked.items() if value is not None)]
-            )
+            asked = {"device": device, **config}.items()
+            what = ", ".join([*timed, *(f"{name} {value}" for name, value in asked if value is not None)])
             raise ValueError(f"no record of kind {kind!r}{f' with {what}' if what else ''} is shipped")
         return max(fits, key=lambda record: record.date)
 

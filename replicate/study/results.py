@@ -202,10 +202,8 @@ def open_questions(
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
-            found = {
-                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in there.items()
-            }
-            rows.append((question, arm, base, found))
+            each = {scale: differences(part, base, "final_loss", [arm]) for scale, part in there.items()}
+            rows.append((question, arm, base, {scale: found[arm] for scale, found in each.items()}))
     return rows
 
 
@@ -250,15 +248,11 @@ def series(record: Record, key: str) -> list[tuple[int, float]]:
 
 def steps_to_loss(record: Record, loss: float) -> float | None:
     """Steps until the held-out loss was down to `loss`, between evaluations by a line; None if never."""
-    before = None
-    for step, value in record.results["valid_losses"]:
-        if value <= loss:
-            if before is None:
-                return step
-            share = (before[1] - loss) / (before[1] - value)
-            return before[0] + share * (step - before[0])
-        before = step, value
-    return None
+    steps, losses = np.array(record.results["valid_losses"]).T
+    if not (there := losses <= loss).any():
+        return None
+    i = int(there.argmax())
+    return float(np.interp(-loss, -losses[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else steps[0]
 
 
 def gap_curve(
