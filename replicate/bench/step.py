@@ -6,8 +6,6 @@ kernel by kernel. The baseline is the faster of two compiled dense models. A mod
 optimiser is timed at several depths: time = a + b layers, by least squares.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A whole training step of a GPT, the arms that take turns on it, and its parts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace

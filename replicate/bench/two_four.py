@@ -5,8 +5,6 @@ Times are medians of CUDA graph replays on random bfloat16 operands with a cold 
 take turns, so that ratios are within one run.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

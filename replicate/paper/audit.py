@@ -3,8 +3,6 @@
 Every figure comes from `data/paper.json` and the formulas of `training.flops`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Pictures of the neuron-level activation: how neurons are chosen, and the mask of the backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

@@ -5,8 +5,6 @@ notebook says of itself. Which records these are is stated here; tests/report/te
 the claims' numbers from them.
 """
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """Pictures of the audit: what the paper prints beside what follows from its own numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """What every notebook begins with: its parameters are checked, figures and interrupts get their look."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What the notebooks' text shows between markers: numbers from the records, and links to other chapters."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 

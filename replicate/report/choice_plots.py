@@ -1,7 +1,5 @@
 """Pictures of chapter 12: what a choice by activations keeps, costs and gains; what the paper leaves open."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial

@@ -3,8 +3,6 @@
 All of it comes from records (data/recorded/) and from the study's plan; docs/replication.md shows it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache

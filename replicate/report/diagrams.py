@@ -1,7 +1,5 @@
 """Drawings of the FFN's six products: the block diagram of one recipe, a grid of several."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Pictures of where FLOPs go, and of Amdahl's law for the paper's products, steps and runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

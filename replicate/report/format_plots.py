@@ -1,7 +1,5 @@
 """Pictures of the formats: matrices in 2:4 and V:N:M, and how a weight enters and leaves them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -83,11 +81,8 @@ def continuity(sizes: Sequence[float], change: Mapping[str, Sequence[float]]) ->
     for name, (look, label) in labels.items():
         ax.loglog(sizes, change[name], look, label=label, color=_HARD_AND_SOFT[name])
     ax.loglog(sizes, [2 * h for h in sizes], "--", color="0.4", label="2h, the bound")
-    ax.set(
-        xlabel="size h of the move",
-        ylabel="largest change of f",
-        title="Only soft thresholding is continuous",
-    )
+    ax.set(xlabel="size h of the move", ylabel="largest change of f")
+    ax.set_title("Only soft thresholding is continuous")
     ax.legend()
     return fig
 

@@ -1,7 +1,5 @@
 """Pictures of the kernels: times and speed-ups, a roofline, cuSPARSELt's metadata layout, a kernel's text."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import textwrap

@@ -1,7 +1,5 @@
 """Tables and ratios from the recorded timings of kernels, for notebooks 06 and 07 and for docs/kernels.md."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Tables, what was aimed at and reached, and the numbers in sentences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache, partial
 
@@ -104,13 +102,12 @@ def _products(kernels: Record) -> pd.DataFrame:
 
 
 def _runs(*found: Record) -> str:
-    rows = [
-        (f"data/recorded/{r.kind}/{r.config_hash}.json", r.device, r.versions["torch"], r.versions["triton"])
-        + (r.date[:10], r.commit[:7])
-        for r in found
-    ]
-    columns = ["record", "device", "torch", "triton", "date", "commit"]
-    return figures.markdown(pd.DataFrame(rows, columns=columns))
+    rows = []
+    for r in found:
+        row = {"record": f"data/recorded/{r.kind}/{r.config_hash}.json", "device": r.device}
+        row |= {name: r.versions[name] for name in ("torch", "triton")}
+        rows.append(row | {"date": r.date[:10], "commit": r.commit[:7]})
+    return figures.markdown(pd.DataFrame(rows))
 
 
 @cache

@@ -1,7 +1,5 @@
 """Pictures of the routed FFN: blocks of rows, its products, stages and memory, and the whole layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -77,12 +75,8 @@ def figure7(record: Record) -> Figure:
         table.index = [name.replace(" ", "\n", 1).replace("^T", "$^T$") for name in table.index]
         ax.axhspan(6, 8, color=PALETTE["paper"], alpha=0.25, lw=0, label="the paper: 6 to 8")
         draw_bars(ax, table.T.to_dict(), _FORMATS)
-        ax.set(
-            title=f"{name}: six products in the chosen blocks",
-            ylabel="times as fast as cuBLAS",
-            ylim=(0, 15.5),
-            yticks=range(0, 16, 4),
-        )
+        ax.set(ylabel="times as fast as cuBLAS", ylim=(0, 15.5), yticks=range(0, 16, 4))
+        ax.set_title(f"{name}: six products in the chosen blocks")
     axes[0].legend(loc="upper left", ncols=4, fontsize=9, **OPAQUE)
     return fig
 
@@ -117,13 +111,11 @@ def memory(record: Record) -> Figure:
     """Peak memory of a forward and backward pass of the routed FFN, beyond weights and input."""
     fig, ax = plt.subplots(figsize=(8, 2.9))
     peaks = {
-        name[:2]: {
-            label: kernel_tables.shape_of(record, d_model)["peak_bytes"][key] / 2**30
-            for key, label in {"dense": "dense", **kernel_tables.FORMATS}.items()
-        }
+        name[:2]: kernel_tables.shape_of(record, d_model)["peak_bytes"]
         for d_model, name in kernel_tables.MODELS.items()
     }
-    draw_bars(ax, peaks, {"dense": PALETTE["dense"], **_FORMATS})
+    table = pd.DataFrame(peaks).rename(index=kernel_tables.FORMATS) / 2**30
+    draw_bars(ax, table.to_dict(), {"dense": PALETTE["dense"], **_FORMATS})
     ax.set(title="Peak memory of one FFN, beyond weights and input", ylabel="GiB", xlabel="FFN shape")
     ax.margins(y=0.1)
     ax.legend(loc="upper right", fontsize=9, **OPAQUE)

@@ -1,7 +1,5 @@
 """Pictures of runs that mix sparse and dense steps: phases, switches, recovery, endings, figure 5."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Runs that mix sparse and dense steps, as chapter 09 compares them: which there are, and their tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise

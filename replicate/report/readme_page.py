@@ -3,8 +3,6 @@
 docs/teaching.md shows its numbers too, and how long runs take.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 

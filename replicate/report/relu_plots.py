@@ -1,7 +1,5 @@
 """Pictures of squared ReLU: its shape, the zeros it makes, what it and the dense warm-up do to the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt

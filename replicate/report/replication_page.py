@@ -4,8 +4,6 @@ Losses come from data/recorded/, the paper's numbers from data/paper.json, verdi
 figures/, where the claim table and notebook 08 keep them.
 """
 
-from __future__ import annotations
-
 from functools import cache, partial
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Pictures of the router: figure 4, what a choice of clusters costs, how evenly tokens spread."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures of the measured training step: depths, parts, Amdahl's law, accounts of a run, loss and speed."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """What the study has trained and what not: setting, machines, missing arms, runs trained twice."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Pictures that several notebooks share: sparse matrices, groups along a line, arms with their spread."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

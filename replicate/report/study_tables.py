@@ -4,8 +4,6 @@ Everything is taken from data/recorded/ as it is; nothing is trained. An arm may
 with one it has no interval.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 

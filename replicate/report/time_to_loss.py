@@ -1,7 +1,5 @@
 """Loss against time: Table 2's form, the time to a loss, and dense runs cut short or planned shorter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

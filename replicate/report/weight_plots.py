@@ -1,7 +1,5 @@
 """Pictures of chapter 08: what each sparse operand costs, and what the backward pass reads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,12 +129,8 @@ def layers(by_layer: Mapping[str, Sequence[Mapping[str, float]]], scale: str, ru
     Args:
         by_layer: of `gradients.ends`. scale, runs: whose gradient norms are drawn.
     """
-    looks = {
-        "w1": (WHOLE, "--"),
-        "w2": (figures.PALETTE["2:4 activations"], "--"),
-        "w1+w2": (WHOLE, "-"),
-        "recipe": (OWN, "-"),
-    }
+    looks = {"w1": (WHOLE, "--"), "w2": (figures.PALETTE["2:4 activations"], "--")}
+    looks |= {"w1+w2": (WHOLE, "-"), "recipe": (OWN, "-")}
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.7))
     for ax, key in zip(axes, ("length", "cosine"), strict=False):
         for name, (colour, line) in looks.items():

@@ -1,7 +1,5 @@
 """Width instead of time: wider layers of which each token uses a share, at the FLOPs of a dense run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt

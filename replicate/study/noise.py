@@ -4,8 +4,6 @@ A paired standard deviation of two or three seeds is often far too small. All ar
 it better (`pooled`), and so do runs that should be one and are not (`drift`).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace

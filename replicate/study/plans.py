@@ -1,7 +1,5 @@
 """The study's arms, in one table, by groups; the configurations of each at a scale; the order of the runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ measured on a GPU; `runs/records/<kind>/<hash>.json` holds this computer's own. 
 trained once more has the same hash and another kind, "rerun-1".
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib

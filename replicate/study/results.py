@@ -1,7 +1,5 @@
 """From the records of a study to its tables: one row a run, paired differences between arms."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

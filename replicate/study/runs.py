@@ -4,8 +4,6 @@ A run that fails costs only itself. What is finished is stored at once, so that 
 continues where it stopped.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing

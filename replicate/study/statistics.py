@@ -1,7 +1,5 @@
 """Means over seeds with their 95 % intervals, differences of runs that share a seed, many comparisons."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
