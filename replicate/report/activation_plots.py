@@ -66,10 +66,9 @@ def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
     for row, (name, (base, arm)) in zip(axes, FORGOTTEN.items(), strict=True):
         for ax, (scale, runs) in zip(row, studies.items(), strict=True):
             config = from_dict(runs["record"].iloc[0].config)
-            tokens, curves = results.gap_curve(runs, arm, base, window=config.steps // 10)
+            steps, curves = results.gap_curve(runs, arm, base, window=config.steps // 10)
             seeds = set.intersection(*(set(runs.loc[runs["arm"] == a, "seed"]) for a in (base, arm)))
             for seed, line, curve in zip(sorted(seeds), figures.LINES, curves, strict=False):
-                steps = tokens / config.tokens_per_step
                 ax.plot(steps, curve, line, color=_COLOURS[name], label=f"seed {seed}")
             ax.axhline(0, color="0.4", lw=1)
             ax.axvline(config.dense_warmup, color="0.5", ls=":", lw=1.2, label="sparse steps begin")

@@ -116,8 +116,7 @@ def switch(scale: str, runs: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(10, 3.8))
     ends, config = {}, study.arms(scale, ["dense"])[0]
     for arm, (label, entry) in SWITCHES.items():
-        tokens, curve = results.gap_curve(runs, arm, window=40)
-        steps, colour = tokens / config.tokens_per_step, figures.PALETTE[entry]
+        (steps, curve), colour = results.gap_curve(runs, arm, window=40), figures.PALETTE[entry]
         ax.plot(steps, curve.mean(0), color=colour)
         ax.fill_between(steps, curve.min(0), curve.max(0), color=colour, alpha=0.15, lw=0)
         ends[label] = steps[-1], curve.mean(0)[-1], colour

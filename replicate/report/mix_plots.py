@@ -85,7 +85,8 @@ def switches(scale: str, runs: pd.DataFrame) -> Figure:
     off.legend(fontsize=9, loc="upper right", **OPAQUE)
     for ax in (on, off):
         ax.axvline(0, color="0.4", lw=1, ls="--")
-    fig.suptitle(f"{_size(scale)}, means over the seeds", fontsize=10)
+    size = param_count(plans.everything(scale, (1,))["dense"][0].model)["non_embedding"] / 1e6
+    fig.suptitle(f"Scale {scale}, {size:.1f}M parameters, means over the seeds", fontsize=10)
     return fig
 
 
@@ -117,8 +118,7 @@ def _draw_recovery(ax: Axes, scale: str, runs: pd.DataFrame, base: str) -> None:
         if arm not in set(runs["arm"]):
             continue
         config = plans.everything(scale, (1,))[arm][0]
-        tokens, gap = results.gap_curve(runs, arm, window=max(3, config.steps // 40))
-        steps = tokens / config.tokens_per_step
+        steps, gap = results.gap_curve(runs, arm, window=max(3, config.steps // 40))
         ax.plot(steps, gap.mean(0), ":" if "end" in name else "-", color=colour, label=name)
         ax.fill_between(steps, gap.min(0), gap.max(0), color=colour, alpha=0.15, lw=0)
         if name in FIRST:
@@ -182,8 +182,3 @@ def _draw_quality(ax: Axes, values: Mapping[str, float]) -> None:
         ax.annotate(name, at, textcoords="offset points", xytext=beside, fontsize=9)
     ax.set_xlabel("a 1B run: times as fast as dense")
     ax.margins(0.2, 0.14)
-
-
-def _size(scale: str) -> str:
-    model = plans.everything(scale, (1,))["dense"][0].model
-    return f"Scale {scale}, {param_count(model)['non_embedding'] / 1e6:.1f}M parameters"

@@ -66,8 +66,7 @@ def _gaps(
     for ax, (scale, runs) in zip(axes[0], there.items(), strict=True):
         config = from_dict(runs["record"].iloc[0].config)
         for (name, pair), colour, line in zip(pairs.items(), colours, ("-", "--"), strict=True):
-            tokens, curves = results.gap_curve(runs, *pair, window=config.steps // 25)
-            steps = tokens / config.tokens_per_step
+            steps, curves = results.gap_curve(runs, *pair, window=config.steps // 25)
             ax.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
             ax.plot(steps, curves.mean(0), line, color=colour, label=name)
         ax.axhline(0, color="0.4", lw=1)

@@ -140,8 +140,7 @@ def _speed_values(model: str) -> dict[str, str]:
     for row in step_table.runs(record):
         for mix in step_table.mixes():
             out[f"run {row['arm']}, {row['way']}, {mix}"] = f"{row[mix]:.2f}x"
-    dense = next(row for row in step_table.parts(record) if row["arm"] == "dense")
-    share = dense["ffn"] / dense["step"]
+    share = step_table.shares({model: record}).loc[model, "time, measured"]
     return out | {"share": f"{share:.0%}", "ceiling": f"{1 / (1 - share):.2f}x"}
 
 

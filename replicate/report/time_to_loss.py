@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +15,7 @@ from replicate.report import step_plots, step_table, study_tables
 from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import PRESET_OF, train_preset
 from replicate.settings.text import from_dict
-from replicate.study import completion, plans, results, statistics
+from replicate.study import plans, results, statistics
 from replicate.study.records import Record
 from replicate.training import flops
 from replicate.training.flops import param_count
@@ -139,18 +138,10 @@ def clocks() -> pd.DataFrame:
     return frame[["model", *frame.columns.drop("model")]]
 
 
-@cache
-def answered(scale: str) -> pd.DataFrame:
-    """The recorded runs of a scale that were asked questions, with their accuracy."""
-    runs = study_tables.runs(scale)
-    some = runs[runs["arm"].isin(["dense", study_tables.HALF, "recipe"])]
-    return results.completions(some, completion.QUESTIONS[scale]).dropna(subset="accuracy")
-
-
 def half_sparse(scale: str) -> dict[str, statistics.Stats]:
     """Above dense, "loss" and, where it is known, "accuracy" of the run with half of its steps sparse."""
-    half, known = study_tables.HALF, answered(scale)
-    runs = study_tables.runs(scale)
+    half, runs = study_tables.HALF, study_tables.runs(scale)
+    known = study_tables.accuracies(runs)
     out = {"loss": results.differences(runs, column=study_tables.TRAIN, arms=[half])[half]}
     if half in set(known["arm"]):
         out["accuracy"] = results.differences(known, column="accuracy", arms=[half])[half]
@@ -163,7 +154,8 @@ def table2(records: Mapping[str, Record]) -> pd.DataFrame:
     sparse, dense = paper.number("mix_1b")
     ours, rows = {"dense": 0.0, study_tables.HALF: sparse / (sparse + dense), "recipe": 1.0}, []
     for scale in study_tables.SIZES:
-        runs, known = study_tables.runs(scale), answered(scale)
+        runs = study_tables.runs(scale)
+        known = study_tables.accuracies(runs)
         for arm, share in ours.items():
             ran = " / ".join(f"{flops.run_speedup(share, x):.3f}" for x in speed.values()) if share else "1"
             gap = study_tables.contrast(runs, (arm,), study_tables.TRAIN) if share else None

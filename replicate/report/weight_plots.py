@@ -110,10 +110,11 @@ def gaps(studies: Mapping[str, pd.DataFrame]) -> Figure:
             ends, late = {}, []
             for name in (name for name in names if name in there):
                 colour, line = look(name)
-                tokens, gap = results.gap_curve(part, name, window=window)
-                ax.plot(tokens / 1e6, gap.mean(0), line, color=colour)
-                ax.fill_between(tokens / 1e6, gap.min(0), gap.max(0), color=colour, alpha=0.15, lw=0)
-                ends[name] = tokens[-1] / 1e6, gap.mean(0)[-1], colour
+                steps, gap = results.gap_curve(part, name, window=window)
+                tokens = steps * dense.tokens_per_step / 1e6
+                ax.plot(tokens, gap.mean(0), line, color=colour)
+                ax.fill_between(tokens, gap.min(0), gap.max(0), color=colour, alpha=0.15, lw=0)
+                ends[name] = tokens[-1], gap.mean(0)[-1], colour
                 late.append(gap[:, gap.shape[1] // 3 :].max())
             ax.axhline(0, color="0.5", lw=0.8)
             ax.set_ylim(-0.08 * max(late), 1.08 * max(late))

@@ -21,7 +21,7 @@ Plan = Callable[[str], Mapping[str, Sequence[TrainConfig]]]
 
 
 def frame(runs: Iterable[Run], arms: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row a run: arm, seed, losses in nats, natural and kept sparsity of the last statistics, origin.
+    """One row a run: arm, seed, losses in nats, natural sparsity in the last statistics, origin.
 
     `arm` is the name in `arms`, by default that of `study.describe` without the seed; `record` the record.
     """
@@ -33,12 +33,9 @@ def frame(runs: Iterable[Run], arms: Sequence[str] | None = None) -> pd.DataFram
             {
                 "arm": study.describe(config).rsplit(" seed ", 1)[0],
                 "seed": config.seed,
-                "share": config.sparse_share,
-                "order": config.order,
                 "final_loss": record.results["final_loss"],
                 "valid_loss": record.results["valid_loss"],
                 "y2_sparsity": _mean(last.get("y2_sparsity")),
-                "kept_sparsity": _mean(last.get("kept_sparsity")),
                 "origin": origin,
                 "record": record,
             }
@@ -256,10 +253,10 @@ def steps_to_loss(record: Record, loss: float) -> float | None:
 def gap_curve(
     runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far an arm's training loss lies above the base's: tokens [N] and gaps [seeds, N] in nats.
+    """How far an arm's training loss lies above the base's: steps [N] and gaps [seeds, N] in nats.
 
-    The tokens are those read at the end of each window of steps, the gaps means over it, one for every seed
-    that both arms have: such runs read the same batches, so that the gap is far quieter than the losses.
+    The steps are those at the end of each window, the gaps means over it, one for every seed that both arms
+    have: such runs read the same batches, so that the gap is far quieter than the losses.
     Raises ValueError if there is no such seed.
     """
     losses = {
@@ -269,9 +266,7 @@ def gap_curve(
     seeds = _common_seeds({name: losses[name] for name in (arm, base)})
     gaps = np.stack([losses[arm][seed] - losses[base][seed] for seed in seeds])
     total = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
-    config = from_dict(runs.loc[runs["arm"] == arm, "record"].iloc[0].config)
-    tokens = config.tokens_per_step * np.arange(window, gaps.shape[1] + 1)
-    return tokens, (total[:, window:] - total[:, :-window]) / window
+    return np.arange(window, gaps.shape[1] + 1), (total[:, window:] - total[:, :-window]) / window
 
 
 def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:
