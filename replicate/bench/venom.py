@@ -77,7 +77,8 @@ def measure_shape(c: dict[str, Any], d_model: int, d_ff: int) -> dict[str, Any]:
     out["ffn"] = _medians(timing.compare(graphs, "cuda", repeats))
     out["ffn_sustained"] = {name: timing.sustained_ms(graph) for name, graph in graphs.items()}
     out["ffn_eager"] = {name: timing.sustained_ms(step) for name, step in steps.items()}
-    calls = {"dense": dense_products(p)}
+    x, w1, w2 = (leaf.detach() for leaf in p.leaves)
+    calls = {"dense": _six(torch.matmul, x, w1, w2, p.dy3)}
     for k in c["top_ks"]:
         calls |= {str(k): sparse_products(p, k), f"grouped {k}": peer.products(k)}
     flat = {(who, name): fn for who, own in calls.items() for name, fn in own.items()}
@@ -142,11 +143,6 @@ def check_step(p: RoutedFFN, top_k: int) -> dict[str, float]:
     if bad:
         raise AssertionError(f"top-{top_k} of {CLUSTERS} differs from its reference: {bad}")
     return errors
-
-
-def dense_products(p: RoutedFFN) -> Calls:
-    """The six products by cuBLAS, on dense activations."""
-    return _six(torch.matmul, p.x.detach(), p.w1.detach(), p.w2.detach(), p.dy3)
 
 
 def _six(matmul: Callable[..., Tensor], x: Tensor, w1: Tensor, w2: Tensor, dy3: Tensor) -> Calls:

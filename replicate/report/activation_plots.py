@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -32,14 +34,20 @@ def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def overlaps(y2: Tensor, gradients: Mapping[str, Tensor], below: Sequence[str]) -> Figure:
-    """Where y2 [T, F] and each of some gradients dy1 [T, F] are not zero; below: a line under each."""
+    """Where y2 [T, F] and some gradients dy1 [T, F] are not zero, cut into groups of four; below: captions."""
+    colours = {"y2 and dy1": "#9a9a9a", "only y2": "#0072B2", "only dy1": "#D55E00"}
     fig, axes = plt.subplots(1, len(gradients), figsize=(13, 3.4))
     for ax, (name, gradient), line in zip(axes, gradients.items(), below, strict=True):
-        study_plots.draw_overlap(ax, y2, gradient, title=name)
+        a, b = (y2 != 0).numpy(), (gradient != 0).numpy()
+        shade = ListedColormap(["white", *colours.values()])
+        ax.imshow(np.select([a & b, a, b], [1, 2, 3]), cmap=shade, vmin=0, vmax=3, aspect="auto")
+        for c in range(0, a.shape[1] + 1, 4):
+            ax.axvline(c - 0.5, color="0.25", lw=0.6)
+        ax.set(xticks=[], yticks=[], title=name)
+        ax.grid(False)
         ax.set_xlabel(line, fontsize=10)
     axes[0].set_ylabel(f"{len(y2)} tokens")
-    names = {"both": "y2 and dy1", "first": "only y2", "second": "only dy1"}
-    handles = [Patch(color=study_plots.OVERLAP[key], label=label) for key, label in names.items()]
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     fig.suptitle(f"Not zero: y2 of the forward pass and dy1 of the backward pass, {y2.shape[1]} neurons")
     return fig

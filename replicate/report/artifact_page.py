@@ -14,7 +14,7 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.paper.table import paper_text, shipped_table, verdict_counts
 from replicate.paper.verdicts import SAME_SIZE, Claim, text
-from replicate.report import costs, kernel_tables, notebooks, step_table, study_tables, weight_plots
+from replicate.report import kernel_tables, notebooks, step_table, study_coverage, study_tables, weight_plots
 from replicate.study import noise
 from replicate.study.records import Record, RecordStore
 
@@ -71,7 +71,7 @@ def values() -> dict[str, str]:
     out |= {f"minutes {book.number}": f"{book.minutes('smoke'):g}" for book in notebooks.discover()}
     out["minutes of all"] = f"{sum(book.minutes('smoke') for book in notebooks.discover()):g}"
     out |= {"card, layers": kernel_tables.CARD, "card, steps": step_table.CARD}
-    return out | costs.values() | {"drift": f"{noise.drift('gpu')[0]:.3f} nats"}
+    return out | study_coverage.values() | {"drift": f"{noise.drift('gpu')[0]:.3f} nats"}
 
 
 def claims() -> pd.DataFrame:

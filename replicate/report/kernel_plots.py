@@ -141,13 +141,35 @@ def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
 
 def where_it_pays(record: Record) -> Figure:
     """Speed-up of 2:4 over the size of a product, and over how many products share one conversion."""
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    draw_sweep(axes[0], kernel_tables.sweep(record))
-    axes[0].set(title="Larger products gain more", ylim=(0.1, 1.95))
-    axes[0].legend(loc="upper left", ncols=2, fontsize=8.5)
-    draw_amortised(axes[1], kernel_tables.figure6(record))
-    axes[1].set_title("Figure 6's product: sharing a conversion")
-    axes[1].legend(loc="lower right", fontsize=8.5)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    frame, row = kernel_tables.sweep(record), kernel_tables.figure6(record)
+    series = {
+        "speedup": ("product alone", "2:4 weights", "s"),
+        "speedup_with_conversion": ("with our conversion", "2:4 activations", "D"),
+        "with eager conversion": ("with torch's conversion", "recipe", "X"),
+    }
+    for column, (label, colour, marker) in series.items():
+        left.plot(range(len(frame)), frame[column], color=PALETTE[colour], marker=marker, label=label)
+        text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": PALETTE[colour]}
+        for x, value in enumerate(frame[column]):
+            left.annotate(f"{value:.2f}", (x, value), (0, 6 if column == "speedup" else -13), **text)
+    left.axhline(1, color=PALETTE["dense"], lw=1)
+    labels = [f"{m}\n{n}\n{k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
+    left.set_xticks(range(len(frame)), labels)
+    left.set(xlabel="m, n, k (least work first)", ylabel="speed-up over cuBLAS")
+    left.set(title="Larger products gain more", xlim=(-0.4, len(frame) - 0.6), ylim=(0.1, 1.95))
+    left.legend(loc="upper left", ncols=2, fontsize=8.5)
+    times = np.arange(1, 65)
+    arms = {"convert_ms": ("our pass", "2:4 activations"), "eager_ms": ("torch, eager", "recipe")}
+    for key, (label, colour) in arms.items():
+        gains = kernel_tables.amortised(row, key, times)
+        right.semilogx(times, gains, color=PALETTE[colour], label=f"conversion by {label}", base=2)
+    right.axhline(row["speedup"], color=PALETTE["2:4 weights"], ls=":", label="product alone")
+    right.axhline(1, color=PALETTE["dense"], lw=1)
+    right.set(xlabel="products that share one conversion", ylabel="speed-up over cuBLAS")
+    right.set_xticks(2 ** np.arange(7), [str(2**i) for i in range(7)])
+    right.set_title("Figure 6's product: sharing a conversion")
+    right.legend(loc="lower right", fontsize=8.5)
     return fig
 
 
@@ -235,37 +257,6 @@ def draw_tile(ax: Axes, values: np.ndarray, kept: np.ndarray) -> None:
         ax.text(*place, str(n), ha="center", va="center", **look)
     ax.set(xlim=(-0.1, cols + 0.8), ylim=(rows + 0.8, -0.1), aspect="equal")
     ax.axis("off")
-
-
-def draw_amortised(ax: Axes, row: pd.Series) -> None:
-    """Speed-up of figure 6's product over the number of products that one conversion serves."""
-    times = np.arange(1, 65)
-    arms = {"convert_ms": ("our pass", "2:4 activations"), "eager_ms": ("torch, eager", "recipe")}
-    for key, (label, colour) in arms.items():
-        gains = kernel_tables.amortised(row, key, times)
-        ax.semilogx(times, gains, color=PALETTE[colour], label=f"conversion by {label}", base=2)
-    ax.axhline(row["speedup"], color=PALETTE["2:4 weights"], ls=":", label="product alone")
-    ax.axhline(1, color=PALETTE["dense"], lw=1)
-    ax.set(xlabel="products that share one conversion", ylabel="speed-up over cuBLAS")
-    ax.set_xticks(2 ** np.arange(7), [str(2**i) for i in range(7)])
-
-
-def draw_sweep(ax: Axes, frame: pd.DataFrame) -> None:
-    """Speed-up over the work of a product: alone, with our conversion, with torch's."""
-    series = {
-        "speedup": ("product alone", "2:4 weights", "s"),
-        "speedup_with_conversion": ("with our conversion", "2:4 activations", "D"),
-        "with eager conversion": ("with torch's conversion", "recipe", "X"),
-    }
-    for column, (label, colour, marker) in series.items():
-        ax.plot(range(len(frame)), frame[column], color=PALETTE[colour], marker=marker, label=label)
-        text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": PALETTE[colour]}
-        for x, value in enumerate(frame[column]):
-            ax.annotate(f"{value:.2f}", (x, value), (0, 6 if column == "speedup" else -13), **text)
-    ax.axhline(1, color=PALETTE["dense"], lw=1)
-    labels = [f"{m}\n{n}\n{k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
-    ax.set_xticks(range(len(frame)), labels)
-    ax.set(xlabel="m, n, k (least work first)", ylabel="speed-up over cuBLAS", xlim=(-0.4, len(frame) - 0.6))
 
 
 def draw_metadata_tile(ax: Axes) -> None:

@@ -14,7 +14,6 @@ from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
 from replicate.report import (
     choice_plots,
-    costs,
     kernel_tables,
     layer_tables,
     step_table,
@@ -69,7 +68,7 @@ def tables() -> dict[str, str]:
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     out |= {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
-    return out | costs.tables()
+    return out | study_coverage.tables()
 
 
 @cache
@@ -77,7 +76,7 @@ def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
     table = shipped_table()
     out = {"counts": verdict_counts(table), "spared": str(len(spared(table)))}
-    out |= _paper_values() | costs.values()
+    out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -17,7 +16,6 @@ from replicate import figures, study
 from replicate.study import statistics
 
 FONT = 9  # size of labels
-OVERLAP = {"both": "#9a9a9a", "first": "#0072B2", "second": "#D55E00"}
 
 
 def draw_matrix(
@@ -85,17 +83,6 @@ def draw_intervals(
         ax.errorbar(mean, i + shift, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
-
-
-def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") -> None:
-    """Draw where two matrices [R, C] are non-zero, coloured by `OVERLAP`; lines around groups of four."""
-    a, b = (first != 0).numpy(), (second != 0).numpy()
-    shade = colors.ListedColormap(["white", *OVERLAP.values()])
-    ax.imshow(np.select([a & b, a, b], [1, 2, 3]), cmap=shade, vmin=0, vmax=3, aspect="auto")
-    for c in range(0, a.shape[1] + 1, 4):
-        ax.axvline(c - 0.5, color="0.25", lw=0.6)
-    ax.set(xticks=[], yticks=[], title=title)
-    ax.grid(False)
 
 
 def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:

@@ -107,13 +107,9 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
     scale = scale_of(configs[0]) if configs else None
     if scale is None or column not in LOSSES:
         return 0.0
-    like_recipe = sum(map(_like_recipe, configs))
+    formats = [config.model.sparsity for config in configs]
+    like_recipe = sum(s.activation == "venom" and (s.w1 or s.w2_t) for s in formats)
     return max(pooled(scale, column), (like_recipe / 2) ** 0.5 * drift(scale)[0])
-
-
-def _like_recipe(config: TrainConfig) -> bool:
-    s = config.model.sparsity
-    return s.activation == "venom" and (s.w1 or s.w2_t)
 
 
 def reruns(scale: str) -> pd.DataFrame:

@@ -177,8 +177,6 @@ def test_every_stage_of_the_layer_has_a_colour():
     assert list(kernel_plots.LAYER_COLOURS) == list(ffn_bench.STAGES)
 
 
-def test_curves_can_be_drawn(ax, kernels):
-    kernel_plots.draw_sweep(ax, kernel_tables.sweep(kernels))
-    kernel_plots.draw_amortised(ax, kernel_tables.figure6(kernels))
-    for drawn in (ax, kernel_plots.roofline(kernels).axes[0]):
-        assert torch.tensor(drawn.get_xlim()).isfinite().all()
+def test_curves_can_be_drawn(kernels):
+    for figure in (kernel_plots.where_it_pays(kernels), kernel_plots.roofline(kernels)):
+        assert all(torch.tensor(ax.get_xlim()).isfinite().all() for ax in figure.axes)
