@@ -34,7 +34,7 @@ def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def overlaps(y2: Tensor, gradients: Mapping[str, Tensor], below: Sequence[str]) -> Figure:
-    """Where y2 [T, F] and some gradients dy1 [T, F] are not zero, cut into groups of four; below: captions."""
+    """Where y2 [T, F] and some gradients dy1 [T, F] are not zero, in groups of four; below: captions."""
     colours = {"y2 and dy1": "#9a9a9a", "only y2": "#0072B2", "only dy1": "#D55E00"}
     fig, axes = plt.subplots(1, len(gradients), figsize=(13, 3.4))
     for ax, (name, gradient), line in zip(axes, gradients.items(), below, strict=True):
