@@ -32,12 +32,11 @@ def matrices(
 
 
 def try_venom(x: Tensor, v: int, n: int, m: int) -> None:
-    """Show x [R, C] beside its V:N:M form; for sliders."""
+    """Draw x [R, C] beside its V:N:M form; for sliders."""
     pruned = x * venom_mask(x, v, m, n)
     kept = (pruned.abs().sum() / x.abs().sum()).item()
     below = ["dense", f"{sparsity(pruned):.1%} zeros, {kept:.0%} of the magnitude kept"]
     matrices({"x": x, f"V:N:M = {v}:{n}:{m}": pruned}, v=v, m=m, below=below)
-    plt.show()
 
 
 def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: Sequence[float]) -> Figure:
@@ -60,14 +59,13 @@ def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: S
 
 
 def one_group(weights: Sequence[float]) -> None:
-    """Show four weights as stored, after hard and after soft pruning; for sliders."""
+    """Draw four weights as stored, after hard and after soft pruning; for sliders."""
     group = torch.tensor([weights])
     bars = {"stored": group, "hard": prune24(group), "soft": soft_threshold24(group)}
     names = ["the moving weight", *(f"neighbour {value:+}" for value in weights[1:])]
     pd.DataFrame({name: row[0].tolist() for name, row in bars.items()}, index=names).plot.bar(
         rot=0, ylim=(-3.1, 3.1), figsize=(8, 3), color=["0.75", *_HARD_AND_SOFT.values()]
     )
-    plt.show()
 
 
 def continuity(sizes: Sequence[float], change: Mapping[str, Sequence[float]]) -> Figure:

@@ -58,13 +58,11 @@ def blocks(tokens: int, clusters: int, k: int) -> Figure:
 
 
 def try_blocks(tokens: int, clusters: int, k: int) -> None:
-    """Show `blocks`, or why not; for sliders."""
+    """`blocks`, or why not; for sliders."""
     try:
         blocks(tokens, clusters, k)
     except ValueError as error:
         print(error)
-    else:
-        plt.show()
 
 
 def figure7(record: Record) -> Figure:
