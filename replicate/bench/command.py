@@ -1,7 +1,5 @@
 """`python -m replicate bench <what>`: measure and record on a GPU; elsewhere show what was recorded."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ Correctness comes first: nothing is timed before every sparse layer, and the den
 the reference on the inputs that are timed.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Sequence

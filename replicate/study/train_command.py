@@ -1,7 +1,5 @@
 """`python -m replicate train`: one model, from a preset and changes to it, with its checkpoints."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence
