@@ -29,7 +29,8 @@ from replicate.training.device import pick_device, pick_dtype, reproducible
 KIND = "diffusion"
 GUIDANCE = (1.0, 2.0)  # of scored samples; shown ones have the last
 SHOWN = {"image": 72, "video": 12}  # samples in a record
-JUDGED = {"smoke": {"n": 144, "steps": 150, "batch_size": 64}, "gpu": {}}  # see `Judge`
+_QUICK = {"n": 72, "euler": 10, "steps": 150, "batch_size": 16, "width": 16}
+JUDGED: dict[str, dict[str, int]] = {"smoke": _QUICK, "gpu": {}}  # by profile, see `Judge`
 
 Run = tuple[str, DiffusionConfig]
 
@@ -111,7 +112,7 @@ def samples(model: DiT, config: DiffusionConfig, judge: Judge) -> dict[str, Any]
         evaluating(model),
     ):
         scores = {f"{guidance:g}": judge.score(model, guidance=guidance) for guidance in GUIDANCE}
-        shown = sample(model, y, guidance=GUIDANCE[-1])
+        shown = sample(model, y, guidance=GUIDANCE[-1], steps=judge.euler)
     return {"scores": scores, "samples": {"classes": [CLASSES[i] for i in y.tolist()], **pack(shown)}}
 
 

@@ -1,8 +1,8 @@
 """Pictures and clips of letters and digits, drawn from the fonts that matplotlib ships: nothing to download.
 
 `specimens` draws each character of each font once; a batch then turns, scales and shifts copies of them on
-the device. A picture is a white glyph on black, in numbers from -1 (black) to 1. In a clip two glyphs move and
-turn; the one in front is white and hides the grey one behind it, and its character is the clip's class.
+the device. A picture is a white glyph on black, in numbers from -1 (black) to 1. In a clip two glyphs move
+and turn; the one in front is white and hides the grey one behind it, and its character is the clip's class.
 
 Held out are fonts, of which training never sees a glyph, and poses: other turns, scales and shifts of the
 fonts that it does see.

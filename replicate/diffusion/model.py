@@ -1,4 +1,4 @@
-"""A diffusion transformer (DiT, 2212.09748) whose FFN is the layer under study, and flow matching to train it.
+"""A diffusion transformer (DiT, 2212.09748) whose FFN is the layer under study, trained by flow matching.
 
 A picture [C, H, W] or a clip [C, T, H, W] is cut into patches, a token each; every token attends to every
 other one. Time t and class y steer each block by adaLN-zero: c = embedding(t) + embedding(y) gives shift,

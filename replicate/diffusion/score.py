@@ -25,30 +25,33 @@ CHUNK = 512  # pictures at a time
 
 
 class Classifier(nn.Module):
-    """A small convolutional network on pictures [B, 1, H, W] or clips [B, 1, T, H, W], frames as channels."""
+    """A small convolutional network that reads pictures, and clips by the mean of their frames' features."""
 
-    def __init__(self, frames: int = 1, width: int = 32) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in ((frames, width), (width, 2 * width), (2 * width, 4 * width)):
-            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.GroupNorm(8, after), nn.ReLU(), nn.MaxPool2d(2)]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(4 * width), nn.ReLU())
+        for before, after in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
+            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.GroupNorm(8, after), nn.SiLU(), nn.MaxPool2d(2)]
+        layers += [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64 * width, 4 * width)]
+        self.body = nn.Sequential(*layers, nn.LayerNorm(4 * width))
         self.head = nn.Linear(4 * width, len(CLASSES))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, classes] and features [B, 4 width]."""
-        features = self.body(x.flatten(1, -3))
+        """Pictures [B, 1, H, W] or clips [B, 1, T, H, W] to logits [B, classes], features [B, 4 width]."""
+        frames = x.flatten(1, -3)
+        features = self.body(frames.flatten(0, 1)[:, None]).unflatten(0, frames.shape[:2]).mean(1)
         return self.head(features), features
 
 
-def train_classifier(data: Glyphs, *, steps: int = 2000, batch_size: int = 256, seed: int = 0) -> Classifier:
-    """A classifier of the training fonts' glyphs, by AdamW at a rate that falls from 2e-3 along a cosine."""
+def train_classifier(
+    data: Glyphs, *, steps: int = 2000, batch_size: int = 256, width: int = 32, seed: int = 0
+) -> Classifier:
+    """A classifier of the training fonts' glyphs, by AdamW at a rate that falls from 1e-3 along a cosine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(data.frames)
-        model(torch.zeros(1, 1, data.frames, data.size, data.size))  # makes the lazy layer's weights
+        model = Classifier(width)
     model.to(data.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         x, y = data.batch("train", step, batch_size, seed)
@@ -63,15 +66,17 @@ def train_classifier(data: Glyphs, *, steps: int = 2000, batch_size: int = 256, 
 class Judge:
     """A classifier, and what it makes of real held-out glyphs: a scale for samples.
 
-    `real` has its "accuracy" on each held-out split, and "frechet" between two sets of `n` real pictures.
+    `n` is the number of pictures in a set, `euler` that of the steps to a sample; `training` is for
+    `train_classifier`. `real` has n, euler, "accuracy" by held-out split, and "frechet" of two real sets.
     """
 
-    def __init__(self, data: Glyphs, *, n: int = 2304, steps: int = 2000, batch_size: int = 256) -> None:
-        self.n, self.model = n, train_classifier(data, steps=steps, batch_size=batch_size)
+    def __init__(self, data: Glyphs, *, n: int = 2304, euler: int = 50, **training: int) -> None:
+        self.n, self.euler, self.model = n, euler, train_classifier(data, **training)
         found = {split: self.read(*data.batch(split, 0, n, seed=1)) for split in ("poses", "fonts")}
         self.features = found["poses"][1]
         again = self.read(*data.batch("poses", 1, n, seed=1))[1]
-        self.real: dict[str, Any] = {"accuracy": {split: right for split, (right, _) in found.items()}}
+        self.real: dict[str, Any] = {"n": n, "euler": euler}
+        self.real["accuracy"] = {split: right for split, (right, _) in found.items()}
         self.real["frechet"] = frechet(self.features, again)
 
     @torch.no_grad()
@@ -81,10 +86,10 @@ class Judge:
         right = torch.cat([logits.argmax(-1) for logits, _ in parts]) == y
         return right.double().mean().item(), torch.cat([features for _, features in parts])
 
-    def score(self, model: DiT, *, guidance: float = 1.0, steps: int = 50) -> dict[str, float]:
+    def score(self, model: DiT, *, guidance: float = 1.0) -> dict[str, float]:
         """ "accuracy" and "frechet" of `n` samples, every class as often as the others."""
         y = torch.arange(self.n, device=self.features.device) % len(CLASSES)
-        how = {"guidance": guidance, "steps": steps}
+        how = {"guidance": guidance, "steps": self.euler}
         with evaluating(model):
             parts = [sample(model, part, seed=i, **how) for i, part in enumerate(y.split(CHUNK))]
         accuracy, features = self.read(torch.cat(parts), y)

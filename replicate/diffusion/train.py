@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
         cuda_graph.
 
     Raises:
-        RuntimeError: the loss or the gradient is not finite. ValueError: a device or backend that is not here.
+        RuntimeError: the loss or the gradient is not finite. ValueError: a device that is not here.
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
@@ -192,9 +193,7 @@ def held_out(model: DiT | None, data: Glyphs, config: DiffusionConfig, split: st
     with evaluating(model) if model is not None else nullcontext():
         for i in range(config.eval_batches):
             x0, y = data.batch(split, i, config.batch_size)
-            draw = torch.Generator().manual_seed(
-                seed_of("held-out noise", i)
-            )  # on the CPU: the same anywhere
+            draw = torch.Generator().manual_seed(seed_of("held-out noise", i))  # the same anywhere
             noise = torch.randn(x0.shape, generator=draw).to(x0.device)
             t = (torch.arange(len(x0), device=x0.device) + 0.5) / len(x0)
             v = torch.zeros_like(x0) if model is None else model(between(x0, noise, t), t, y)
@@ -218,7 +217,7 @@ def stretches(losses: list[float]) -> list[float]:
     """Means of WINDOWS stretches of about equal length, or the losses themselves where there are fewer."""
     count = min(WINDOWS, len(losses))
     edges = [i * len(losses) // count for i in range(count + 1)]
-    return [round(sum(losses[a:b]) / (b - a), 5) for a, b in zip(edges, edges[1:])]
+    return [round(sum(losses[a:b]) / (b - a), 5) for a, b in pairwise(edges)]
 
 
 def _enter_phase(
