@@ -34,7 +34,7 @@ from replicate.training.step import OptimizerStep, make_optimizer
 
 BINS = 8  # of times, in which the held-out loss is split
 WINDOWS = 100  # of a run, each with its mean training loss in the record
-CHOSEN_TOGETHER = ("block16",)  # tokens choose together, which a text forbids
+CHOSEN_TOGETHER = ("block16", "tile24")  # tokens choose together, which a text forbids
 
 
 @dataclass(frozen=True)
