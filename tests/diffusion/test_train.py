@@ -12,6 +12,7 @@ from replicate.diffusion.model import DiT
 from replicate.diffusion.train import ARMS, PRESETS, DiffusionConfig, config_of, held_out, stretches, train
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import config_hash
+from replicate.training import compiled
 
 SMALL = {
     "steps": 4, "batch_size": 8, "lr_warmup": 1, "dense_warmup": 2, "eval_batches": 1, "final_window": 2,
@@ -75,6 +76,19 @@ def test_the_moments_follow_the_neurons(monkeypatch):
     assert len(orders) == 2, "once a layer"
     for old, new, order in zip(before, after, orders, strict=True):
         assert old.abs().max() > 0 and torch.equal(new, old[:, order]) and not torch.equal(new, old)
+
+
+@pytest.mark.parametrize("arm", ["gelu", "venom16", "block16", "tile24"])
+def test_compiled_blocks_train_as_they_are(arm, monkeypatch):
+    graphs = []
+    torch._dynamo.reset()
+    compiled.compiled_piece.cache_clear()
+    monkeypatch.setattr(compiled, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    plain, whole = (train(small(arm, compile=on), progress=False)[1]["losses"] for on in (False, True))
+    torch._dynamo.reset()
+    compiled.compiled_piece.cache_clear()
+    assert whole == pytest.approx(plain, abs=1e-4)
+    assert 1 <= len(graphs) <= (6 if arm == "tile24" else 2), "a block a phase, not a block a layer"
 
 
 def test_runs_repeat_and_seeds_differ():
