@@ -42,7 +42,7 @@ def runs(kind: str, store: RecordStore | None = None, profile: str = "gpu") -> d
         of_kind = "image" if record.config["model"]["frames"] == 1 else "video"
         if of_kind == kind and record.config["compile"] == (profile == "gpu"):
             found[record.results["arm"]][record.seed] = record
-    return {arm: by_seed for arm, by_seed in found.items() if by_seed}
+    return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items() if by_seed}
 
 
 def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
 
 
 def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figure:
-    """Held-out loss minus dense over the time of the flow: where along the way an arm loses; means of seeds."""
+    """Held-out loss minus dense over the flow's time, means of seeds: where on the way an arm loses."""
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots()
@@ -149,7 +149,7 @@ def moving(records: Sequence[Record], columns: int = 8, fps: int = 6) -> bytes:
     film = FuncAnimation(fig, lambda i: image.set_data(frames[i]), frames=len(frames))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clips.gif"
-        film.save(path, writer=PillowWriter(fps=fps))
+        film.save(path, writer=PillowWriter(fps=fps), dpi=100)
         plt.close(fig)
         return path.read_bytes()
 
