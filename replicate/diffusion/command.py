@@ -27,10 +27,13 @@ from replicate.system.console import changes, check_folder, say
 from replicate.training.device import pick_device, pick_dtype, reproducible
 
 KIND = "diffusion"
-GUIDANCE = (1.0, 2.0)  # of scored samples; shown ones have the last
+GUIDANCE = 2.0  # of the samples that a record shows; those that are scored have none
 SHOWN = {"image": 72, "video": 12}  # samples in a record
 _QUICK = {"n": 72, "euler": 10, "steps": 150, "batch_size": 16, "width": 16}
-JUDGED: dict[str, dict[str, int]] = {"smoke": _QUICK, "gpu": {}}  # by profile, see `Judge`
+JUDGED: dict[tuple[str, str], dict[str, int]] = {  # by kind and profile, see `Judge`
+    ("image", "smoke"): _QUICK, ("video", "smoke"): _QUICK | {"n": 36},
+    ("image", "gpu"): {"n": 2304}, ("video", "gpu"): {"n": 1152},
+}  # fmt: skip
 
 Run = tuple[str, DiffusionConfig]
 
@@ -102,31 +105,32 @@ def run(arm: str, config: DiffusionConfig, judge: Judge) -> Record:
 
 
 def samples(model: DiT, config: DiffusionConfig, judge: Judge) -> dict[str, Any]:
-    """ "scores" by guidance, and a few "samples" of `pack` with their "classes"."""
+    """The "score" of samples, and a few "samples" of `pack` with their "classes"."""
     device = next(model.parameters()).device
     half = pick_dtype(config.dtype, device) == torch.bfloat16
-    y = torch.arange(SHOWN[config.kind], device=device) * (7 if config.kind == "video" else 1) % len(CLASSES)
+    shown = SHOWN[config.kind]
+    y = torch.arange(max(config.batch_size, shown), device=device) * len(CLASSES) // min(shown, len(CLASSES))
+    y %= len(CLASSES)
     with (
         torch.autocast(device.type, torch.bfloat16) if half else nullcontext(),
         reproducible(device),
         evaluating(model),
     ):
-        scores = {f"{guidance:g}": judge.score(model, guidance=guidance) for guidance in GUIDANCE}
-        shown = sample(model, y, guidance=GUIDANCE[-1], steps=judge.euler)
-    return {"scores": scores, "samples": {"classes": [CLASSES[i] for i in y.tolist()], **pack(shown)}}
+        score = judge.score(model, config.batch_size)
+        pictures = sample(model, y, guidance=GUIDANCE, steps=judge.euler)[:shown]
+    classes = [CLASSES[i] for i in y[:shown].tolist()]
+    return {"score": score, "samples": {"guidance": GUIDANCE, "classes": classes, **pack(pictures)}}
 
 
 def line(record: Record) -> str:
     """A record in a line: losses, scores, time."""
     r = record.results
     frames = record.config["model"]["frames"]
-    scores = ", ".join(
-        f"guidance {g}: {s['accuracy']:.1%} right, Fréchet {s['frechet']:.2f}" for g, s in r["scores"].items()
-    )
+    score = f"samples {r['score']['accuracy']:.1%} right, Fréchet {r['score']['frechet']:.2f}"
     return (
         f"{'image' if frames == 1 else 'video'} {r['arm']:12} seed {record.seed}  "
         f"train {r['final_loss']:.4f}  held-out poses {r['valid']['poses']['loss']:.4f} "
-        f"fonts {r['valid']['fonts']['loss']:.4f}  {scores}  {r['step_ms']:.1f} ms a step, "
+        f"fonts {r['valid']['fonts']['loss']:.4f}  {score}  {r['step_ms']:.1f} ms a step, "
         f"{record.seconds:.0f} s"
     )
 
@@ -144,7 +148,7 @@ def status(runs: Sequence[Run], store: RecordStore) -> str:
 
 def _judge(config: DiffusionConfig, profile: str) -> Judge:
     device = pick_device(config.device)
-    judge = Judge(Glyphs(config.model.frames, config.model.size, device), **JUDGED[profile])
+    judge = Judge(Glyphs(config.model.frames, config.model.size, device), **JUDGED[config.kind, profile])
     right = ", ".join(f"{share:.1%} of {split}" for split, share in judge.real["accuracy"].items())
     say(f"the classifier knows {right}; Fréchet distance of real to real {judge.real['frechet']:.3f}")
     return judge

@@ -86,12 +86,16 @@ class Judge:
         right = torch.cat([logits.argmax(-1) for logits, _ in parts]) == y
         return right.double().mean().item(), torch.cat([features for _, features in parts])
 
-    def score(self, model: DiT, *, guidance: float = 1.0) -> dict[str, float]:
-        """ "accuracy" and "frechet" of `n` samples, every class as often as the others."""
+    def score(self, model: DiT, batch_size: int) -> dict[str, float]:
+        """ "accuracy" and "frechet" of `n` samples without guidance, every class as often as the others.
+
+        A batch has as many pictures as in training, for which kernels are tuned already.
+        """
         y = torch.arange(self.n, device=self.features.device) % len(CLASSES)
-        how = {"guidance": guidance, "steps": self.euler}
         with evaluating(model):
-            parts = [sample(model, part, seed=i, **how) for i, part in enumerate(y.split(CHUNK))]
+            parts = [
+                sample(model, part, seed=i, steps=self.euler) for i, part in enumerate(y.split(batch_size))
+            ]
         accuracy, features = self.read(torch.cat(parts), y)
         return {"accuracy": accuracy, "frechet": frechet(features, self.features)}
 

@@ -62,7 +62,7 @@ def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
                 pairs = [[_loss(by_arm[a][seed], split) for seed in shared] for a in (arm, "dense")]
                 row[f"{split} over dense"] = paired(*pairs)
         for name in ("accuracy", "frechet"):
-            row[name] = float(np.mean([r.results["scores"]["1"][name] for r in by_seed.values()]))
+            row[name] = float(np.mean([r.results["score"][name] for r in by_seed.values()]))
         rows.append(row)
     return pd.DataFrame(rows).set_index("arm")
 
@@ -143,11 +143,12 @@ def moving(records: Sequence[Record], columns: int = 8, fps: int = 6) -> bytes:
         np.concatenate([np.concatenate(list(c[:, i]), 1) for c in clips], 0) for i in range(clips[0].shape[1])
     ]
     height, width = frames[0].shape
-    fig = plt.figure(figsize=(width / 50, height / 50), dpi=100, layout="none")
-    image = fig.add_axes((0, 0, 1, 1)).imshow(frames[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    image.axes.set_axis_off()
-    film = FuncAnimation(fig, lambda i: image.set_data(frames[i]), frames=len(frames))
-    with tempfile.TemporaryDirectory() as folder:
+    with plt.rc_context({"figure.constrained_layout.use": False}), tempfile.TemporaryDirectory() as folder:
+        fig = plt.figure(figsize=(width / 50, height / 50))
+        ax = fig.add_axes((0, 0, 1, 1))
+        image = ax.imshow(frames[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_axis_off()
+        film = FuncAnimation(fig, lambda i: image.set_data(frames[i]), frames=len(frames))
         path = Path(folder) / "clips.gif"
         film.save(path, writer=PillowWriter(fps=fps), dpi=100)
         plt.close(fig)

@@ -9,8 +9,6 @@ from replicate.diffusion.glyphs import CLASSES, Glyphs
 from replicate.diffusion.model import DiT
 from replicate.diffusion.score import Classifier, Judge, frechet, pack, unpack
 
-QUICK = {"n": 72, "euler": 2, "steps": 2, "batch_size": 4, "width": 8}
-
 
 def test_the_classifier_learns_to_read():
     judge = Judge(Glyphs(size=16), n=180, steps=150, batch_size=32, width=8)
@@ -52,7 +50,7 @@ def test_real_pictures_score_as_real_and_noise_does_not(tiny):
             rows = torch.stack([(classes == c).nonzero()[i % 40, 0] for i, c in enumerate(y)])
             return x - pool[rows]  # one step of Euler's method then gives the pictures
 
-    real, noise = (judge.score(model(tiny())) for model in (Real, DiT))
+    real, noise = (judge.score(model(tiny()), 40) for model in (Real, DiT))
     assert real["accuracy"] > noise["accuracy"] + 0.1
     assert real["frechet"] < 3 * judge.real["frechet"] < noise["frechet"]
 
