@@ -84,7 +84,7 @@ def stats_rows(config: TrainConfig) -> int:
     At most half of them and about STATS_TOKENS tokens: statistics are to cost next to nothing.
     """
     seq_len, sparsity = config.model.seq_len, config.model.sparsity
-    unit = sparsity.v if sparsity.routing == "oracle-block" else 1
+    unit = sparsity.v if sparsity.routing == "oracle-block" else 4 if sparsity.selection == "tile" else 1
     for rows in range(max(1, min(STATS_TOKENS // seq_len, config.batch_size // 2)), config.batch_size):
         if rows * seq_len % unit == 0:
             return rows

@@ -87,7 +87,7 @@ class SparseFFN(LayerState):
 
     def by_reference(self, x: Tensor) -> Tensor:
         """`reference`, which compiled code contains unless statistics leave it or tokens are drawn in it."""
-        apart = self.collect or self.config.wgrad != "dense"
+        apart = self.collect or self.config.wgrad != "dense" or self.config.selection == "tile"
         return self._apart(x) if apart else self.reference(x)
 
     @torch.compiler.disable

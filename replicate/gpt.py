@@ -139,7 +139,7 @@ class GPT(nn.Module):
 
         Keys and values of earlier tokens are kept, so a further token costs one token's work, until the text
         is longer than seq_len: then all of the window moves, and is read again. So it is for every token if
-        tokens see each other in the FFN (routing "oracle-block").
+        tokens see each other in the FFN (see `SparsityConfig.causal`).
 
         Args:
             idx: token ids [B, S], S at least 1. Only the last seq_len tokens are read.
@@ -160,7 +160,7 @@ class GPT(nn.Module):
             )
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
         limit = self.config.seq_len
-        apart = all(ffn.config.routing != "oracle-block" or ffn.phase == "dense" for ffn in self.ffns())
+        apart = all(ffn.config.causal or ffn.phase == "dense" for ffn in self.ffns())
         caches, unread = [KVCache() for _ in self.blocks], idx
         for _ in range(n):
             if apart and idx.shape[-1] <= limit:

@@ -188,6 +188,10 @@ def test_train_preset_arguments():
         ({"activation": "venom", "routing": "oracle-block", "selection": "soft"}, "selection='magnitude'"),
         ({"activation": "venom", "routing": "oracle-block", "top_k": 3}, "try 1"),
         ({"activation": "venom", "routing": "oracle-block", "top_k": 12}, "try 4"),
+        ({"selection": "tile"}, "needs activation='24'"),
+        ({"activation": "venom", "selection": "tile"}, "needs activation='24'"),
+        ({"activation": "24", "selection": "tile", "wgrad": "tile"}, "needs wgrad='dense'"),
+        ({"activation": "24", "selection": "tile", "mask_reuse": False}, "needs mask_reuse=True"),
         # wrong types
         ({"w1": 1}, "w1 of SparsityConfig is 1; it must be of type bool"),
         ({"w1": "true"}, "type bool"),

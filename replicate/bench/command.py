@@ -55,7 +55,7 @@ def _configs(what: str, benchmark: Any, options: dict[str, Any]) -> tuple[list[d
         if options.get(name, 1) < 1:
             raise ValueError(f"--{name} is {options[name]}; choose 1 or more")
     if "shapes" in options:
-        options["shapes"] = [_shape(text) for text in options["shapes"]]
+        options["shapes"] = [shape for text in options["shapes"] for shape in _shapes(text)]
     if "changes" in options:
         options["changes"] = changes(options["changes"])
     of_config, of_run = (inspect.signature(f).parameters for f in (benchmark.config, benchmark.run))
@@ -79,6 +79,10 @@ def _shown(benchmark: Any, record: Record) -> str:
     return f"{head}\n{benchmark.table(record)}"
 
 
+def _shapes(text: str) -> list[list[int]]:
+    return [list(shape) for shape in ffn.VIDEO] if text == "video" else [_shape(text)]
+
+
 def _shape(text: str) -> list[int]:
     numbers = [int(n) if n.strip().isdecimal() else 0 for n in text.split(",")]
     if len(numbers) != 3 or not all(numbers):
@@ -94,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     add("what", choices=list(BENCHMARKS))
     add("--out", type=Path, help="folder of the records (default: data/recorded; on a CPU, runs/records)")
     add("--repeats", type=int, help="timed calls of each candidate")
-    add("--shapes", nargs="+", metavar="T,D,F", help="kernels, ffn: tokens, d_model, d_ff (7B and 1B)")
+    add(
+        "--shapes",
+        nargs="+",
+        metavar="T,D,F",
+        help="kernels, ffn: tokens, d_model, d_ff (7B and 1B), or video",
+    )
     add("--sparsity", nargs="+", metavar="NAME", help="ffn, step: sparsity presets")
     add("--arms", nargs="+", metavar="NAME", help="wide: arms of the study")
     add("--preset", nargs="+", metavar="NAME", help="step, wide, train: training presets")

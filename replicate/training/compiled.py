@@ -26,7 +26,7 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
 
     The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called.
     """
-    layer, loss = (_compiled(piece, BACKEND) for piece in (_layer, head_loss))
+    layer, loss = (compiled_piece(piece, BACKEND) for piece in (_layer, head_loss))
 
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
         for ffn in model.ffns():
@@ -63,7 +63,8 @@ def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, y: Tensor, targets: Te
 
 
 @functools.cache
-def _compiled(piece: Callable, backend: str) -> Callable:
+def compiled_piece(piece: Callable, backend: str) -> Callable:
+    """`piece` compiled for fixed shapes, once a process."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
     return torch.compile(piece, backend=backend, dynamic=False)

@@ -26,7 +26,7 @@ from replicate.kernels import backend as engines
 
 CLIP_EPS = 1e-6  # torch's: clip_grad_norm_ multiplies by min(1, clip / (norm + CLIP_EPS))
 WARM = 2  # steps launched before one is captured: they compile, tune and allocate
-Batch = tuple[Tensor, Tensor]  # inputs and targets [B, S] of a micro-batch
+Batch = tuple[Tensor, ...]  # what `forward` takes of a micro-batch: of a GPT inputs and targets [B, S]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -119,8 +119,8 @@ class OptimizerStep:
     """Calling it with a step's micro-batches takes one optimiser step.
 
     Args:
-        model: a GPT, on the device where the batches are.
-        forward: computes its loss, (idx, targets) to (anything, loss); the model itself or a compiled form.
+        model: a GPT or a DiT, on the device where the batches are.
+        forward: computes its loss, a batch's tensors to (anything, loss); a GPT itself or a compiled form.
         optimizer: from `make_optimizer`.
         autocast: makes the context of the precision that the model runs in.
 
@@ -129,8 +129,8 @@ class OptimizerStep:
 
     def __init__(
         self,
-        model: GPT,
-        forward: Callable[[Tensor, Tensor], tuple[Any, Tensor]],
+        model: GPT | Any,
+        forward: Callable[..., tuple[Any, Tensor]],
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -205,11 +205,11 @@ class OptimizerStep:
         losses = []
         self.model.hold_weights(len(batches) > 1)
         try:
-            for micro, (inputs, targets) in enumerate(batches):
+            for micro, batch in enumerate(batches):
                 if self.config.model.sparsity.wgrad == "mvue":
                     torch.manual_seed(draw_seed(self.config.seed, step, micro))
                 with self.autocast():
-                    loss = self.forward(inputs, targets)[1]
+                    loss = self.forward(*batch)[1]
                 (loss / len(batches)).backward()
                 losses.append(loss.detach())
         finally:
