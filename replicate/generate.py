@@ -106,10 +106,8 @@ class TokenStep:
         """
         n, first = idx.shape[-1], self.length == 0
         if self.length + n > self.size or not (first or n == 1):
-            raise ValueError(
-                f"{n} tokens after {self.length}: there is room for {self.size}, and after the first ones for "
-                "one at a time"
-            )
+            room = f"there is room for {self.size}, after the first for one at a time"
+            raise ValueError(f"{n} tokens after {self.length}: {room}")
         self.length += n
         if first:
             logits = self.model.extend(idx, self.caches)

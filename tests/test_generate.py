@@ -60,7 +60,7 @@ def test_a_step_gives_the_logits_of_the_whole_text():
         torch.testing.assert_close(step(text[:, t : t + 1]), whole[:, t])
     with pytest.raises(ValueError, match="1 tokens after 12: there is room for 12"):
         step(text[:, :1])
-    with pytest.raises(ValueError, match="after the first ones for one at a time"):
+    with pytest.raises(ValueError, match="after the first for one at a time"):
         step = TokenStep(model, 12)
         step(text[:, :2])
         step(text[:, :2])

@@ -22,7 +22,7 @@ from replicate.sparsity import prune24
 
 # Tuning: columns (n) and rows (k) of a program's tile by tokens: 1, to 16, more; for 16 bits.
 ONE, FEW, MANY = Tile(256, 32, 4, 4), Tile(128, 64, 4, 4), Tile(128, 64, 4, 4)
-PROGRAMS = 264  # at least so many, two for each of an H200's 132 multiprocessors, where the shape has them
+PROGRAMS = 256  # about two for each of an H200's 132 multiprocessors, where the shape has so many
 
 
 def decode_down_reference(y: Tensor, rows: Rows, choice: Choice | None = None, inner: bool = False) -> Tensor:

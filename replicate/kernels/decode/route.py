@@ -21,7 +21,7 @@ from torch import Tensor
 from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.venom.common import check_operands
 
-CLUSTERS, COLUMNS = 4, 1024  # clusters of a program that scores, and columns that it reads at a time
+CLUSTERS, COLUMNS = 4, 1024  # clusters of a program that scores several tokens, columns it reads at a time
 
 
 class Choice(NamedTuple):
@@ -114,7 +114,8 @@ def decode_scores(x: Tensor, means: Tensor) -> Tensor:
     check(x.shape[1] == means.shape[1], f"x {tuple(x.shape)}, means {tuple(means.shape)}: d_model differs")
     scores = torch.empty(len(x), len(means), dtype=torch.float32, device=x.device)
     columns = min(COLUMNS, triton.next_power_of_2(x.shape[1]))
-    _decode_scores_kernel[(len(x), triton.cdiv(len(means), CLUSTERS))](
-        x, means, scores, x.shape[1], len(means), CLUSTERS=CLUSTERS, COLUMNS=columns, num_warps=4
+    each = 1 if len(x) == 1 else CLUSTERS
+    _decode_scores_kernel[(len(x), triton.cdiv(len(means), each))](
+        x, means, scores, x.shape[1], len(means), CLUSTERS=each, COLUMNS=columns, num_warps=4
     )
     return scores

@@ -3,9 +3,9 @@
     W1^T [F, D]    row f is what neuron f reads          W2 [F, D]    row f is what neuron f writes
     W2^T [D, F]    row d is what output d reads
 
-A token at decoding takes as long as the bytes of weights that it reads, and a neuron that is not used need not
-be read: so all of a neuron lies together. Compressed, a group is four adjacent numbers of a row, of which two
-are kept, at positions p < q of the group:
+A token at decoding takes as long as the bytes of weights that it reads, and a neuron that is not used need
+not be read: so all of a neuron lies together. Compressed, a group is four adjacent numbers of a row, of which
+two are kept, at positions p < q of the group:
 
     values [R, 2, C/4]       the first kept number of each group of the row, then the second
     positions [R, C/8]       uint8, of two groups: p + 4 q of the first + 16 (p + 4 q of the second)
