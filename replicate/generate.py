@@ -102,7 +102,7 @@ class TokenStep:
     def __call__(self, idx: Tensor) -> Tensor:
         """Logits [B, vocab_size] after the first tokens idx [B, S], or after one more, [B, 1].
 
-        They are in the same memory at every step. Raises ValueError for more tokens than there are places.
+        A replay writes them over the last one's. Raises ValueError for more tokens than there are places.
         """
         n, first = idx.shape[-1], self.length == 0
         if self.length + n > self.size or not (first or n == 1):

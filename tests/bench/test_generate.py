@@ -109,7 +109,19 @@ def test_a_wrong_layer_is_not_timed():
     assert check("active16", ffn, x)["error"] <= 2e-2 and 0.25 < used_share([ffn], x) < 0.75
     plain = ffn.forward
     ffn.forward = lambda x: 1.1 * plain(x)
-    with pytest.raises(AssertionError, match=r"active16, 3 tokens: error 1.00e-01"):
+    with pytest.raises(AssertionError, match=r"active16, 3 tokens: error 1.00e-01, at most 2.00e-02"):
+        check("active16", ffn, x)
+
+
+@torch.no_grad()
+def test_one_of_several_tokens_may_have_got_other_clusters():
+    layers = Layers(64, 256, torch.float32, 0, "cuda" if GPU else "cpu")
+    ffn, x = layers.sparse("active16")[0], layers.inputs(5)
+    plain = ffn.forward
+    ffn.forward = lambda x: torch.cat([-plain(x[:1]), plain(x[1:])])
+    assert check("active16", ffn, x)["off"] == 1
+    ffn.forward = lambda x: torch.cat([-plain(x[:2]), plain(x[2:])])
+    with pytest.raises(AssertionError, match=r"2 tokens off by 0\.2"):
         check("active16", ffn, x)
 
 
