@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from replicate.bench import backends, ffn, loop, step, tune_tiles, two_four, venom, wide
+from replicate.bench import backends, ffn, generate, loop, step, tune_tiles, two_four, venom, wide
 from replicate.study.records import Record, RecordStore
 from replicate.system import paths
 from replicate.system.console import changes, check_folder
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "ffn": ffn,
     "step": step,
     "wide": wide,
+    "generate": generate,
     "backends": backends,
     "train": loop,
 }
@@ -105,9 +106,15 @@ def _parser() -> argparse.ArgumentParser:
         help="kernels, ffn: tokens, d_model, d_ff (7B and 1B), or video",
     )
     add("--sparsity", nargs="+", metavar="NAME", help="ffn, step: sparsity presets")
-    add("--arms", nargs="+", metavar="NAME", help="wide: arms of the study")
-    add("--preset", nargs="+", metavar="NAME", help="step, wide, train: training presets")
-    add("--layers", nargs="+", type=int, help="step, wide: the model's depth, or three or more to fit")
+    add("--arms", nargs="+", metavar="NAME", help="wide: arms of the study; generate: its own")
+    add("--batches", nargs="+", type=int, help="generate: texts at a time, 1 to 64 (1 8 64)")
+    add("--preset", nargs="+", metavar="NAME", help="step, wide, generate, train: training presets")
+    add(
+        "--layers",
+        nargs="+",
+        type=int,
+        help="step, wide: the model's depth, or three or more to fit; generate: two",
+    )
     add("--attention", help="step: flash, cudnn, torch; auto is the fastest")
     add("--residual", help="step: dtype of the residual stream: float32 (default) or bfloat16")
     add("--no-whole", dest="whole", action="store_false", help="step: compile the dense model only by layer")

@@ -40,6 +40,7 @@ class LayerState(nn.Module):
         self._seen = self._stamp()
         self._hold = False
         self.operands: tuple[Any, list[Tensor]] | None = None  # held weights as kernels read them
+        self.decoder: tuple[Any, Any] | None = None  # and as decoding's do
         self.collect = False
         self.seen: dict[str, Tensor | None] = {}  # by the last forward pass with `collect` on
 
@@ -96,7 +97,7 @@ class LayerState(nn.Module):
 
     @hold.setter
     def hold(self, hold: bool) -> None:
-        self._hold, self.operands = hold, None
+        self._hold, self.operands, self.decoder = hold, None, None
 
     def stats(self) -> dict[str, float]:
         """Of the last forward pass with `collect` on: shares of zeros before and after the masks, and load.
@@ -152,7 +153,7 @@ class LayerState(nn.Module):
         """Move the buffers without rounding or losing them; off the meta device, where they have no values,
         they are those of a new layer."""
         self._follow()
-        self.operands = None
+        self.operands = self.decoder = None
         fresh = self._fresh()
         before = {name: self._buffers[name] for name in fresh}
         super()._apply(fn, recurse)

@@ -10,7 +10,7 @@ from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.study import records
 from replicate.system import paths
 
-RECORDED = {name for name in command.BENCHMARKS if name != "train"}
+RECORDED = {name for name, b in command.BENCHMARKS.items() if (paths.RECORDED / b.KIND).exists()} - {"train"}
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 
@@ -41,6 +41,22 @@ def test_without_a_gpu_what_is_recorded_is_shown(tmp_path, monkeypatch, capsys, 
             [{"preset": name} for name in ("llama1b", "llama7b")],
         ),
         (["venom"], [{"clusters": 16}]),
+        (
+            [
+                "generate",
+                "--preset",
+                "llama7b",
+                "--batches",
+                "8",
+                "1",
+                "--arms",
+                "venom16",
+                "--layers",
+                "1",
+                "2",
+            ],
+            [{"batches": [1, 8], "arms": ["venom16"], "layers": [1, 2]}],
+        ),
     ],
 )
 def test_with_a_gpu_every_record_is_kept(tmp_path, monkeypatch, capsys, words, expected):
