@@ -26,7 +26,8 @@ def ended(command: Callable[[], int]) -> int:
         sys.stdout.flush()  # here, where a failure can still be told
         return status
     except ValueError as error:
-        say(str(error))
+        if first_process():
+            say(str(error))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
@@ -34,10 +35,16 @@ def ended(command: Callable[[], int]) -> int:
         say(_sentence(error))
         return 1
     except KeyboardInterrupt as stop:
-        say(f"interrupted{f'; {stop}' if stop.args else ''}")
+        if first_process():
+            say(f"interrupted{f'; {stop}' if stop.args else ''}")
         return 130
     finally:
         _close()
+
+
+def first_process() -> bool:
+    """False in all but one of the processes that torchrun has started, which end with the same words."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ logits a token are then never stored in float32. Models of equal shape share the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,15 @@ BACKEND = "inductor"
 RECOMPILE_LIMIT = 256  # one piece serves shapes, formats, phases, and steps with and without gradients
 
 
-def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]:
+def compiled_loss(model: GPT, sharded: bool = False) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]:
     """`model`'s forward pass, compiled: (idx, targets [B, S]) to (None, mean cross-entropy in nats).
 
-    The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called.
+    The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called,
+    but for those by which a `sharded` model, see `parallel`, gathers each layer's weights around its piece.
     """
     layer, loss = (_compiled(piece, BACKEND) for piece in (_layer, head_loss))
+    if sharded:
+        layer = _gathered(model.blocks, layer)
 
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
         for ffn in model.ffns():
@@ -39,7 +42,17 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
         weight = model.embed.weight if model.head is None else model.head.weight
         return None, loss(model.norm, weight, x, y, targets)
 
-    return forward
+    return _gathered([model], lambda _, *batch: forward(*batch), model) if sharded else forward
+
+
+def _gathered(modules: Iterable[nn.Module], piece: Callable, *first: nn.Module) -> Callable:
+    """`piece`(module, ...) as a forward method of sharded modules; the `first` argument may be settled."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    for module in modules:
+        module.compiled = functools.partial(piece, module)
+        register_fsdp_forward_method(module, "compiled")
+    return functools.partial(lambda module, *args: module.compiled(*args), *first)
 
 
 def _nothing(x: Tensor) -> Tensor:
