@@ -71,6 +71,20 @@ def layer_stats(model: GPT, idx: Tensor) -> list[dict[str, float]]:
     return rows
 
 
+def shared_stats(model: GPT, idx: Tensor, rows: int, group: parallel.Alone) -> list[dict[str, float]]:
+    """`layer_stats` of the first rows of `idx` [B, S], which are the same in all processes of a group.
+
+    Of several processes, where clusters are routed, router_load_slowest is added: router_load of each
+    process's own tokens, the largest of all, for which the others wait.
+    """
+    layers = layer_stats(model, idx[:rows])
+    if group.world > 1 and all("router_load" in layer for layer in layers):
+        own = layer_stats(model, group.share((idx,))[0][:rows])
+        for layer, load in zip(layers, group.most([layer["router_load"] for layer in own])):
+            layer["router_load_slowest"] = load
+    return layers
+
+
 @torch.no_grad()
 def ffn_inputs(model: GPT, idx: Tensor) -> list[Tensor]:
     """What each layer's FFN reads for the batch `idx`: [B, S, D] per layer."""

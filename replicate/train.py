@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from replicate.settings.text import config_hash, to_dict
 from replicate.system import provenance
 from replicate.training import attention, checkpoint, parallel
 from replicate.training.compiled import compiled_loss
-from replicate.training.device import pick_device, pick_dtype, pick_residual, reproducible
+from replicate.training.device import autocast_in, pick_device, pick_dtype, pick_residual, reproducible
 from replicate.training.failure import NonFiniteLoss, save_report
 from replicate.training.interrupts import interrupts_between_steps
 from replicate.training.progress import Progress
@@ -91,7 +91,6 @@ class Trainer:
     ):
         self.config, self.callback, self.keep = config, callback, keep
         self.group = parallel.start(config)
-        self.group.check(config)
         self.device = pick_device(self.group.device(config.device))
         self.dtype = pick_dtype(config.dtype, self.device)
         engines.requested(config.backend)
@@ -109,8 +108,7 @@ class Trainer:
         self.model.set_attention(self.attention)
         self.model.stream = pick_residual(config.residual, self.dtype)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.group.place(self.model, self.device, wide)
+        self.group.place(self.model, self.device, self.dtype)
         self.forward = compiled_loss(self.model, self.group.sharded) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         parts = self.model, self.forward, self.optimizer
@@ -196,7 +194,6 @@ class Trainer:
             "phase": [schedule.phase_at(step, config) for step in range(n)],
             "tokens_per_s": list(self.speeds),
         }
-        several = {"processes": self.group.world, "engine": self.group.engine}
         return {
             "steps": columns,
             "stats": list(self.stats),
@@ -212,21 +209,16 @@ class Trainer:
             "backend": self.backend,
             "cuda_graph": not self.optimizer_step.not_captured,
             "corpus": self.data.provenance(),
-        } | ({"parallel": several} if self.group.world > 1 else {})
+        } | self.group.record()
 
     def autocast(self) -> AbstractContextManager:
         """The precision the model runs in: bfloat16 autocast, or nothing for float32 and float64."""
-        if self.dtype == torch.bfloat16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        return autocast_in(self.dtype, self.device)
 
     def batch(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
         """Inputs and targets [B, S] of a micro-batch of all processes together, on the device."""
         where = {"device": self.device} if self.device.type == "cuda" else {}
         return self.data.batch("train", step, self.config.batch_size, self.config.seed, micro, **where)
-
-    def _own_batch(self, step: int, micro: int) -> tuple[Tensor, ...]:
-        return tuple(part[self.group.rows(len(part))] for part in self.batch(step, micro))
 
     def _train_step(self) -> None:
         step, config = self.step, self.config
@@ -234,7 +226,7 @@ class Trainer:
         due = config.stats_every and (step % config.stats_every == 0 or step == config.steps - 1)
         row = self._statistics(step) if due else None
         masks = [ffn.weight_masks() for ffn in self.model.ffns()] if due else []
-        batches = [self._own_batch(step, micro) for micro in range(config.grad_accum)]
+        batches = [self.group.share(self.batch(step, micro)) for micro in range(config.grad_accum)]
         result = self.optimizer_step(batches, schedule.learning_rate(step, config), step)
         self._pending.append(result)
         self.step += 1
@@ -272,8 +264,9 @@ class Trainer:
 
     def _statistics(self, step: int) -> dict[str, Any]:
         """What the layers do in this step's forward pass: a list over layers for each statistic."""
+        rows = evaluate.stats_rows(self.config)
         with self.autocast():
-            layers = evaluate.layer_stats(self.model, self.batch(step)[0][: evaluate.stats_rows(self.config)])
+            layers = evaluate.shared_stats(self.model, self.batch(step)[0], rows, self.group)
         names = layers[0].keys()
         row = {name: [layer[name] for layer in layers] for name in names}
         return {"step": step, "phase": schedule.phase_at(step, self.config)} | row
@@ -299,7 +292,7 @@ class Trainer:
         config, layers = self.config, []
         for micro in range(config.grad_accum):
             with self.autocast():
-                layers.append(evaluate.layer_stats(self.model, self._own_batch(step, micro)[0]))
+                layers.append(evaluate.layer_stats(self.model, self.group.share(self.batch(step, micro))[0]))
         report = {"step": step, "phase": schedule.phase_at(step, config), "loss": loss, "grad_norm": norm}
         report |= {"lr": schedule.learning_rate(step, config), "losses": self.losses[-100:]}
         report |= {"layers": layers}

@@ -13,7 +13,7 @@ from replicate.config import TrainConfig
 from replicate.settings.presets import train_preset
 from replicate.study import worker
 from replicate.system import locks
-from replicate.system.console import again, changes, check_file, check_folder, say
+from replicate.system.console import again, changes, check_file, check_folder, say, speaks
 from replicate.system.files import write_atomic
 from replicate.train import NonFiniteLoss, Trainer
 from replicate.training import checkpoint, parallel
@@ -49,7 +49,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, group: parallel.Alone)
                 error.add_note(_kept_of(args))
                 raise
     except NonFiniteLoss as error:
-        if group.main:
+        if speaks():
             say(str(error))
         return 1
     except KeyboardInterrupt:

@@ -58,8 +58,8 @@ class Alone:
         """Raise ValueError for what these processes cannot train as one process would."""
 
     def place(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Put a model made on the CPU on the device, sharded if that is the engine."""
-        model.to(device, dtype)
+        """Put a model on the device, for computing in `dtype`, sharded if that is the engine."""
+        model.to(device, _stored(dtype))
 
     def wrap(self, forward: Callable, model: nn.Module) -> Callable:
         """`forward`, (idx, targets) to (anything, loss), whose backward pass also averages gradients."""
@@ -72,6 +72,14 @@ class Alone:
     def rows(self, n: int) -> slice:
         """Which of n rows are this process's."""
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def share(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """This process's rows of a batch."""
+        return tuple(part[self.rows(len(part))] for part in batch)
+
+    def record(self) -> dict[str, Any]:
+        """What a record says of several processes; of one, nothing."""
+        return {"parallel": {"processes": self.world, "engine": self.engine}} if self.world > 1 else {}
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes; nothing waits for a GPU."""
@@ -167,13 +175,13 @@ class Group(Alone):
     def place(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Each layer is sharded as it comes to the device, so that the whole model need not fit there."""
         if not self.sharded:
-            model.to(device, dtype)
+            super().place(model, device, dtype)
             return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device.type, (self.world,))
-        model.to(dtype)
+        model.to(_stored(dtype))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -276,6 +284,7 @@ def start(config: TrainConfig) -> Alone:
     """This process's group: ALONE, or all that torchrun started, which meet here.
 
     A process group that exists already is taken as it is. `TrainConfig.parallel` counts among several only.
+    Raises ValueError as `Group.check` does.
     """
     import torch.distributed as dist
 
@@ -289,7 +298,13 @@ def start(config: TrainConfig) -> Alone:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     if dist.get_world_size() == 1:
         return ALONE
-    return Group("ddp" if config.parallel == "auto" else config.parallel, owned)
+    group = Group("ddp" if config.parallel == "auto" else config.parallel, owned)
+    try:
+        group.check(config)
+    except ValueError:
+        group.end()
+        raise
+    return group
 
 
 def restarted() -> bool:
@@ -301,6 +316,11 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that an optimiser trains, see `shard`, each with its gradient."""
     hand_over(parameters)
     return [shard(parameter) for parameter in parameters]
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    """What weights are in, for computing in `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _tried(work: Callable[[], Any]) -> tuple[str, Any]:
