@@ -94,15 +94,16 @@ def everything(folder):
         "not finite": {engine: not_finite(folder, engine) for engine in ENGINES},
         "sharded by hand": sharded_by_hand(),
         "gathered": written_while_gathered(),
-        "communication": {engine: communication(engine) for engine in ENGINES},
+        "communication": {engine: watched_communication(engine) for engine in ENGINES},
     }
 
 
 def one_run(engine, name):
     trainer = trained(run_of(name, parallel=engine))
     result = trainer.result()
+    state = whole_state(trainer)
     sharded = [is_sharded(p) for p in trainer.model.parameters()]
-    return {"result": result, "state": whole_state(trainer), "sharded": sharded, "said": str(trainer.group)}
+    return {"result": result, "state": state, "sharded": sharded, "said": str(trainer.group)}
 
 
 def compiled_run(engine):
@@ -238,31 +239,32 @@ def written_while_gathered():
     return {"gathered": gathered, "moved": torch.equal(whole(ffn.w1), before[:, perm]), "perm": perm}
 
 
-def communication(engine):
+def watched_communication(engine):
+    with pytest.MonkeyPatch.context() as patch:
+        return communication(engine, patch)
+
+
+def communication(engine, patch):
     """Calls that reduce gradients after one micro-batch of three, and after all."""
     config = run_of("dense", parallel=engine, grad_accum=3)
     trainer, counts, calls = Trainer(config, progress=False), [], [0]
-    names = ("reduce_scatter_tensor",) if engine == "fsdp" else ()
     forward = trainer.optimizer_step.forward
-    kept = {name: getattr(distributed, name) for name in names}
 
-    def counting(name):
+    def counted(reduce):
         def call(*args, **options):
             calls[0] += 1
-            return kept[name](*args, **options)
+            return reduce(*args, **options)
 
         return call
 
     if engine == "ddp":
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-        def counted(state, bucket):
-            calls[0] += 1
-            return allreduce_hook(state, bucket)
+        forward.register_comm_hook(None, counted(allreduce_hook))
+    else:
+        from torch.distributed.fsdp._fully_shard import _fsdp_param_group as fsdp
 
-        forward.register_comm_hook(None, counted)
-    for name in names:
-        setattr(distributed, name, counting(name))
+        patch.setattr(fsdp, "foreach_reduce", counted(fsdp.foreach_reduce))
 
     class Watched(Worse):
         def __call__(self, *batch):
@@ -270,11 +272,7 @@ def communication(engine):
             return self.forward(*batch)
 
     trainer.optimizer_step.forward = Watched(forward)
-    try:
-        trainer.optimizer_step([trainer.group.share(trainer.batch(0, m)) for m in range(3)], 1e-3)
-    finally:
-        for name in names:
-            setattr(distributed, name, kept[name])
+    trainer.optimizer_step([trainer.group.share(trainer.batch(0, m)) for m in range(3)], 1e-3)
     return [*counts, calls[0]]
 
 
@@ -421,3 +419,24 @@ def test_nothing_is_written_to_a_gathered_copy(answers):
 def test_micro_batches_communicate_once(engine, answers):
     *before, after = answers[0]["communication"][engine]
     assert before == [0, 0, 0] and after > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_preset_by_every_engine(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    names = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
+    assert len(names) > 20
+    for losses in together(f"every_preset_{engine}", tmp_path):
+        for name in names:
+            assert losses[name] == pytest.approx(trained(run_of(name)).losses, rel=1e-9), name
+
+
+def every_preset_ddp(_):
+    names = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
+    return {name: trained(run_of(name, parallel="ddp")).losses for name in names}
+
+
+def every_preset_fsdp(_):
+    names = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
+    return {name: trained(run_of(name, parallel="fsdp")).losses for name in names}
