@@ -109,7 +109,7 @@ class Trainer:
         self.model.stream = pick_residual(config.residual, self.dtype)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.group.place(self.model, self.device, self.dtype)
-        self.forward = compiled_loss(self.model, self.group.sharded) if config.compile else self.model
+        self.forward = compiled_loss(self.model) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
         parts = self.model, self.forward, self.optimizer
         self.optimizer_step = OptimizerStep(*parts, config, self.autocast, self.group)

@@ -16,18 +16,20 @@ from torch.nn import functional as F
 
 from replicate.gpt import GPT, Block
 from replicate.training.device import autocast_on
+from replicate.training.sharded import is_sharded
 
 BACKEND = "inductor"
 RECOMPILE_LIMIT = 256  # one piece serves shapes, formats, phases, and steps with and without gradients
 
 
-def compiled_loss(model: GPT, sharded: bool = False) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]:
+def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]:
     """`model`'s forward pass, compiled: (idx, targets [B, S]) to (None, mean cross-entropy in nats).
 
     The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called,
-    but for those by which a `sharded` model, see `parallel`, gathers each layer's weights around its piece.
+    but for those by which a sharded model, see `parallel`, gathers each layer's weights around its piece.
     """
     layer, loss = (_compiled(piece, BACKEND) for piece in (_layer, head_loss))
+    sharded = is_sharded(model.embed.weight)
     if sharded:
         layer = _gathered(model.blocks, layer)
 

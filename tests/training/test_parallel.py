@@ -3,6 +3,7 @@
 The processes start twice for the whole file. Every preset by every engine: `pytest -m slow` on this file.
 """
 
+import functools
 import math
 import warnings
 from dataclasses import replace
@@ -251,6 +252,7 @@ def communication(engine, patch):
     forward = trainer.optimizer_step.forward
 
     def counted(reduce):
+        @functools.wraps(reduce)
         def call(*args, **options):
             calls[0] += 1
             return reduce(*args, **options)
