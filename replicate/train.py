@@ -97,14 +97,13 @@ class Trainer:
         self.backend = None  # the engine of sparse steps, if there are any
         if schedule.sparse_steps(config):
             self.backend = engines.select(self.device, config.backend, self.dtype)
-        self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)
+        tokens = partial(TokenData, config.corpus, config.model.vocab_size, config.model.seq_len)
+        self.data = data or self.group.first_one(tokens)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = GPT(config.model)
         self.model.set_backend(config.backend)
-        rows = config.batch_size // self.group.world
-        shape = attention.Shape.of(config.model, rows, self.dtype, config.deterministic)
-        self.attention = attention.pick(config.attention, shape, self.device)  # a kernel's name, or "torch"
+        self.attention = attention.agreed(config, self.dtype, self.device, self.group)
         self.model.set_attention(self.attention)
         self.model.stream = pick_residual(config.residual, self.dtype)
         self.parameters = sum(p.numel() for p in self.model.parameters())
@@ -143,8 +142,8 @@ class Trainer:
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
         why = self.optimizer_step.not_captured
-        how = self.dtype, why, self.attention, str(self.group)
-        self.progress.start(self.parameters, self.step, self.device, *how)
+        how = self.device, self.dtype, why, self.attention, str(self.group)
+        self.progress.start(self.parameters, self.step, *how)
         repeats = reproducible(self.device, config.deterministic)
         with interrupts_between_steps(self.run_dir is not None) as interrupted, repeats:
             self._since = time.perf_counter()

@@ -154,7 +154,7 @@ def prepared(
 ) -> tuple[str, Callable[[], Tensor], OptimizerStep]:
     """Attention's kernel, a call that takes a step on random tokens, and what takes it."""
     dtype, rows = pick_dtype(config.dtype, device), config.batch_size // group.world
-    kernel = attention.pick(config.attention, attention.Shape.of(config.model, rows, dtype), device)
+    kernel = attention.agreed(config, dtype, device, group)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.random.fork_rng():

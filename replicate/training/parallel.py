@@ -21,102 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from replicate.config import TrainConfig
+from replicate.training.alone import ALONE, Alone, stored
 from replicate.training.sharded import hand_over, shard
 
 LONG = datetime.timedelta(days=7)  # that processes wait for the first one, which waits for a claim
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
-
-
-class Alone:
-    """One process."""
-
-    rank, world, engine = 0, 1, ""
-
-    def __str__(self) -> str:
-        return f"{self.world} processes, {self.engine}" if self.engine else ""
-
-    @property
-    def main(self) -> bool:
-        """True in the process that prints, writes records and takes locks."""
-        return self.rank == 0
-
-    @property
-    def sharded(self) -> bool:
-        """True if parameters are DTensors."""
-        return self.engine == "fsdp"
-
-    @property
-    def not_captured(self) -> str:
-        """What keeps steps from being captured as CUDA graphs; empty if nothing does."""
-        return f"{self.world} processes exchange gradients in a step" if self.world > 1 else ""
-
-    def device(self, name: str) -> str:
-        """The device that a setting of TrainConfig.device means here."""
-        return name
-
-    def check(self, config: TrainConfig) -> None:
-        """Raise ValueError for what these processes cannot train as one process would."""
-
-    def place(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Put a model on the device, for computing in `dtype`, sharded if that is the engine."""
-        model.to(device, _stored(dtype))
-
-    def wrap(self, forward: Callable, model: nn.Module) -> Callable:
-        """`forward`, (idx, targets) to (anything, loss), whose backward pass also averages gradients."""
-        return forward
-
-    def synchronised(self, forward: Callable, last: bool) -> AbstractContextManager:
-        """Around the passes of a micro-batch: only those of the `last` one communicate gradients."""
-        return nullcontext()
-
-    def rows(self, n: int) -> slice:
-        """Which of n rows are this process's."""
-        return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
-
-    def share(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """This process's rows of a batch."""
-        return tuple(part[self.rows(len(part))] for part in batch)
-
-    def record(self) -> dict[str, Any]:
-        """What a record says of several processes; of one, nothing."""
-        return {"parallel": {"processes": self.world, "engine": self.engine}} if self.world > 1 else {}
-
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean over processes; nothing waits for a GPU."""
-        return value
-
-    def total(self, values: Sequence[float]) -> list[float]:
-        """The sums over processes."""
-        return list(values)
-
-    def most(self, values: Sequence[float]) -> list[float]:
-        """The maxima over processes."""
-        return list(values)
-
-    def norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        """The norm of the whole gradient, of which these tensors are this process's part."""
-        return nn.utils.get_total_norm(list(gradients))
-
-    def any(self, flag: bool) -> bool:
-        """True if `flag` is in one process."""
-        return flag
-
-    def same(self, tensors: Iterable[Tensor], host: bool = False) -> None:
-        """Make plain tensors those of the first process; `host`: they are on the CPU."""
-
-    def of_first(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns in the first process, where alone it is called; all raise its OSError."""
-        return work()
-
-    def together(self, work: Callable[[], Any]) -> list[Any]:
-        """What `work` returns in each process; all raise OSError if one does."""
-        return [work()]
-
-    def end(self) -> None:
-        """Leave the group."""
-
-
-ALONE = Alone()
 
 
 class Group(Alone):
@@ -181,7 +90,7 @@ class Group(Alone):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(device.type, (self.world,))
-        model.to(_stored(dtype))
+        model.to(stored(dtype))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -195,7 +104,9 @@ class Group(Alone):
         # Parameters that no loss reads have gradients of zero, see `ablations.with_score`.
         with warnings.catch_warnings():  # torch 2.13 has a new name for it, torch 2.11 has not
             warnings.filterwarnings("ignore", message=".*broadcast_buffers")
-            return DistributedDataParallel(_Loss(forward, model), broadcast_buffers=False)
+            return DistributedDataParallel(
+                _Loss(forward, model), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def synchronised(self, forward: Callable, last: bool) -> AbstractContextManager:
         """DDP's `no_sync`, FSDP's `set_requires_gradient_sync`."""
@@ -241,6 +152,12 @@ class Group(Alone):
         found = [_tried(work) if self.main else None]
         self.dist.broadcast_object_list(found, 0, group=self.host, device=torch.device("cpu"))
         return _result(found[0])
+
+    def first_one(self, work: Callable[[], Any]) -> Any:
+        """As the base class says; what it returns need not be sent."""
+        own = _tried(work) if self.main else None
+        self.of_first(lambda: _result(own) and None)
+        return _result(own) if self.main else work()
 
     def together(self, work: Callable[[], Any]) -> list[Any]:
         """As the base class says."""
@@ -318,20 +235,19 @@ def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return [shard(parameter) for parameter in parameters]
 
 
-def _stored(dtype: torch.dtype) -> torch.dtype:
-    """What weights are in, for computing in `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _tried(work: Callable[[], Any]) -> tuple[str, Any]:
     try:
         return "done", work()
     except OSError as error:
         return "failed", (error.errno, error.strerror or str(error), error.filename)
+    except ValueError as error:
+        return "refused", str(error)
 
 
 def _result(found: tuple[str, Any]) -> Any:
     what, value = found
+    if what == "refused":
+        raise ValueError(value)
     if what == "failed":
         raise OSError(*value) if value[0] is not None else OSError(value[1])
     return value
