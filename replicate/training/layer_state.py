@@ -30,6 +30,8 @@ class LayerState(nn.Module):
     formats, or without the clusters or scales it needs.
     Averages must begin after `make_clusters`, which changes the order of the neurons. Under
     DistributedDataParallel on a GPU, `broadcast_buffers=False` spares a look at the phase in every pass.
+    Of weights that `fully_shard` has sharded, what needs whole matrices gathers them, see `sharded`: every
+    process calls it.
     """
 
     def __init__(self, config: SparsityConfig) -> None:
