@@ -237,6 +237,7 @@ def written_while_gathered():
         ffn(TOKENS)
     gathered = not is_sharded(ffn.w1)
     perm = ffn.make_clusters(1)
+    ffn.reshard()
     return {"gathered": gathered, "moved": torch.equal(whole(ffn.w1), before[:, perm]), "perm": perm}
 
 
