@@ -62,11 +62,9 @@ def config(
         micro: micro-batches a step. repeats: timed steps of a case.
         changes: of the training preset, as `--set` gives them.
 
-    Raises ValueError for fewer than two processes, several depths, or something unknown.
+    Raises ValueError for several depths, or something unknown.
     """
     count = torch.cuda.device_count() if processes is None else processes
-    if count < 2:
-        raise ValueError(f"processes is {count}; scaling needs 2 or more, each with a GPU of its own")
     if len(layers) != 1 or layers[0] < 1:
         raise ValueError(f"layers {list(layers)}: scale measures one depth, such as 6")
     train = train_preset(preset, **{"dtype": "bfloat16", "compile": True, **(changes or {})})
@@ -87,8 +85,10 @@ def run(c: Row, device: str = "cuda") -> records.Record:
     each the slowest process's; tokens_per_s; peak_bytes, the most of any process; captured, if a step was one
     CUDA graph; attention, its kernel.
 
-    Raises ValueError for more processes than GPUs, RuntimeError with the end of what they said if they fail.
+    Raises ValueError for one process or more than GPUs, RuntimeError with what they said last if they fail.
     """
+    if c["processes"] < 2:
+        raise ValueError(f"processes is {c['processes']}; scaling needs 2 or more, each with its own GPU")
     if device == "cuda" and c["processes"] > (count := torch.cuda.device_count()):
         raise ValueError(
             f"processes is {c['processes']}, and there are {count} GPUs; set --processes {count}"

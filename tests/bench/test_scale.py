@@ -46,7 +46,6 @@ def test_rows_compare_with_one_process_and_with_the_dense_case():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"processes": 1}, "processes is 1; scaling needs 2 or more"),
         ({"layers": [1, 2]}, r"layers \[1, 2\]: scale measures one depth"),
         ({"sparsity": ["none"]}, "unknown sparsity preset 'none'"),
     ],
@@ -54,6 +53,11 @@ def test_rows_compare_with_one_process_and_with_the_dense_case():
 def test_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+def test_one_process_is_no_scaling():
+    with pytest.raises(ValueError, match="processes is 1; scaling needs 2 or more"):
+        scale.run(config(processes=1), "cpu")
 
 
 def test_the_options_are_those_of_the_command():
