@@ -1,10 +1,13 @@
 """Two processes on a CPU train as one does: DDP, FSDP2, checkpoints from one number of processes to another.
 
-The processes start twice for the whole file. Every preset by every engine: `pytest -m slow` on this file.
+The processes start once for the whole file. Every preset by every engine, a minute or two:
+
+    REPLICATE_LONG=1 python -m pytest -q tests/training/test_parallel.py -k every_preset
 """
 
 import functools
 import math
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +66,8 @@ def trained(config, stop_after=None, **options):
 def start(rank, folder, job):
     """One of the processes: `job` of this file, whose answer by rank goes to a file."""
     torch.set_num_threads(1)
-    where = f"file://{folder}/{job}-meet"
-    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=WORLD)
+    where, backend = f"file://{folder}/{job}-meet", "cpu:gloo,cuda:nccl" if job == "on_gpus" else "gloo"
+    distributed.init_process_group(backend, init_method=where, rank=rank, world_size=WORLD)
     try:
         torch.save(globals()[job](Path(folder)), f"{folder}/{job}-{rank}.pt")
         distributed.barrier()
@@ -425,21 +428,55 @@ def test_micro_batches_communicate_once(engine, answers):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("REPLICATE_LONG") != "1", reason="REPLICATE_LONG=1 runs it")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_preset_by_every_engine(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
-    names = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
-    assert len(names) > 20
+    assert len(SHARED) > 20
     for losses in together(f"every_preset_{engine}", tmp_path):
-        for name in names:
+        for name in SHARED:
             assert losses[name] == pytest.approx(trained(run_of(name)).losses, rel=1e-9), name
 
 
+SHARED = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
+
+
 def every_preset_ddp(_):
-    names = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
-    return {name: trained(run_of(name, parallel="ddp")).losses for name in names}
+    return {name: trained(run_of(name, parallel="ddp")).losses for name in SHARED}
 
 
 def every_preset_fsdp(_):
-    names = [name for name, formats in SPARSITY_PRESETS.items() if formats.wgrad == "dense"]
-    return {name: trained(run_of(name, parallel="fsdp")).losses for name in names}
+    return {name: trained(run_of(name, parallel="fsdp")).losses for name in SHARED}
+
+
+WIDE = replace(SHAPE, d_model=64, d_ff=256, seq_len=64)
+
+
+def run_on_gpu(name, **changes):
+    model = replace(WIDE, sparsity=FORMATS["recipe"])
+    return replace(RUN, device="auto", dtype=name, model=model, **changes)
+
+
+def on_gpus(folder):
+    """The recipe by kernels and in float64, by each engine, with a checkpoint on the way."""
+    found = {}
+    for engine in ENGINES:
+        for name in ("float64", "bfloat16"):
+            where = folder / f"{engine}-{name}"
+            trained(run_on_gpu(name, parallel=engine), 6, run_dir=where)
+            found[engine, name] = trained(run_on_gpu(name, parallel=engine), run_dir=where).losses
+        compiled_too = run_on_gpu("bfloat16", parallel=engine, compile=True)
+        found[engine, "compiled"] = trained(compiled_too).losses
+    return found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs")
+def test_two_gpus_train_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
+    exact, near = (trained(run_on_gpu(name)).losses for name in ("float64", "bfloat16"))
+    for answer in together("on_gpus", tmp_path):
+        for engine in ENGINES:
+            assert answer[engine, "float64"] == pytest.approx(exact, rel=1e-7)
+            for name in ("bfloat16", "compiled"):
+                assert answer[engine, name] == pytest.approx(near, rel=2e-2)
