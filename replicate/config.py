@@ -273,6 +273,7 @@ class TrainConfig:
     device: str = "auto"
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
+    parallel: str = "auto"  # of several processes: "ddp" (as "auto") or "fsdp", see `training.parallel`
     attention: str = "auto"  # its kernel on a GPU: the fastest, "torch" (its choice), "flash" or "cudnn"
     cuda_graph: str = "auto"  # a step as one graph: "auto" where it can be, "on" or an error, "off"
     deterministic: bool = False  # on a GPU, attention's gradient too, by a slower kernel
@@ -302,6 +303,7 @@ class TrainConfig:
         one_of("order", self.order, ORDERS)
         one_of("backend", self.backend, BACKENDS)
         one_of("attention", self.attention, ATTENTION)
+        one_of("parallel", self.parallel, ("auto", "ddp", "fsdp"))
         one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         one_of("residual", self.residual, RESIDUALS)

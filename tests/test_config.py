@@ -411,7 +411,7 @@ def test_folding_is_for_one_switch():
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
     how = {"device": "cpu", "backend": "reference", "compile": True, "cuda_graph": "off", "log_every": 3}
-    how |= {"checkpoint_every": 5, "deterministic": True, "attention": "flash"}
+    how |= {"checkpoint_every": 5, "deterministic": True, "attention": "flash", "parallel": "fsdp"}
     assert config_hash(replace(base, **how)) == config_hash(base)
     assert set(NOT_HASHED) == set(how)
     changes = {
