@@ -15,6 +15,7 @@ from replicate.system.console import ended
 COMMANDS = {  # name -> (module with its `main`, what it does)
     "train": ("replicate.study.train_command", "Train one model."),
     "study": ("replicate.study.command", "Train the study's arms in portions: run, status."),
+    "diffusion": ("replicate.diffusion.command", "Train the arms on pictures or clips of glyphs."),
     "bench": ("replicate.bench.command", "Measure kernels, layers and steps, or show what was measured."),
     "claims": ("replicate.paper.command", "Print the claim table."),
     "notebooks": ("replicate.report.command", "List, run or refresh the notebooks."),

@@ -20,7 +20,7 @@ from replicate.sparsity import check_float, check_groups, mask24, prune24, soft_
 if TYPE_CHECKING:
     from replicate.config import SparsityConfig
 
-SELECTIONS = ("magnitude", "soft", "learned", "static")  # the 2 of 4, see `select24`
+SELECTIONS = ("magnitude", "soft", "learned", "static", "tile")  # the 2 of 4, see `select24`
 WGRADS = ("dense", "24", "mvue", "tile")  # weight gradients, see `token_reduction`
 
 
@@ -31,7 +31,8 @@ def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) 
         y: activations [..., F], F a multiple of 4.
         method: "magnitude" keeps the two largest; "soft" also subtracts the second-smallest magnitude
             from them (section 2.2 on activations); "learned" ranks by |y_f| exp(score_f); "static"
-            always keeps the first two of four, the control.
+            always keeps the first two of four, the control; "tile" also keeps two of every four adjacent
+            tokens, see `transposable_mask`, so that tokens see each other: for pictures, not for texts.
         score: learned scores [F], for "learned" only.
 
     Returns:
@@ -52,6 +53,8 @@ def select24(y: Tensor, method: str = "magnitude", score: Tensor | None = None) 
     elif method == "static":
         check_groups(y, -1)
         mask = (torch.arange(y.shape[-1], device=y.device) % 4 < 2).expand(y.shape)
+    elif method == "tile":
+        mask = transposable_mask(y)
     else:
         raise ValueError(f"method is {method!r}; choose one of {', '.join(SELECTIONS)}")
     return torch.where(mask, y, torch.zeros_like(y)), mask
@@ -191,6 +194,12 @@ def transposable_patterns() -> Tensor:
     return patterns
 
 
+@cache  # kept: a CUDA graph reads the tensor at its address
+def _patterns_on(device: torch.device) -> Tensor:
+    """[90, 16] on a device, in float64: sums of eight magnitudes are then exact."""
+    return transposable_patterns().to(device, torch.float64).flatten(1)
+
+
 def transposable_mask(w: Tensor) -> Tensor:
     """Mask that is 2:4 along both axes: in each 4 x 4 tile the best of the 90 patterns (2404.01847).
 
@@ -210,7 +219,7 @@ def transposable_mask(w: Tensor) -> Tensor:
     rows, cols = w.shape
     tiles = w.detach().abs().reshape(rows // 4, 4, cols // 4, 4).movedim(2, 1).flatten(2)
     most = torch.finfo(torch.promote_types(w.dtype, torch.float32)).max / 8
-    patterns = transposable_patterns().to(w.device, torch.float64).flatten(1)  # sums of eight are then exact
+    patterns = _patterns_on(w.device)
     best = (tiles.double().nan_to_num(nan=most).clamp_max(most) @ patterns.T).argmax(-1)
     return patterns[best].bool().unflatten(-1, (4, 4)).movedim(1, 2).reshape(rows, cols)
 

@@ -106,6 +106,10 @@ class SparsityConfig:
                 "'oracle-block' has V:N:M's own: set selection='magnitude'"
             )
 
+        for name, value in {"activation": "24", "mask_reuse": True, "wgrad": "dense"}.items():
+            if self.selection == "tile" and (ours := getattr(self, name)) != value:
+                raise ValueError(f"{name} is {ours!r}; selection 'tile' needs {name}={value!r}")
+
     def _check_experts(self) -> None:
         """Raise ValueError for what a mixture of experts does not have."""
         plain = {"activation": "venom", "inner": False, "mask_reuse": True, "wgrad": "dense"}
@@ -120,6 +124,11 @@ class SparsityConfig:
         """True if the sparse phase differs from the dense one."""
         weights = self.w1 or self.w2 or self.w1_t or self.w2_t
         return weights or self.activation != "dense" or self.wgrad != "dense"
+
+    @property
+    def causal(self) -> bool:
+        """False if tokens of a batch choose together, later ones included: for pictures, not for texts."""
+        return self.routing != "oracle-block" and self.selection != "tile"
 
     @property
     def reading_matters(self) -> bool:
@@ -148,7 +157,8 @@ class SparsityConfig:
         is pruned, but no sparse operand, is written so: "dx = dy1 S24(W1)^T".
         """
         kind = {"dense": "dense", "24": "2:4", "venom": "venom"}[self.activation]
-        tokens = "2:4" if self.wgrad != "dense" else kind if kind == "venom" else "dense"
+        along_tokens = self.wgrad != "dense" or self.selection == "tile"
+        tokens = "2:4" if along_tokens else kind if kind == "venom" else "dense"
 
         def row(formula: str, flag: str, activation: str) -> tuple[str, str, str]:
             output, _, left, right = formula.split()
@@ -263,6 +273,7 @@ class TrainConfig:
     device: str = "auto"
     backend: str = "auto"  # of the sparse products: kernels where there are any, or "reference"
     compile: bool = False
+    parallel: str = "auto"  # of several processes: "ddp" (as "auto") or "fsdp", see `training.parallel`
     attention: str = "auto"  # its kernel on a GPU: the fastest, "torch" (its choice), "flash" or "cudnn"
     cuda_graph: str = "auto"  # a step as one graph: "auto" where it can be, "on" or an error, "off"
     deterministic: bool = False  # on a GPU, attention's gradient too, by a slower kernel
@@ -292,6 +303,7 @@ class TrainConfig:
         one_of("order", self.order, ORDERS)
         one_of("backend", self.backend, BACKENDS)
         one_of("attention", self.attention, ATTENTION)
+        one_of("parallel", self.parallel, ("auto", "ddp", "fsdp"))
         one_of("cuda_graph", self.cuda_graph, ("auto", "on", "off"))
         one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float64"))
         one_of("residual", self.residual, RESIDUALS)
@@ -310,7 +322,7 @@ class TrainConfig:
         tokens = self.batch_size * self.model.seq_len
         if s.activation == "venom" and s.routing == "oracle-block" and (s.v > tokens or tokens % s.v):
             raise ValueError(f"v is {s.v}; blocks of v rows must divide the {tokens} tokens of a batch")
-        if s.wgrad != "dense" and tokens % 4:
+        if (s.wgrad != "dense" or s.selection == "tile") and tokens % 4:
             raise ValueError(f"a batch has {tokens} tokens; 2:4 along tokens needs a multiple of 4")
 
     @property

@@ -13,24 +13,33 @@ from replicate.config import TrainConfig
 from replicate.data import TokenData
 from replicate.gpt import GPT
 from replicate.sparsity import flip_rate
+from replicate.training import parallel
+from replicate.training.sharded import whole
 
 STATS_TOKENS = 4096
 
 
 @torch.no_grad()
 def valid_loss(
-    model: GPT, data: TokenData, n: int = 16, batch_size: int = 8, *, forward: Callable | None = None
-) -> float:
+    model: GPT, data: TokenData, n: int = 16, batch_size: int = 8, *, forward: Callable | None = None,
+    group: parallel.Alone = parallel.ALONE,
+) -> float:  # fmt: skip
     """Mean cross-entropy in nats a token over `n` fixed held-out batches, in the model's present phase.
 
-    `forward` stands in for calling the model, such as a compiled form of it.
+    `forward` stands in for calling the model, such as a compiled form of it. Of a `group` each process takes
+    its rows of every batch.
     """
     forward = forward or model
     with evaluating(model):
         device = model.embed.weight.device
         pairs = data.valid_batches(n, batch_size)
-        losses = [forward(x.to(device), y.to(device))[1].double() * x.numel() for x, y in pairs]
-    return float(torch.stack(losses).sum()) / sum(x.numel() for x, _ in pairs)
+        losses = []
+        for x, y in pairs:
+            mine = group.rows(len(x))
+            rows = mine if mine.start < mine.stop else slice(0, 1)  # all take part, if only to be counted out
+            loss = forward(x[rows].to(device), y[rows].to(device))[1].double()
+            losses.append(loss * x[mine].numel())
+    return group.total([float(torch.stack(losses).sum())])[0] / sum(x.numel() for x, _ in pairs)
 
 
 @torch.no_grad()
@@ -57,9 +66,23 @@ def layer_stats(model: GPT, idx: Tensor) -> list[dict[str, float]]:
     rows = []
     for block, peak in zip(model.blocks, peaks):
         row = {"output_max": peak.item()}
-        row |= {f"{name}_max": getattr(block.ffn, name).abs().max().item() for name in ("w1", "w2")}
+        row |= {f"{name}_max": whole(getattr(block.ffn, name)).abs().max().item() for name in ("w1", "w2")}
         rows.append(row | (block.ffn.stats() if hasattr(block.ffn, "stats") else {}))
     return rows
+
+
+def shared_stats(model: GPT, idx: Tensor, rows: int, group: parallel.Alone) -> list[dict[str, float]]:
+    """`layer_stats` of the first rows of `idx` [B, S], which are the same in all processes of a group.
+
+    Of several processes, where clusters are routed, router_load_slowest is added: router_load of each
+    process's own tokens, the largest of all, for which the others wait.
+    """
+    layers = layer_stats(model, idx[:rows])
+    if group.world > 1 and all("router_load" in layer for layer in layers):
+        own = layer_stats(model, group.share((idx,))[0][:rows])
+        for layer, load in zip(layers, group.most([layer["router_load"] for layer in own])):
+            layer["router_load_slowest"] = load
+    return layers
 
 
 @torch.no_grad()
@@ -84,7 +107,7 @@ def stats_rows(config: TrainConfig) -> int:
     At most half of them and about STATS_TOKENS tokens: statistics are to cost next to nothing.
     """
     seq_len, sparsity = config.model.seq_len, config.model.sparsity
-    unit = sparsity.v if sparsity.routing == "oracle-block" else 1
+    unit = sparsity.v if sparsity.routing == "oracle-block" else 4 if sparsity.selection == "tile" else 1
     for rows in range(max(1, min(STATS_TOKENS // seq_len, config.batch_size // 2)), config.batch_size):
         if rows * seq_len % unit == 0:
             return rows

@@ -22,6 +22,7 @@ from replicate.sparsity import mask24, prune24, soft_threshold24
 from replicate.system.once import once
 from replicate.training.device import autocast_on
 from replicate.training.layer_state import LayerState
+from replicate.training.sharded import agreed, settle, whole, write
 
 INIT_STD = 0.02
 
@@ -87,7 +88,7 @@ class SparseFFN(LayerState):
 
     def by_reference(self, x: Tensor) -> Tensor:
         """`reference`, which compiled code contains unless statistics leave it or tokens are drawn in it."""
-        apart = self.collect or self.config.wgrad != "dense"
+        apart = self.collect or self.config.wgrad != "dense" or self.config.selection == "tile"
         return self._apart(x) if apart else self.reference(x)
 
     @torch.compiler.disable
@@ -109,7 +110,7 @@ class SparseFFN(LayerState):
         source = self.config.source(name)
         index = ("w1", "w2", "w2_t", "w1_t").index(source or name)
         own, dim = self._oriented()[index]
-        w = (own if w is None else w).detach()
+        w = whole(own if w is None else w).detach()
         if source:
             scale = self.beta(index) if self.config.weight_scale else None
             w = soft_threshold24(w, dim, scale) if self.config.weight_method == "soft" else prune24(w, dim)
@@ -151,7 +152,7 @@ class SparseFFN(LayerState):
 
     def cluster_means(self) -> Tensor:
         """ExpertMeans [n, D] of the clusters' present columns of W1, so that the router follows W1."""
-        return router.ordered_cluster_means(self.w1, self.config.n_clusters)
+        return router.ordered_cluster_means(whole(self.w1), self.config.n_clusters)
 
     @torch.no_grad()
     def make_clusters(self, seed: int, sample: Tensor | None = None) -> Tensor:
@@ -161,23 +162,22 @@ class SparseFFN(LayerState):
 
         Args:
             seed: of the k-means start.
-            sample: inputs [..., d_model]; with them the fixed clusters of routing "static" are those
-                with the largest mean activation, the strongest fixed choice; without, the first top_k.
+            sample: inputs [..., d_model], by whose mean activation routing "static" fixes the strongest.
 
         Returns:
             The permutation [d_ff], long: new column j was column perm[j]. Optimiser moments of w1
             (columns), w2 (rows) and score must be permuted the same way.
         """
-        n, k = self.config.n_clusters, self.config.top_k
-        perm = router.cluster_neurons(self.w1, n, seed=seed).argsort(stable=True)
-        self.w1.copy_(self.w1[:, perm])
-        self.w2.copy_(self.w2[perm])
-        if self.score is not None:
-            self.score.copy_(self.score[perm])
+        settle(self)
+        n, k, w1 = self.config.n_clusters, self.config.top_k, whole(self.w1)
+        perm = agreed(router.cluster_neurons(w1, n, seed=seed).argsort(stable=True), self.w1)
+        for weight, axis in ((self.w1, 1), (self.w2, 0), (self.score, 0)):
+            if weight is not None:
+                write(weight, whole(weight).index_select(axis, perm))
         if sample is not None:
-            x = sample.reshape(-1, sample.shape[-1]).to(self.w1.dtype)
-            strength = router.energy(relu2(x @ self.w1), n).mean(0)
-            self.static_clusters.copy_(strength.argsort(descending=True, stable=True)[:k])
+            x = sample.reshape(-1, sample.shape[-1]).to(w1.dtype)
+            strength = router.energy(relu2(x @ whole(self.w1)), n).mean(0)
+            self.static_clusters.copy_(agreed(strength.argsort(descending=True, stable=True)[:k], self.w1))
         self.clustered.fill_(n)
         return perm
 
@@ -192,14 +192,14 @@ class SparseFFN(LayerState):
         """
         if self.config.weight_scale and not self.scaled:
             raise RuntimeError("no scales yet: enter the sparse phase first")
+        settle(self)
         for name in ("w1", "w2"):
-            w = getattr(self, name)
-            w.copy_(self.sparse_weight(name, w.dtype))
+            write(getattr(self, name), self.sparse_weight(name, self.w1.dtype))
 
     def weight_masks(self) -> dict[str, Tensor]:
         """The 2:4 weight masks in force by name (w1, w2, w2_t, w1_t), for flip rates."""
         oriented = zip(("w1", "w2", "w2_t", "w1_t"), self._oriented(), strict=True)
-        return {name: mask24(w, dim) for name, (w, dim) in oriented if getattr(self.config, name)}
+        return {name: mask24(whole(w), dim) for name, (w, dim) in oriented if getattr(self.config, name)}
 
 
 class _SparseProducts(torch.autograd.Function):

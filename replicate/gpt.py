@@ -7,7 +7,6 @@ Read it from `GPT.forward` downwards. Everything but the FFN stays dense, as in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
 from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
+from replicate.generate import KVCache, generate
 from replicate.training.attention import TORCH, attention_by
 from replicate.training.device import autocast_on
 from replicate.training.layer_state import PHASES
@@ -80,10 +80,8 @@ class GPT(nn.Module):
 
         Raises ValueError if the text so grows beyond config.seq_len.
         """
-        start, end = caches[0].length, caches[0].length + idx.shape[-1]
-        if end > self.config.seq_len:
-            raise ValueError(f"the text has {end} tokens; seq_len is {self.config.seq_len}")
-        x, cos, sin = self.residual(idx), self.cos[start:end], self.sin[start:end]
+        x, n = self.residual(idx), idx.shape[-1]
+        cos, sin = caches[0].places(self.cos, n), caches[0].places(self.sin, n)
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, cos, sin, cache)
         return self._logits(x[:, -1])
@@ -131,15 +129,15 @@ class GPT(nn.Module):
         for ffn in self.ffns():
             ffn.hold = hold
 
-    @torch.no_grad()
     def generate(
-        self, idx: Tensor, n: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 1
-    ) -> Tensor:
+        self, idx: Tensor, n: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 1,
+        graph: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Continue `idx` by `n` tokens drawn from the model, the same ones for the same seed.
 
         Keys and values of earlier tokens are kept, so a further token costs one token's work, until the text
         is longer than seq_len: then all of the window moves, and is read again. So it is for every token if
-        tokens see each other in the FFN (routing "oracle-block").
+        tokens see each other in the FFN (see `SparsityConfig.causal`). The weights are held meanwhile.
 
         Args:
             idx: token ids [B, S], S at least 1. Only the last seq_len tokens are read.
@@ -147,6 +145,7 @@ class GPT(nn.Module):
             temperature: 0 takes the likeliest token; above 1 flattens the distribution.
             top_k: draw from the k likeliest tokens only; None draws from all.
             seed: of the draws.
+            graph: on a GPU a token's step is one CUDA graph, with keys and values in buffers of a fixed size.
 
         Returns:
             ids [B, S + n].
@@ -154,49 +153,7 @@ class GPT(nn.Module):
         Raises:
             ValueError: temperature is negative, or idx has no token.
         """
-        if temperature < 0 or idx.shape[-1] < 1:
-            raise ValueError(
-                f"temperature {temperature}, {idx.shape[-1]} tokens: choose 0 or more, 1 or more"
-            )
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
-        limit = self.config.seq_len
-        apart = all(ffn.config.routing != "oracle-block" or ffn.phase == "dense" for ffn in self.ffns())
-        caches, unread = [KVCache() for _ in self.blocks], idx
-        for _ in range(n):
-            if apart and idx.shape[-1] <= limit:
-                logits = self.extend(unread, caches).float().cpu()
-            else:
-                logits = self(idx[:, -limit:])[0][:, -1].float().cpu()
-            if top_k is not None:
-                kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                logits = logits.masked_fill(logits < kth, -math.inf)
-            if temperature == 0:
-                token = logits.argmax(-1, keepdim=True)
-            else:
-                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-            unread = token.to(idx.device)
-            idx = torch.cat([idx, unread], dim=1)
-        return idx
-
-
-class KVCache:
-    """Keys and values [B, K, S, H] that a layer's attention has computed for a text so far."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens of the text so far."""
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of further tokens; all so far."""
-        if self.keys is not None:
-            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        self.keys, self.values = keys, values
-        return keys, values
+        return generate(self, idx, n, temperature, top_k, seed, graph)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -270,9 +227,7 @@ class Attention(nn.Module):
         q, k = rotate(qk, cos, sin).to(v.dtype).split([self.n_head, self.n_kv_head], dim=1)
         grouped, mask = self.n_kv_head != self.n_head, None
         if cache is not None:
-            k, v = cache.take(k, v)
-            if before := k.shape[2] - seq:
-                mask = torch.ones(seq, seq + before, dtype=torch.bool, device=x.device).tril(before)
+            k, v, mask = cache.take(k, v)
         with attention_by(self.kernel if cache is None else TORCH):
             how = {"is_causal": mask is None, "attn_mask": mask, "enable_gqa": grouped}
             y = F.scaled_dot_product_attention(q, k, v, **how)

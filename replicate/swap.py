@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from replicate.config import SparsityConfig
 from replicate.ffn import SparseFFN, relu2
 from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.training.sharded import whole
 from replicate.training.step import permute_moments
 
 LAYOUTS = (  # first and second map, activation: GPT-2, GPT-NeoX, Nemotron, OPT
@@ -152,8 +153,9 @@ def restore_ffn(model: nn.Module) -> int:
                 continue
             first, second, before = ffn.replaced
             with torch.no_grad():
-                _set(first, ffn.ffn.w1[: ffn.d_model], ffn.ffn.w1[ffn.d_model] if len(ffn.one) else None)
-                _set(second, ffn.ffn.w2[:, : ffn.d_model], ffn.bias)
+                w1, w2 = whole(ffn.ffn.w1), whole(ffn.ffn.w2)
+                _set(first, w1[: ffn.d_model], w1[ffn.d_model] if len(ffn.one) else None)
+                _set(second, w2[:, : ffn.d_model], None if ffn.bias is None else whole(ffn.bias))
             setattr(block, up, first)
             setattr(block, down, second)
             setattr(block, act, before if _is_relu2(before) else ReLU2())

@@ -12,7 +12,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from replicate.gpt import GPT
 from replicate.kernels import backend as engines
 from replicate.settings.text import config_hash, to_dict
 from replicate.system import provenance
-from replicate.training import attention, checkpoint
+from replicate.training import attention, checkpoint, parallel
 from replicate.training.compiled import compiled_loss
-from replicate.training.device import pick_device, pick_dtype, pick_residual, reproducible
-from replicate.training.failure import NonFiniteLoss, stopped_at
+from replicate.training.device import autocast_in, pick_device, pick_dtype, pick_residual, reproducible
+from replicate.training.failure import NonFiniteLoss, save_report
 from replicate.training.interrupts import interrupts_between_steps
 from replicate.training.progress import Progress
-from replicate.training.step import OptimizerStep, make_optimizer, permute_moments
+from replicate.training.step import OptimizerStep, layer_tensors, make_optimizer, permute_moments
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]
 
@@ -89,27 +90,29 @@ class Trainer:
         data: TokenData | None = None,
     ):
         self.config, self.callback, self.keep = config, callback, keep
-        self.device = pick_device(config.device)
+        self.group = parallel.start(config)
+        self.device = pick_device(self.group.device(config.device))
         self.dtype = pick_dtype(config.dtype, self.device)
         engines.requested(config.backend)
         self.backend = None  # the engine of sparse steps, if there are any
         if schedule.sparse_steps(config):
             self.backend = engines.select(self.device, config.backend, self.dtype)
-        self.data = data or TokenData(config.corpus, config.model.vocab_size, config.model.seq_len)
+        tokens = partial(TokenData, config.corpus, config.model.vocab_size, config.model.seq_len)
+        self.data = data or self.group.first_one(tokens)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = GPT(config.model)
         self.model.set_backend(config.backend)
-        shape = attention.Shape.of(config.model, config.batch_size, self.dtype, config.deterministic)
-        self.attention = attention.pick(config.attention, shape, self.device)  # a kernel's name, or "torch"
+        self.attention = attention.agreed(config, self.dtype, self.device, self.group)
         self.model.set_attention(self.attention)
         self.model.stream = pick_residual(config.residual, self.dtype)
-        self.model.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.group.place(self.model, self.device, self.dtype)
         self.forward = compiled_loss(self.model) if config.compile else self.model
         self.optimizer = make_optimizer(self.model, config)
-        self.optimizer_step = OptimizerStep(self.model, self.forward, self.optimizer, config, self.autocast)
-        self.progress = Progress(progress, config)
+        parts = self.model, self.forward, self.optimizer
+        self.optimizer_step = OptimizerStep(*parts, config, self.autocast, self.group)
+        self.progress = Progress(progress and self.group.main, config)
         self.step = 0
         self.losses: list[float] = []
         self.speeds: list[float] = []
@@ -123,7 +126,7 @@ class Trainer:
         self._since = time.perf_counter()
         self.run_dir = Path(run_dir) if run_dir is not None else None
         if self.run_dir is not None:
-            self._resume(resume) if resume else checkpoint.clear(self.run_dir)
+            self._resume(resume) if resume else self.group.of_first(lambda: checkpoint.clear(self.run_dir))
 
     def run(self, stop_after: int | None = None) -> None:
         """Train to the end, or until `stop_after` steps are done (counted from the run's start).
@@ -139,7 +142,8 @@ class Trainer:
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         begun = self.step < last
         why = self.optimizer_step.not_captured
-        self.progress.start(self.parameters, self.step, self.device, self.dtype, why, self.attention)
+        how = self.device, self.dtype, why, self.attention, str(self.group)
+        self.progress.start(self.parameters, self.step, *how)
         repeats = reproducible(self.device, config.deterministic)
         with interrupts_between_steps(self.run_dir is not None) as interrupted, repeats:
             self._since = time.perf_counter()
@@ -152,11 +156,12 @@ class Trainer:
                 if config.eval_every and step % config.eval_every == 0 and step < config.steps:
                     self._evaluate()
                 every = config.checkpoint_every
-                if step < last and (step % every == 0 if every else self._pace.due()):
+                due = step % every == 0 if every else self.group.any(self.group.main and self._pace.due())
+                if step < last and due:
                     self._save()
                 if self.callback:
                     self.callback(step, self)
-                if interrupted():
+                if self.group.any(interrupted()):
                     break
             self._flush()
             if self.step == config.steps and (not self.valid_losses or self.valid_losses[-1][0] < self.step):
@@ -175,7 +180,8 @@ class Trainer:
             valid_loss and valid_losses [(steps done, loss)]; valid_seconds, the training time at each of
             these, evaluations and checkpoints not counted, compilation counted. tokens, seconds,
             tokens_per_s; parameters; attention: its kernel; backend: see `kernels.backend.select`, None
-            without sparse steps; cuda_graph: whether steps were replayed as one; corpus: its provenance.
+            without sparse steps; cuda_graph: whether steps were replayed as one; corpus: its provenance. Of
+            several processes also parallel: how many, and the engine.
         """
         config, n = self.config, len(self.losses)
         window = self.losses[-config.final_window :]
@@ -202,16 +208,14 @@ class Trainer:
             "backend": self.backend,
             "cuda_graph": not self.optimizer_step.not_captured,
             "corpus": self.data.provenance(),
-        }
+        } | self.group.record()
 
     def autocast(self) -> AbstractContextManager:
         """The precision the model runs in: bfloat16 autocast, or nothing for float32 and float64."""
-        if self.dtype == torch.bfloat16:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        return autocast_in(self.dtype, self.device)
 
     def batch(self, step: int, micro: int = 0) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [B, S] of a micro-batch, on the device."""
+        """Inputs and targets [B, S] of a micro-batch of all processes together, on the device."""
         where = {"device": self.device} if self.device.type == "cuda" else {}
         return self.data.batch("train", step, self.config.batch_size, self.config.seed, micro, **where)
 
@@ -221,7 +225,7 @@ class Trainer:
         due = config.stats_every and (step % config.stats_every == 0 or step == config.steps - 1)
         row = self._statistics(step) if due else None
         masks = [ffn.weight_masks() for ffn in self.model.ffns()] if due else []
-        batches = [self.batch(step, micro) for micro in range(config.grad_accum)]
+        batches = [self.group.share(self.batch(step, micro)) for micro in range(config.grad_accum)]
         result = self.optimizer_step(batches, schedule.learning_rate(step, config), step)
         self._pending.append(result)
         self.step += 1
@@ -245,6 +249,7 @@ class Trainer:
                 for ffn in self.model.ffns():
                     ffn.fold()
             self.model.set_phase(phase)
+            self.group.same(buffer for ffn in self.model.ffns() for buffer in ffn.buffers())
             self.progress.phase(step, phase)
 
     def _make_clusters(self, step: int) -> None:
@@ -253,11 +258,14 @@ class Trainer:
             samples = evaluate.ffn_inputs(self.model, self.batch(step)[0][: evaluate.stats_rows(self.config)])
         for ffn, sample in zip(self.model.ffns(), samples):
             permute_moments(self.optimizer, ffn, ffn.make_clusters(self.config.seed, sample))
+        if not self.group.sharded:  # those of rank 0, should a GPU have summed in another order
+            self.group.same(layer_tensors(self.model.ffns(), self.optimizer))
 
     def _statistics(self, step: int) -> dict[str, Any]:
         """What the layers do in this step's forward pass: a list over layers for each statistic."""
+        rows = evaluate.stats_rows(self.config)
         with self.autocast():
-            layers = evaluate.layer_stats(self.model, self.batch(step)[0][: evaluate.stats_rows(self.config)])
+            layers = evaluate.shared_stats(self.model, self.batch(step)[0], rows, self.group)
         names = layers[0].keys()
         row = {name: [layer[name] for layer in layers] for name in names}
         return {"step": step, "phase": schedule.phase_at(step, self.config)} | row
@@ -283,19 +291,20 @@ class Trainer:
         config, layers = self.config, []
         for micro in range(config.grad_accum):
             with self.autocast():
-                layers.append(evaluate.layer_stats(self.model, self.batch(step, micro)[0]))
+                layers.append(evaluate.layer_stats(self.model, self.group.share(self.batch(step, micro))[0]))
         report = {"step": step, "phase": schedule.phase_at(step, config), "loss": loss, "grad_norm": norm}
         report |= {"lr": schedule.learning_rate(step, config), "losses": self.losses[-100:]}
-        self._failed = stopped_at(report | {"layers": layers}, config, self.run_dir)
+        report |= {"layers": layers}
+        path = self.group.of_first(lambda: save_report(report, config, self.run_dir))
+        self._failed = NonFiniteLoss(report, path)
         raise self._failed
 
     def _evaluate(self) -> None:
         self._flush()
         config = self.config
         with self.autocast():
-            loss = evaluate.valid_loss(
-                self.model, self.data, config.eval_batches, config.batch_size, forward=self.forward
-            )
+            how = {"forward": self.forward, "group": self.group}
+            loss = evaluate.valid_loss(self.model, self.data, config.eval_batches, config.batch_size, **how)
         self.valid_losses.append((self.step, loss))
         self.valid_seconds.append(self.seconds)
         self._since = time.perf_counter()
@@ -307,8 +316,9 @@ class Trainer:
         begun = time.perf_counter()
         record = {name: getattr(self, name) for name in _RECORD}
         state = {"config": to_dict(self.config), "record": record, **self._identity()}
+        tensors = checkpoint.pack(self.model, self.optimizer)
         try:
-            checkpoint.save(self.run_dir, self.step, checkpoint.pack(self.model, self.optimizer), state)
+            checkpoint.save(self.run_dir, self.step, tensors, state, self.group)
         except OSError as error:
             if self.step < self.config.steps:
                 raise
@@ -317,7 +327,8 @@ class Trainer:
         self._pace.saved(self._since - begun)
 
     def _resume(self, how: bool | str) -> None:
-        found = checkpoint.latest(self.run_dir)
+        blank = partial(checkpoint.blank, model=self.model, optimizer=self.optimizer)
+        found = checkpoint.latest(self.run_dir, self.group, blank)
         if found is None or (how == "exactly" and not self._identity().items() <= found[2].items()):
             return
         self.step, tensors, state = found

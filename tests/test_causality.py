@@ -11,7 +11,7 @@ from replicate.settings.presets import SPARSITY_PRESETS
 
 BATCH, SEQ, VOCAB = 2, 32, 50
 SHAPE = ModelConfig(vocab_size=VOCAB, n_layer=2, d_model=16, d_ff=128, n_head=2, seq_len=SEQ)
-CAUSAL = {name: config for name, config in SPARSITY_PRESETS.items() if config.routing != "oracle-block"}
+CAUSAL = {name: config for name, config in SPARSITY_PRESETS.items() if config.causal}
 CAUSAL |= {
     "l2": replace(SPARSITY_PRESETS["recipe"], metric="l2"),
     "cosine": replace(SPARSITY_PRESETS["recipe"], metric="cosine"),
@@ -99,6 +99,13 @@ def test_a_block_vote_leaks():
     changes = moved(model, SEQ - 1)
     assert changes[0, : SEQ - 1].any(), "earlier places of the sequence"
     assert changes[1].any(), "and the other sequence of the block"
+
+
+def test_a_tile_leaks_within_its_four_tokens():
+    model = make(SPARSITY_PRESETS["tile24"], n_layer=1)
+    changes = moved(model, 23)  # of the tiles of places 20 to 23
+    assert changes[0, 20:23].any()
+    assert not changes[0, :20].any() and not changes[1].any()
 
 
 def test_a_block_of_one_token_does_not_leak():

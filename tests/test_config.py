@@ -188,6 +188,10 @@ def test_train_preset_arguments():
         ({"activation": "venom", "routing": "oracle-block", "selection": "soft"}, "selection='magnitude'"),
         ({"activation": "venom", "routing": "oracle-block", "top_k": 3}, "try 1"),
         ({"activation": "venom", "routing": "oracle-block", "top_k": 12}, "try 4"),
+        ({"selection": "tile"}, "needs activation='24'"),
+        ({"activation": "venom", "selection": "tile"}, "needs activation='24'"),
+        ({"activation": "24", "selection": "tile", "wgrad": "tile"}, "needs wgrad='dense'"),
+        ({"activation": "24", "selection": "tile", "mask_reuse": False}, "needs mask_reuse=True"),
         # wrong types
         ({"w1": 1}, "w1 of SparsityConfig is 1; it must be of type bool"),
         ({"w1": "true"}, "type bool"),
@@ -407,7 +411,7 @@ def test_folding_is_for_one_switch():
 def test_hash_sees_what_and_not_how():
     base = TrainConfig()
     how = {"device": "cpu", "backend": "reference", "compile": True, "cuda_graph": "off", "log_every": 3}
-    how |= {"checkpoint_every": 5, "deterministic": True, "attention": "flash"}
+    how |= {"checkpoint_every": 5, "deterministic": True, "attention": "flash", "parallel": "fsdp"}
     assert config_hash(replace(base, **how)) == config_hash(base)
     assert set(NOT_HASHED) == set(how)
     changes = {

@@ -65,6 +65,19 @@ def top_two(x):
     return torch.zeros_like(four, dtype=torch.bool).scatter(-1, best, True).flatten(-2)
 
 
+def best_tiles(x):
+    """[T, F] bool: in each 4 x 4 tile, of all masks with two a row and two a column, the best one."""
+    pairs = [[float(i in pair) for i in range(4)] for pair in itertools.combinations(range(4), 2)]
+    every = torch.tensor(list(itertools.product(pairs, repeat=4)), dtype=x.dtype)
+    every = every[(every.sum(1) == 2).all(1)]
+    mask = torch.zeros_like(x, dtype=torch.bool)
+    for i, j in itertools.product(range(0, x.shape[0], 4), range(0, x.shape[1], 4)):
+        mask[i : i + 4, j : j + 4] = every[
+            (every * x[i : i + 4, j : j + 4].abs()).sum((1, 2)).argmax()
+        ].bool()
+    return mask
+
+
 def soft(x):
     four = x.unflatten(-1, (-1, 4))
     t = four.abs().sort(-1).values[..., 1:2]
@@ -156,7 +169,8 @@ def reference(c, x, w1, w2, score=None, static=(), scales=(1, 1, 1, 1)):
     if c.activation == "24" or (c.inner and c.routing != "oracle-block"):
         criterion = inside * score.detach().exp() if c.selection == "learned" else inside
         static_two = (torch.arange(y2.shape[1]) % 4 < 2).expand(y2.shape)
-        mask = outer & (static_two if c.selection == "static" else top_two(criterion))
+        two = {"static": static_two, "tile": best_tiles(inside) if c.selection == "tile" else None}
+        mask = outer & (two[c.selection] if c.selection in two else top_two(criterion))
         kept = soft(inside) * mask if c.selection == "soft" else inside * mask
     if c.mask_reuse:
         y2 = y2 * mask
@@ -226,6 +240,7 @@ SAME = [
         replace(SPARSITY_PRESETS["venom16"], inner=False),
         SparsityConfig(activation="24", selection="soft"),
         SparsityConfig(activation="24", selection="static"),
+        SparsityConfig(activation="24", selection="tile", w2_t=True),
         SparsityConfig(activation="24", selection="learned", w1=True),
     ],
     ids=name_of,
@@ -393,6 +408,22 @@ def test_dy1_carries_the_forward_mask(name):
         check_venom(kept, 64, 16)
     else:
         check24(kept)
+
+
+def test_tiles_are_two_of_four_along_tokens_too():
+    """So that the weight gradients' operand is 2:4 as the forward pass left it."""
+    for kept in masks_of("tile24"):
+        assert kept.any()
+        for dim in (0, 1):
+            check24(kept, dim)
+    assert [row[2] for row in SPARSITY_PRESETS["tile24"].products()] == [
+        "dense",
+        "2:4",
+        "dense",
+        "2:4",
+        "2:4",
+        "2:4",
+    ]
 
 
 def test_without_mask_reuse_dy1_has_a_mask_of_its_own():

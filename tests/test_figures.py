@@ -19,6 +19,7 @@ from nbval_by_tokens import masked
 from replicate import figures
 from replicate.report import study_plots as plots
 from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.study.statistics import Stats, summary
 
 
 @pytest.fixture
@@ -148,8 +149,9 @@ def test_other_text_is_compared_as_it_is(text):
 
 def test_a_second_set_of_intervals_lies_below_the_first():
     fig, ax = plt.subplots()
-    plots.draw_intervals(ax, {"a": (1.0, 0.5), "b": (2.0, 0.1)})
-    plots.draw_intervals(ax, {"a": (3.0, math.nan), "b": (math.nan, math.nan)}, shift=0.2, label="other")
+    a, b = Stats(1.0, 0.3, 0.5, 1.5, 3), Stats(2.0, 0.1, 1.9, 2.1, 3)
+    plots.draw_intervals(ax, {"a": a, "b": b})
+    plots.draw_intervals(ax, {"a": summary([3.0]), "b": None}, shift=0.2, label="other")
     dots = [(x, y) for line in ax.lines if line.get_marker() == "o" for x, y in line.get_xydata().tolist()]
     assert dots[:3] == [(1.0, 0.0), (2.0, 1.0), (3.0, 0.2)] and math.isnan(dots[3][0]) and dots[3][1] == 1.2
     bars = [bar.get_segments() for bar in ax.collections]

@@ -588,7 +588,7 @@ def test_a_learned_score_that_is_equal_everywhere_is_magnitude(data, shift):
     assert (mask.sum(-1) == 2).all() and torch.equal(values_, torch.where(mask, x, torch.zeros_like(x)))
 
 
-@pytest.mark.parametrize("method", ["magnitude", "soft", "learned", "static"])
+@pytest.mark.parametrize("method", ["magnitude", "soft", "learned", "static", "tile"])
 def test_select24_gives_exactly_two_and_zero_elsewhere(method):
     y = torch.relu(normal(32, 16, dtype=torch.float32))
     kept, mask = select24(y, method, normal(16, seed=1, dtype=torch.float32))

@@ -501,7 +501,7 @@ def test_train_returns_the_record_and_calls_back(tmp_path):
 
 
 def test_only_the_last_checkpoint_can_fail_without_the_result(tmp_path, monkeypatch):
-    def full(folder, step, tensors, state):
+    def full(folder, step, tensors, state, group):
         if step == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -5,8 +5,6 @@ drift apart as two seeds do, only less: the criterion is that the kernels' curve
 reference's of the same seed than two seeds of the reference are to each other.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`python -m replicate bench <what>`: measure and record on a GPU; elsewhere show what was recorded."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from typing import Any
 
 import torch
 
-from replicate.bench import backends, ffn, loop, step, tune_tiles, two_four, venom, wide
+from replicate.bench import backends, ffn, generate, loop, scale, step, tune_tiles, two_four, venom, wide
 from replicate.study.records import Record, RecordStore
 from replicate.system import paths
 from replicate.system.console import changes, check_folder
@@ -21,6 +19,8 @@ BENCHMARKS = {
     "ffn": ffn,
     "step": step,
     "wide": wide,
+    "generate": generate,
+    "scale": scale,
     "backends": backends,
     "train": loop,
 }
@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _configs(what: str, benchmark: Any, options: dict[str, Any]) -> tuple[list[dict], dict[str, Any]]:
     """The configurations to run, and the options of `run`. Raises ValueError for an option of neither."""
-    for name in ("repeats", "turn", "workers"):
+    for name in ("repeats", "turn", "workers", "micro"):
         if options.get(name, 1) < 1:
             raise ValueError(f"--{name} is {options[name]}; choose 1 or more")
     if "shapes" in options:
-        options["shapes"] = [_shape(text) for text in options["shapes"]]
+        options["shapes"] = [shape for text in options["shapes"] for shape in _shapes(text)]
     if "changes" in options:
         options["changes"] = changes(options["changes"])
     of_config, of_run = (inspect.signature(f).parameters for f in (benchmark.config, benchmark.run))
@@ -81,6 +81,10 @@ def _shown(benchmark: Any, record: Record) -> str:
     return f"{head}\n{benchmark.table(record)}"
 
 
+def _shapes(text: str) -> list[list[int]]:
+    return [list(shape) for shape in ffn.VIDEO] if text == "video" else [_shape(text)]
+
+
 def _shape(text: str) -> list[int]:
     numbers = [int(n) if n.strip().isdecimal() else 0 for n in text.split(",")]
     if len(numbers) != 3 or not all(numbers):
@@ -96,16 +100,27 @@ def _parser() -> argparse.ArgumentParser:
     add("what", choices=list(BENCHMARKS))
     add("--out", type=Path, help="folder of the records (default: data/recorded; on a CPU, runs/records)")
     add("--repeats", type=int, help="timed calls of each candidate")
-    add("--shapes", nargs="+", metavar="T,D,F", help="kernels, ffn: tokens, d_model, d_ff (7B and 1B)")
-    add("--sparsity", nargs="+", metavar="NAME", help="ffn, step: sparsity presets")
-    add("--arms", nargs="+", metavar="NAME", help="wide: arms of the study")
-    add("--preset", nargs="+", metavar="NAME", help="step, wide, train: training presets")
-    add("--layers", nargs="+", type=int, help="step, wide: the model's depth, or three or more to fit")
+    add("--shapes", nargs="+", metavar="T,D,F", help="kernels, ffn: tokens, d_model, d_ff; ffn: or video")
+    add("--sparsity", nargs="+", metavar="NAME", help="ffn, step, scale: sparsity presets")
+    add("--arms", nargs="+", metavar="NAME", help="wide: arms of the study; generate: its own")
+    add("--batches", nargs="+", type=int, help="generate: texts at a time, 1 to 64 (1 8 64)")
+    add("--preset", nargs="+", metavar="NAME", help="step, wide, scale, generate, train: training presets")
+    depth = "step, wide: depth, or three or more to fit; scale: one; generate: two"
+    add("--layers", nargs="+", type=int, help=depth)
+    add("--processes", type=int, help="scale: processes beside one, each with a GPU (default: all GPUs)")
+    add("--micro", type=int, help="scale: micro-batches a step")
     add("--attention", help="step: flash, cudnn, torch; auto is the fastest")
     add("--residual", help="step: dtype of the residual stream: float32 (default) or bfloat16")
     add("--no-whole", dest="whole", action="store_false", help="step: compile the dense model only by layer")
     add("--tune", action="store_true", help="kernels: time tiles and warps of the element-wise kernels first")
     add("--workers", type=int, help="backends: runs at a time")
     add("--turn", type=int, help="train: steps until the next loop takes its turn")
-    add("--set", dest="changes", action="extend", nargs="+", metavar="KEY=VALUE", help="backends, train")
+    add(
+        "--set",
+        dest="changes",
+        action="extend",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="backends, scale, train",
+    )
     return parser

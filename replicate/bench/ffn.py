@@ -8,8 +8,6 @@ Correctness comes first: nothing is timed before every sparse layer, and the den
 the reference on the inputs that are timed.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +28,10 @@ from replicate.study import records
 
 KIND = "bench-ffn"
 SHAPES = ((16384, 4096, 16384), (16384, 2048, 8192))  # tokens, d_model, d_ff: the 7B and the 1B model
+# d_model and d_ff of published video models, `--shapes video`: Wan 2.1 14B (its configuration wan_t2v_14B:
+# dim 5120, ffn_dim 13824), and HunyuanVideo (HYVideo-T/2: hidden_size 3072, mlp_width_ratio 4), whose widths
+# CogVideoX 5B has too. Tokens: of a clip of some seconds.
+VIDEO = ((32768, 5120, 13824), (32768, 3072, 12288))
 PAPERS = (
     *("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64"),
     *("act24", "act24+tile", "all24"),

@@ -1,7 +1,5 @@
 """Benchmark of the training loop: what its bookkeeping costs against the barest loops one can write."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

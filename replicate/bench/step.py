@@ -6,8 +6,6 @@ kernel by kernel. The baseline is the faster of two compiled dense models. A mod
 optimiser is timed at several depths: time = a + b layers, by least squares.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -58,9 +56,8 @@ def config(
         train_preset(preset, name)  # it is one, and fits
     layers = sorted(set(layers or DEPTHS.get(preset, (model.n_layer,))))
     if layers != [model.n_layer] and (len(layers) < 3 or layers[0] < 1):
-        raise ValueError(
-            f"layers {layers}: give {model.n_layer}, the model's, or three depths or more to fit"
-        )
+        own = f"{model.n_layer}, the model's"
+        raise ValueError(f"layers {layers}: give {own}, or three depths or more to fit")
     one_of("attention", attention, ATTENTION)
     one_of("residual", residual, RESIDUALS)
     sparse = [name for name in dict.fromkeys(sparsity) if name != DENSE]

@@ -1,7 +1,5 @@
 """A whole training step of a GPT, the arms that take turns on it, and its parts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -142,15 +140,13 @@ class TrainingStep:
             self._gradients(feed, (block, x), of_ffn)
 
         of_attention = [x, *block.attn_norm.parameters(), *block.attn.parameters()]
-        of_head = [x, *model.norm.parameters(), weight]
+        into_head, of_head = (model.norm, weight, x, y, self.targets), [x, *model.norm.parameters(), weight]
         loss = self.loss(DENSE)
         loss.backward()  # for the optimiser
         loss = loss.detach()  # a graph that lives on binds later passes to its stream: no capture then
         calls: dict[str, Callable[[], Any]] = {
             "attention": partial(self._gradients, attend, (block, x, cos, sin), of_attention),
-            "head and loss": partial(
-                self._gradients, head, (model.norm, weight, x, y, self.targets), of_head
-            ),
+            "head and loss": partial(self._gradients, head, into_head, of_head),
             "optimiser": partial(self.update, loss),
         }
         timed = calls | {f"ffn {a}": partial(one_ffn, a) for a in arms}

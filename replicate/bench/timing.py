@@ -4,8 +4,6 @@ Two numbers are compared only within one run: the candidates take turns, so that
 neighbours hit them alike.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import time

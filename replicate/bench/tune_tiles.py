@@ -1,7 +1,5 @@
 """Times of the element-wise 2:4 kernels over tiles and warps, by replaying CUDA graphs in turns."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pandas as pd

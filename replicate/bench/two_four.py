@@ -5,8 +5,6 @@ Times are medians of CUDA graph replays on random bfloat16 operands with a cold 
 take turns, so that ratios are within one run.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -48,9 +46,8 @@ def config(shapes: Sequence[Sequence[int]] = SHAPES, repeats: int = 20) -> Row:
     """What identifies a run. Raises ValueError for a shape (tokens, d_model, d_ff) not in multiples of 64."""
     for shape in shapes:
         if any(n % 64 for n in shape):
-            raise ValueError(
-                f"shape {','.join(map(str, shape))} is not in multiples of 64, like 16384,4096,16384"
-            )
+            given = ",".join(map(str, shape))
+            raise ValueError(f"shape {given} is not in multiples of 64, like 16384,4096,16384")
     c = {"what": "2:4 kernels", "shapes": [list(shape) for shape in shapes], "dtype": str(DTYPE)}
     return c | {"seed": 0, "device": provenance.device_name(), "repeats": repeats}
 
@@ -101,9 +98,8 @@ def verify(tokens: int, d_model: int, d_ff: int) -> None:
     for w in (randn(d_model, d_ff), randn(d_model, d_ff).float()):
         for compressed, dim in zip(soft_threshold_prune24_both(w, dtype=DTYPE), (1, 0)):
             dense, _ = soft_threshold_prune24_reference(w, dim, dtype=DTYPE)
-            _assert_equal(
-                f"soft_threshold_prune24, dim {dim}", unpack24(compressed), dense if dim else dense.t()
-            )
+            expected = dense if dim else dense.t()
+            _assert_equal(f"soft_threshold_prune24, dim {dim}", unpack24(compressed), expected)
     x, w1, w2 = randn(tokens, d_model), randn(d_model, d_ff), randn(d_ff, d_model)
     s1 = soft_threshold_prune24(w1, True)
     for backend in ("auto", "cusparselt"):
@@ -116,7 +112,7 @@ def memory_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]
     """Times of the passes over memory, with their bytes and their share of the copy bandwidth."""
     y1, dy2 = randn(tokens, d_ff), randn(tokens, d_ff)
     y2 = relu2_prune24(y1, dense=True)
-    w, master = randn(d_model, d_ff), randn(d_model, d_ff).float()
+    w, wide = randn(d_model, d_ff), randn(d_model, d_ff).float()
     full, part = y1.nbytes, y2.buffer.nbytes
     w_part = w.nbytes * 9 // 16
     target = torch.empty_like(y1)
@@ -136,10 +132,7 @@ def memory_rows(tokens: int, d_model: int, d_ff: int, repeats: int) -> list[Row]
         "soft W": (w.nbytes + w_part, lambda: soft_threshold_prune24(w)),
         "soft W^T": (w.nbytes + w_part, lambda: soft_threshold_prune24(w, True)),
         "soft W, W^T": (w.nbytes + 2 * w_part, lambda: soft_threshold_prune24_both(w)),
-        "soft W, W^T from float32": (
-            master.nbytes + 2 * w_part,
-            lambda: soft_threshold_prune24_both(master),
-        ),
+        "soft W, W^T from float32": (wide.nbytes + 2 * w_part, lambda: soft_threshold_prune24_both(wide)),
     }
     timings = timing.compare_graphs({name: fn for name, (_, fn) in functions.items()}, repeats)
     copy_rate = 2 * full / min(timings["copy"]["ms"], timings["copy by a kernel"]["ms"])
@@ -217,13 +210,12 @@ def product_row(
 def table(record: records.Record) -> str:
     """The rows as text: passes over memory, then products."""
     passes, products = (pd.DataFrame(record.results[part]) for part in ("memory", "products"))
-    passes = passes[["name", "rows", "cols", "ms", "tb_per_s", "share_of_copy"]]
-    products = products[
-        ["name", "m", "n", "k", "dense_ms", "sparse_ms", "convert_ms", "speedup", "speedup_with_conversion"]
-    ]
-    return "\n\n".join(
-        frame.to_string(index=False, float_format="{:.4f}".format) for frame in (passes, products)
+    measured = ("dense_ms", "sparse_ms", "convert_ms", "speedup", "speedup_with_conversion")
+    shown = (
+        passes[["name", "rows", "cols", "ms", "tb_per_s", "share_of_copy"]],
+        products[["name", "m", "n", "k", *measured]],
     )
+    return "\n\n".join(frame.to_string(index=False, float_format="{:.4f}".format) for frame in shown)
 
 
 def _assert_equal(name: str, ours: Tensor, reference: Tensor) -> None:

@@ -5,8 +5,6 @@ launch gap is timed; every sparse result is checked against its reference before
 is a mixture of experts on torch's grouped products.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -79,16 +77,15 @@ def measure_shape(c: dict[str, Any], d_model: int, d_ff: int) -> dict[str, Any]:
     out["ffn"] = _medians(timing.compare(graphs, "cuda", repeats))
     out["ffn_sustained"] = {name: timing.sustained_ms(graph) for name, graph in graphs.items()}
     out["ffn_eager"] = {name: timing.sustained_ms(step) for name, step in steps.items()}
-    calls = {"dense": dense_products(p)}
+    x, w1, w2 = (leaf.detach() for leaf in p.leaves)
+    calls = {"dense": _six(torch.matmul, x, w1, w2, p.dy3)}
     for k in c["top_ks"]:
         calls |= {str(k): sparse_products(p, k), f"grouped {k}": peer.products(k)}
     flat = {(who, name): fn for who, own in calls.items() for name, fn in own.items()}
     times = _medians(timing.compare_graphs(flat, repeats))
     out["products"] = {who: {name: times[who, name] for name in own} for who, own in calls.items()}
-    out["gather"] = {
-        str(v): _medians(timing.compare_graphs(gather_products(p, v), repeats)) for v in (64, 128)
-    }
-    return out
+    gather = {str(v): timing.compare_graphs(gather_products(p, v), repeats) for v in (64, 128)}
+    return out | {"gather": {v: _medians(found) for v, found in gather.items()}}
 
 
 class RoutedFFN:
@@ -148,11 +145,6 @@ def check_step(p: RoutedFFN, top_k: int) -> dict[str, float]:
     return errors
 
 
-def dense_products(p: RoutedFFN) -> Calls:
-    """The six products by cuBLAS, on dense activations."""
-    return _six(torch.matmul, p.x.detach(), p.w1.detach(), p.w2.detach(), p.dy3)
-
-
 def _six(matmul: Callable[..., Tensor], x: Tensor, w1: Tensor, w2: Tensor, dy3: Tensor) -> Calls:
     """PRODUCTS as calls of `matmul`; y = x W1 stands in for y2 and dy1, which have its shape."""
     y = matmul(x, w1)
@@ -184,30 +176,23 @@ def sparse_products(p: RoutedFFN, top_k: int) -> Calls:
     }
 
 
-class _ToRows(torch.autograd.Function):
-    """x [T, D] to rows in cluster order; the gradient sums a token's rows."""
+class _Rows(torch.autograd.Function):
+    """x [T, D] to rows in cluster order, or `back`: the sum of each token's rows.
+
+    Each way is the other's gradient.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, tokens: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return _take(x, tokens)
+    def forward(ctx, x: Tensor, tokens: Tensor, inverse: Tensor, back: bool) -> Tensor:
+        ctx.save_for_backward(tokens, inverse)
+        ctx.back = back
+        return gather_sum(x, inverse) if back else _take(x, tokens)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return gather_sum(grad.contiguous(), *ctx.saved_tensors), None, None
-
-
-class _FromRows(torch.autograd.Function):
-    """Sum of each token's rows; the gradient copies a token's to its rows."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, tokens: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(tokens)
-        return gather_sum(rows, inverse)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _take(grad, *ctx.saved_tensors), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        tokens, inverse = ctx.saved_tensors
+        dx = _take(grad, tokens) if ctx.back else gather_sum(grad.contiguous(), inverse)
+        return dx, None, None, None
 
 
 def _take(x: Tensor, tokens: Tensor) -> Tensor:
@@ -239,9 +224,9 @@ class GroupedMixture:
         """Forward and backward with cluster means, routing and permutation."""
         p, lists = self.p, self.p.lists(top_k)
         tokens, ends = self.rows_of(lists)
-        rows = _ToRows.apply(p.x, tokens, lists.inverse)
+        rows = _Rows.apply(p.x, tokens, lists.inverse, False)
         y2 = self.activation(torch._grouped_mm(rows, self.w1, offs=ends))
-        y3 = _FromRows.apply(torch._grouped_mm(y2, self.w2, offs=ends), tokens, lists.inverse)
+        y3 = _Rows.apply(torch._grouped_mm(y2, self.w2, offs=ends), tokens, lists.inverse, True)
         return y3, *torch.autograd.grad(y3, (p.x, self.w1, self.w2), p.dy3)
 
     def products(self, top_k: int) -> Calls:

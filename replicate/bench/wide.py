@@ -5,8 +5,6 @@ CUDA graph: micro-batches of random tokens, clipping, AdamW. It has as many pass
 update: the time of any number follows from two. A deep model is composed from depths, see `step`.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -7,7 +7,8 @@
     activation "dense", weights 2:4       2:4 products with the compressed weights
 
 Weights are compressed, and cast, once per pass, or once per optimiser step if `SparseFFN.hold` says when they
-stay as they are. A 2:4 product that cuSPARSELt does not make faster runs dense on the same values.
+stay as they are. A 2:4 product that cuSPARSELt does not make faster runs dense on the same values. While the
+weights are held, a few tokens without gradients go another way, by `decode.ffn`: the next token of a text.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from replicate.kernels import backend as engines
 from replicate.kernels import operators
 from replicate.kernels.backend import HALF
+from replicate.kernels.decode import ffn as decode
 from replicate.kernels.execution import compressed, execution
 from replicate.kernels.two_four.compressed24 import TILE
 
@@ -57,12 +59,25 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
     return ""
 
 
+def decodes(ffn: SparseFFN, x: Tensor) -> bool:
+    """True if x [T, D] are few tokens of an inference: no gradients, weights held, kernels for the device.
+
+    Not if the engine is "cusparselt" by name, nor in compiled code.
+    """
+    if not ffn.hold or torch.is_grad_enabled() or torch.compiler.is_compiling() or decode.why_not(ffn, x):
+        return False
+    named = engines.requested(ffn.backend)
+    return named != "cusparselt" and engines.select(x.device, ffn.backend, x.dtype) != "reference"
+
+
 def choose(ffn: SparseFFN, x: Tensor) -> str:
-    """The engine for this layer on x [T, D]: "reference", "triton" or "cusparselt".
+    """The engine for this layer on x [T, D]: "reference", "triton", "cusparselt", or "decode", see `decodes`.
 
     Raises ValueError if `ffn.backend` or REPLICATE_BACKEND names an engine that the device lacks, or kernels
     that do not exist for this configuration.
     """
+    if decodes(ffn, x):
+        return "decode"
     engine = engines.select(x.device, ffn.backend, x.dtype)
     if engine == "reference" or len(x) == 0:
         return "reference"
@@ -80,6 +95,8 @@ def describe(ffn: SparseFFN, x: Tensor) -> str:
     engine = choose(ffn, x)
     if engine == "reference":
         return f"reference ({why_not(ffn, x) or engines.report(x.device)})"
+    if engine == "decode":
+        return f"decoding of {len(x)} tokens by triton, weights by rows"
     kinds = dict.fromkeys(kind for _, _, kind in ffn.config.products() if kind != "dense")
     by = {"2:4": engine, "venom": "triton", "sampled": "triton"}
     return ", ".join(f"{kind} by {by[kind]}" for kind in kinds)
@@ -90,6 +107,8 @@ def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
     engine = choose(ffn, x)
     if engine == "reference":
         return ffn.by_reference(x)
+    if engine == "decode":
+        return decode.decode_ffn(ffn, x, _decoder(ffn, x.dtype))
     c, (d_model, d_ff) = ffn.config, ffn.w1.shape
     # Sparse tensor cores are planned by shape: compiled code is then for this number of tokens alone.
     n_tokens = operator.index(len(x)) if engine == "cusparselt" and compressed(c) else 0
@@ -108,8 +127,19 @@ def _held(ffn: SparseFFN, scale: Tensor | None, dtype: torch.dtype, how: str) ->
     """
     if not ffn.hold:
         return []
-    where = () if torch.compiler.is_compiling() else (ffn.w1.data_ptr(), ffn.w2.data_ptr())
-    key = (how, dtype, where)
+    key = (how, dtype, () if torch.compiler.is_compiling() else _where(ffn))
     if ffn.operands is None or ffn.operands[0] != key:
         ffn.operands = key, operators.operands(ffn.w1, ffn.w2, scale, dtype, how)
     return ffn.operands[1]
+
+
+def _decoder(ffn: SparseFFN, dtype: torch.dtype) -> decode.Decoder:
+    """The weights as decoding reads them, kept until `ffn.hold` is set again."""
+    key = (ffn.formats, dtype, _where(ffn))
+    if ffn.decoder is None or ffn.decoder[0] != key:
+        ffn.decoder = key, decode.prepare(ffn, dtype)
+    return ffn.decoder[1]
+
+
+def _where(ffn: SparseFFN) -> tuple[int, int]:
+    return ffn.w1.data_ptr(), ffn.w2.data_ptr()

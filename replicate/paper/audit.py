@@ -3,8 +3,6 @@
 Every figure comes from `data/paper.json` and the formulas of `training.flops`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,9 +46,8 @@ def standard_errors(score_a: float, score_b: float, items: int) -> float:
     The two models are taken as independent; that they answer the same items makes the true error smaller.
     """
     if items < 1 or not (0 < score_a < 1 and 0 < score_b < 1):
-        raise ValueError(
-            f"scores {score_a}, {score_b} over {items} items; need scores between 0 and 1, items >= 1"
-        )
+        given = f"scores {score_a}, {score_b} over {items} items"
+        raise ValueError(f"{given}; need scores between 0 and 1, items >= 1")
     variance = (score_a * (1 - score_a) + score_b * (1 - score_b)) / items
     return (score_a - score_b) / math.sqrt(variance)
 

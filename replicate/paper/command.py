@@ -1,7 +1,5 @@
 """`python -m replicate claims`: the claim table in a terminal, and its files in figures/."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import textwrap

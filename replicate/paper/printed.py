@@ -1,7 +1,5 @@
 """What the paper prints: its tables, numbers and models, all from `data/paper.json`."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The claims of the paper and of ours beyond it, and the table that says of each whether it holds."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import math

@@ -3,8 +3,6 @@
 The claims themselves are data (`data/paper.json`, read by `replicate.paper.table`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

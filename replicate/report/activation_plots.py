@@ -1,11 +1,12 @@
 """Pictures of the neuron-level activation: how neurons are chosen, and the mask of the backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
@@ -13,9 +14,6 @@ from replicate import figures
 from replicate.report import study_plots
 from replicate.settings.text import from_dict
 from replicate.study import results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Ways to choose two of four neurons -> arm; "magnitude" is act24
 CHOICES = {"soft": "act24, soft", "learned": "act24, learned", "static": "act24, static"}
@@ -26,29 +24,30 @@ _COLOURS = {"2:4": figures.PALETTE["2:4 activations"], "Venom": figures.PALETTE[
 
 def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Held-out loss of each of CHOICES above selection by magnitude; studies: scale -> runs."""
-    import matplotlib.pyplot as plt
-
     gaps = {s: results.differences(runs, "act24", arms=list(CHOICES.values())) for s, runs in studies.items()}
     rows = {f"{name}, {scale}": gaps[scale][arm] for name, arm in CHOICES.items() for scale in studies}
     fig, ax = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
-    intervals = {name: (s.mean, (s.high - s.low) / 2) for name, s in rows.items()}
-    study_plots.draw_intervals(ax, intervals, colour=_COLOURS["2:4"])
+    study_plots.draw_intervals(ax, rows, colour=_COLOURS["2:4"])
     ax.set_xlabel("held-out loss above selection by magnitude (nats), 95 % intervals")
     ax.set_title("Only a choice that does not look loses")
     return fig
 
 
 def overlaps(y2: Tensor, gradients: Mapping[str, Tensor], below: Sequence[str]) -> Figure:
-    """Where y2 [T, F] and each of some gradients dy1 [T, F] are not zero; below: a line under each."""
-    import matplotlib.pyplot as plt
-
+    """Where y2 [T, F] and some gradients dy1 [T, F] are not zero, in groups of four; below: captions."""
+    colours = {"y2 and dy1": "#9a9a9a", "only y2": "#0072B2", "only dy1": "#D55E00"}
     fig, axes = plt.subplots(1, len(gradients), figsize=(13, 3.4))
     for ax, (name, gradient), line in zip(axes, gradients.items(), below, strict=True):
-        study_plots.draw_overlap(ax, y2, gradient, title=name)
+        a, b = (y2 != 0).numpy(), (gradient != 0).numpy()
+        shade = ListedColormap(["white", *colours.values()])
+        ax.imshow(np.select([a & b, a, b], [1, 2, 3]), cmap=shade, vmin=0, vmax=3, aspect="auto")
+        for c in range(0, a.shape[1] + 1, 4):
+            ax.axvline(c - 0.5, color="0.25", lw=0.6)
+        ax.set(xticks=[], yticks=[], title=name)
+        ax.grid(False)
         ax.set_xlabel(line, fontsize=10)
     axes[0].set_ylabel(f"{len(y2)} tokens")
-    names = {"both": "y2 and dy1", "first": "only y2", "second": "only dy1"}
-    handles = [Patch(color=study_plots.OVERLAP[key], label=label) for key, label in names.items()]
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     fig.suptitle(f"Not zero: y2 of the forward pass and dy1 of the backward pass, {y2.shape[1]} neurons")
     return fig
@@ -56,8 +55,6 @@ def overlaps(y2: Tensor, gradients: Mapping[str, Tensor], below: Sequence[str]) 
 
 def directions(cosines: Mapping[tuple[str, str], Sequence[float]], title: str) -> Figure:
     """Cosine to the true gradient of W1 by layer; cosines: (format, state of the model) -> one a layer."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7.5, 3.4))
     for (name, state), values in cosines.items():
         line = "o:" if state == "before training" else "s-"
@@ -71,22 +68,15 @@ def directions(cosines: Mapping[tuple[str, str], Sequence[float]], title: str) -
 
 def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss without minus with mask reuse over the steps, a line a seed; studies: scale -> runs."""
-    import matplotlib.pyplot as plt
-
-    shape = {
-        "figsize": (max(7.5, 5.2 * len(studies)), 5.4),
-        "sharey": "row",
-        "sharex": "col",
-        "squeeze": False,
-    }
-    fig, axes = plt.subplots(2, len(studies), **shape)
+    n = len(studies)
+    size, shared = (max(7.5, 5.2 * n), 5.4), {"sharey": "row", "sharex": "col"}
+    fig, axes = plt.subplots(2, n, figsize=size, squeeze=False, **shared)
     for row, (name, (base, arm)) in zip(axes, FORGOTTEN.items(), strict=True):
         for ax, (scale, runs) in zip(row, studies.items(), strict=True):
             config = from_dict(runs["record"].iloc[0].config)
-            tokens, curves = results.gap_curve(runs, arm, base, window=config.steps // 10)
+            steps, curves = results.gap_curve(runs, arm, base, window=config.steps // 10)
             seeds = set.intersection(*(set(runs.loc[runs["arm"] == a, "seed"]) for a in (base, arm)))
             for seed, line, curve in zip(sorted(seeds), figures.LINES, curves, strict=False):
-                steps = tokens / config.tokens_per_step
                 ax.plot(steps, curve, line, color=_COLOURS[name], label=f"seed {seed}")
             ax.axhline(0, color="0.4", lw=1)
             ax.axvline(config.dense_warmup, color="0.5", ls=":", lw=1.2, label="sparse steps begin")

@@ -5,8 +5,6 @@ notebook says of itself. Which records these are is stated here; tests/report/te
 the claims' numbers from them.
 """
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from functools import cache
@@ -16,7 +14,7 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.paper.table import paper_text, shipped_table, verdict_counts
 from replicate.paper.verdicts import SAME_SIZE, Claim, text
-from replicate.report import costs, kernel_tables, notebooks, step_table, study_tables, weight_plots
+from replicate.report import kernel_tables, notebooks, step_table, study_coverage, study_tables, weight_plots
 from replicate.study import noise
 from replicate.study.records import Record, RecordStore
 
@@ -73,12 +71,7 @@ def values() -> dict[str, str]:
     out |= {f"minutes {book.number}": f"{book.minutes('smoke'):g}" for book in notebooks.discover()}
     out["minutes of all"] = f"{sum(book.minutes('smoke') for book in notebooks.discover()):g}"
     out |= {"card, layers": kernel_tables.CARD, "card, steps": step_table.CARD}
-    return out | costs.values() | {"drift": f"{noise.drift('gpu')[0]:.3f} nats"}
-
-
-def value(name: str) -> str:
-    """The text of one of `values`, "" for an unknown name."""
-    return values().get(name, "")
+    return out | study_coverage.values() | {"drift": f"{noise.drift('gpu')[0]:.3f} nats"}
 
 
 def claims() -> pd.DataFrame:
@@ -102,9 +95,8 @@ def holds_if(claim: Claim) -> str:
         limit = claim.paper - claim.tolerance * (1 if claim.rule == "at least" else -1)
         rule = paper_text(replace(claim, paper=limit))
     interval = ", whole interval" if claim.noisy else ""
-    return (
-        rule + interval + (f", at scale {claim.holds_from} or larger" if claim.holds_from != "smoke" else "")
-    )
+    scale = f", at scale {claim.holds_from} or larger" if claim.holds_from != "smoke" else ""
+    return rule + interval + scale
 
 
 def records(name: str) -> list[Record]:

@@ -1,11 +1,10 @@
 """What every notebook begins with: its parameters are checked, figures and interrupts get their look."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,10 +35,11 @@ def begin(profile: Any, seed: Any) -> None:
     figures.theme()
 
 
-def touch(draw: Callable[..., None], *, button: str = "", **controls: Any) -> None:
+def touch(draw: Callable[..., Any], *, button: str = "", **controls: Any) -> None:
     """Sliders below a picture, in a notebook that someone has open: draw(**values) runs anew at each move.
 
     Args:
+        draw: makes a figure, prints or shows something; what it returns is not shown.
         button: what stands on a button that starts `draw`, for what takes longer than a move.
         controls: by argument of `draw`: (low, high) or (low, high, step), or a list of values.
     """
@@ -47,16 +47,20 @@ def touch(draw: Callable[..., None], *, button: str = "", **controls: Any) -> No
         return
     import ipywidgets
 
+    def shown(**values: Any) -> None:
+        draw(**values)
+        plt.show()
+
     if button:
-        ipywidgets.interact_manual.options(manual_name=button)(draw, **controls)
+        ipywidgets.interact_manual.options(manual_name=button)(shown, **controls)
     else:
-        ipywidgets.interact(draw, **controls)
+        ipywidgets.interact(shown, **controls)
 
 
-def normal_numbers(seed: int = 0) -> Callable[..., Tensor]:
+def normal_numbers() -> Callable[..., Tensor]:
     """A function of a shape: standard normal float64 numbers, the same on every processor.
 
     torch.randn draws others where a processor has other instructions, so that a picture would differ.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     return lambda *shape: torch.from_numpy(random.standard_normal(shape))

@@ -1,27 +1,24 @@
 """Pictures of chapter 12: what a choice by activations keeps, costs and gains; what the paper leaves open."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from replicate import evaluate, figures, paper, schedule, study
+from replicate import evaluate, figures, schedule, study
 from replicate.gpt import GPT
-from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.report import kernel_tables, layer_tables, step_table, study_tables
 from replicate.report import study_plots as plots
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import from_dict
 from replicate.study import results
 from replicate.study.transplant import with_sparsity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ARMS = {  # with 87.5 % zeros -> what it is called
     "venom16": "router, 4 of 16",
@@ -71,8 +68,6 @@ def kept_shares(model: GPT, text: Tensor, counts: Sequence[int], seed: int) -> p
 
 def kept(shares: pd.DataFrame, title: str) -> Figure:
     """`kept_shares` over the number of clusters."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7.5, 3.6))
     looks = {"own activations": ("X-", "control"), "router": ("^-", "venom"), "best": ("--", "dense")}
     for name, (line, entry) in looks.items():
@@ -88,15 +83,13 @@ def kept(shares: pd.DataFrame, title: str) -> Figure:
 
 def costs(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense of ARMS, mean and 95 % interval, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     ran = {arm for part in studies.values() for arm in part["arm"]}
-    names, limit = [arm for arm in ARMS if arm in ran], paper_limit()
+    names, limit = [arm for arm in ARMS if arm in ran], study_tables.paper_costs()["venom16"]
     size = (2 + 4.5 * len(studies), 0.36 * len(names) + 1.6)
     fig, axes = plt.subplots(1, len(studies), figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, (scale, part) in zip(axes[0], studies.items(), strict=True):
         found = results.differences(part, column="final_loss")
-        rows = {ARMS[arm]: _half(found.get(arm)) for arm in names}
+        rows = {ARMS[arm]: found.get(arm) for arm in names}
         colour = {ARMS[arm]: figures.PALETTE[figures.family(arm.split(",")[0])] for arm in names}
         xlabel, label = "training loss above dense (nats)", "ours, 95 % interval"
         plots.draw_intervals(ax, rows, colour=colour, xlabel=xlabel, label=label)
@@ -106,36 +99,24 @@ def costs(studies: Mapping[str, pd.DataFrame]) -> Figure:
     return fig
 
 
-def paper_limit() -> float:
-    """What Venom costs in the paper's Table 3, in nats."""
-    losses = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    return losses["venom16"] - losses["dense"]
-
-
 def speeds() -> pd.DataFrame:
     """Layer, whole step and memory of every Venom format that was timed, over dense, on `step_table.CARD`."""
-    card, shapes, step = step_table.CARD, {"1B": 2048, "7B": 4096}, step_table.speeds("llama1b")
-    names = [name for name in layer_tables.NAMES if name.startswith(("recipe", "venom", "active"))]
-    layer = {label: layer_tables.over_dense(d, device=card) for label, d in shapes.items()}
-    memory = {label: layer_tables.over_dense(d, "memory", card) for label, d in shapes.items()}
-    rows = []
-    for name in names:
-        row: dict[str, Any] = {"format": layer_tables.NAMES[name]}
-        row |= {f"layer, {label}": found.get(name) for label, found in layer.items()}
-        row |= {"by the formula": kernel_tables.arithmetic(name), "step, 1B": step.get(name)}
-        rows.append(row | {f"memory, {label}": found.get(name) for label, found in memory.items()})
-    return pd.DataFrame(rows)
+    names = [arm for arm in layer_tables.NAMES if arm.startswith(("recipe", "venom", "active"))]
+    over_dense = partial(layer_tables.over_dense, device=step_table.CARD)
+    shapes = {model: d_model for model, (_, d_model) in step_table.MODELS.items()}
+    columns = {f"layer, {model}": over_dense(d_model) for model, d_model in shapes.items()}
+    columns["by the formula"] = {arm: kernel_tables.arithmetic(arm) for arm in names}
+    columns["step, 1B"] = step_table.speeds("llama1b")
+    columns |= {f"memory, {model}": over_dense(d_model, "memory") for model, d_model in shapes.items()}
+    return layer_tables.by_name(pd.DataFrame(columns).loc[names], "format")
 
 
 def switch(scale: str, runs: pd.DataFrame) -> Figure:
     """Training loss above dense around the switch to dense steps, mean and range of the seeds."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(10, 3.8))
     ends, config = {}, study.arms(scale, ["dense"])[0]
     for arm, (label, entry) in SWITCHES.items():
-        tokens, curve = results.gap_curve(runs, arm, window=40)
-        steps, colour = tokens / config.tokens_per_step, figures.PALETTE[entry]
+        (steps, curve), colour = results.gap_curve(runs, arm, window=40), figures.PALETTE[entry]
         ax.plot(steps, curve.mean(0), color=colour)
         ax.fill_between(steps, curve.min(0), curve.max(0), color=colour, alpha=0.15, lw=0)
         ends[label] = steps[-1], curve.mean(0)[-1], colour
@@ -143,10 +124,8 @@ def switch(scale: str, runs: pd.DataFrame) -> Figure:
     ax.axvline(start, color="0.4", ls="--", lw=1)
     ax.text(start, 0.97, " dense from here", va="top", fontsize=9, transform=ax.get_xaxis_transform())
     ax.axhline(0, color="0.5", lw=0.8)
-    ax.set(
-        xlabel="step", ylabel="training loss above dense (nats)", xlim=(0, config.steps), ylim=(-0.02, 0.36)
-    )
-    ax.set_title(f"{scale} scale, running mean of 40 steps")
+    ax.set(xlim=(0, config.steps), ylim=(-0.02, 0.36), title=f"{scale} scale, running mean of 40 steps")
+    ax.set(xlabel="step", ylabel="training loss above dense (nats)")
     plots.label_ends(ax, ends)
     return fig
 
@@ -162,12 +141,10 @@ def open_questions(answers: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -
 
     The axis is linear between the dotted lines and logarithmic beyond.
     """
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(10.5, 0.25 * len(answers) + 1.4))
     scales = [scale for scale in _SCALES if any(scale in found for *_, found in answers)]
     for place, scale in enumerate(scales):
-        rows = {f"{question}: {arm}": _half(found.get(scale)) for question, arm, _, found in answers}
+        rows = {f"{question}: {arm}": found.get(scale) for question, arm, _, found in answers}
         colour, label = figures.PALETTE[_SCALES[scale]], f"{scale} scale"
         plots.draw_intervals(ax, rows, colour=colour, shift=0.24 * (place - 1), label=label)
     ax.set_xscale("symlog", linthresh=0.02)
@@ -180,8 +157,3 @@ def open_questions(answers: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -
     ax.tick_params(axis="y", labelsize=9)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(scales))
     return fig
-
-
-def _half(stats: Any) -> tuple[float, float]:
-    """(mean, half of the interval) of `Stats`, (nan, nan) for None."""
-    return (stats.mean, (stats.high - stats.low) / 2) if stats else (math.nan, math.nan)

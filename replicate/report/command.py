@@ -1,7 +1,5 @@
 """`python -m replicate notebooks`: list, run or refresh the notebooks."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

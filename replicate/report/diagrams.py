@@ -1,18 +1,14 @@
 """Drawings of the FFN's six products: the block diagram of one recipe, a grid of several."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from replicate.config import SparsityConfig
 from replicate.figures import PALETTE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 GREY = "#d9d9d9"  # a dense product
 # (column, row) of the products in the paper's order: forward on top, then inputs, then weights.
@@ -46,8 +42,6 @@ def draw_products(ax: Axes, sparsity: SparsityConfig, title: str = "") -> None:
 
 def formats(recipes: Mapping[str, SparsityConfig]) -> Figure:
     """`draw_formats` as a figure of its own."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(11, 0.36 * len(recipes) + 0.6))
     draw_formats(ax, recipes)
     return fig

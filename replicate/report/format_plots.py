@@ -1,20 +1,17 @@
 """Pictures of the formats: matrices in 2:4 and V:N:M, and how a weight enters and leaves them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from replicate import figures
 from replicate.report.study_plots import draw_matrix
 from replicate.sparsity import prune24, soft_threshold24, sparsity, venom_mask
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def matrices(
@@ -25,8 +22,6 @@ def matrices(
     Args:
         named: title -> matrix. below: a line under each. title: of the figure.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(named), figsize=(12, 3.1), squeeze=False)
     for i, (ax, (name, matrix)) in enumerate(zip(axes[0], named.items(), strict=True)):
         draw_matrix(ax, matrix, v=v, m=m, title=name)
@@ -37,14 +32,11 @@ def matrices(
 
 
 def try_venom(x: Tensor, v: int, n: int, m: int) -> None:
-    """Show x [R, C] beside its V:N:M form; for sliders."""
-    import matplotlib.pyplot as plt
-
+    """Draw x [R, C] beside its V:N:M form; for sliders."""
     pruned = x * venom_mask(x, v, m, n)
     kept = (pruned.abs().sum() / x.abs().sum()).item()
     below = ["dense", f"{sparsity(pruned):.1%} zeros, {kept:.0%} of the magnitude kept"]
     matrices({"x": x, f"V:N:M = {v}:{n}:{m}": pruned}, v=v, m=m, below=below)
-    plt.show()
 
 
 def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: Sequence[float]) -> Figure:
@@ -53,8 +45,6 @@ def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: S
     Args:
         results: title -> values [P, 4] after pruning. neighbours: the three weights that stay.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(results), figsize=(11, 3.4), sharey=True)
     names = ["the moving weight", *(f"neighbour {value:+}" for value in neighbours)]
     for ax, (title, values) in zip(axes, results.items(), strict=True):
@@ -69,17 +59,13 @@ def travelling_weight(path: Tensor, results: Mapping[str, Tensor], neighbours: S
 
 
 def one_group(weights: Sequence[float]) -> None:
-    """Show four weights as stored, after hard and after soft pruning; for sliders."""
-    import matplotlib.pyplot as plt
-    import pandas as pd
-
+    """Draw four weights as stored, after hard and after soft pruning; for sliders."""
     group = torch.tensor([weights])
     bars = {"stored": group, "hard": prune24(group), "soft": soft_threshold24(group)}
     names = ["the moving weight", *(f"neighbour {value:+}" for value in weights[1:])]
     pd.DataFrame({name: row[0].tolist() for name, row in bars.items()}, index=names).plot.bar(
         rot=0, ylim=(-3.1, 3.1), figsize=(8, 3), color=["0.75", *_HARD_AND_SOFT.values()]
     )
-    plt.show()
 
 
 def continuity(sizes: Sequence[float], change: Mapping[str, Sequence[float]]) -> Figure:
@@ -88,18 +74,13 @@ def continuity(sizes: Sequence[float], change: Mapping[str, Sequence[float]]) ->
     Args:
         change: "hard" and "soft" -> one number a size.
     """
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(6.5, 3.6))
     labels = {"hard": ("o-", "hard: stays large"), "soft": ("s-", "soft: shrinks with h")}
     for name, (look, label) in labels.items():
         ax.loglog(sizes, change[name], look, label=label, color=_HARD_AND_SOFT[name])
     ax.loglog(sizes, [2 * h for h in sizes], "--", color="0.4", label="2h, the bound")
-    ax.set(
-        xlabel="size h of the move",
-        ylabel="largest change of f",
-        title="Only soft thresholding is continuous",
-    )
+    ax.set(xlabel="size h of the move", ylabel="largest change of f")
+    ax.set_title("Only soft thresholding is continuous")
     ax.legend()
     return fig
 

@@ -1,26 +1,23 @@
 """Pictures of the kernels: times and speed-ups, a roofline, cuSPARSELt's metadata layout, a kernel's text."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from replicate.figures import PALETTE
 from replicate.kernels.two_four.compressed24 import TILE, metadata_position
 from replicate.report import kernel_tables
 from replicate.study.records import Record
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Data sheet of the H100 and H200 SXM, TFLOP/s of bf16 products; a sparse operand doubles it.
 PEAK_DENSE, PEAK_SPARSE = 989.0, 1979.0
@@ -31,9 +28,8 @@ KINDS = {  # of a roofline's points: label, colour, marker
     "torch": ("copies, torch's eager relu^2", PALETTE["control"], "o"),
     "compressor": ("torch's compressor", PALETTE["recipe"], "X"),
 }
-STAGE_COLOURS = [
-    PALETTE[k] for k in ("2:4 weights", "control", "2:4 activations", "venom", "recipe", "paper")
-]
+STAGES = ("2:4 weights", "control", "2:4 activations", "venom", "recipe", "paper")
+STAGE_COLOURS = [PALETTE[name] for name in STAGES]
 LAYER_COLOURS = {  # of `ffn_bench.STAGES`, in their order
     "weight refresh": PALETTE["2:4 activations"],
     "routing and lists": PALETTE["paper"],
@@ -63,8 +59,6 @@ def excerpt(kernel: Any, start: str | None = None, stop: str | None = None) -> s
 
 def figure6(row: pd.Series) -> Figure:
     """Figure 6's product: dense, and in 2:4 with four ways to pay for the conversion."""
-    import matplotlib.pyplot as plt
-
     ways = {"dense, by cuBLAS": {"product": row["dense_ms"], "conversion": 0.0}}
     conversions = {
         "torch's conversion": row["eager_ms"],
@@ -83,19 +77,29 @@ def figure6(row: pd.Series) -> Figure:
 
 
 def roofline(record: Record) -> Figure:
-    """Every recorded product and pass under the roof."""
-    import matplotlib.pyplot as plt
-
+    """Every recorded product and pass under the roof: a copy's bandwidth and the data sheet's peaks."""
+    points, bandwidth = kernel_tables.intensities(record), kernel_tables.bandwidth(record)
     fig, ax = plt.subplots(figsize=(8.5, 4.3))
-    draw_roofline(ax, kernel_tables.intensities(record), kernel_tables.bandwidth(record))
+    x = np.geomspace(0.5, 8000, 400)
+    for peak, name, style in ((PEAK_DENSE, "dense", "-"), (PEAK_SPARSE, "2:4", "--")):
+        ax.loglog(x, np.minimum(peak, bandwidth * x), style, color="0.55", lw=1.4)
+        ax.text(8600, peak, f"{name}: {peak:.0f}", va="center", fontsize=8, color="0.35")
+    ax.text(1.3, 9.5, f"copy: {bandwidth:.2f} TB/s", rotation=33, fontsize=8, color="0.35")
+    for kind, (label, colour, marker) in KINDS.items():
+        x, y = zip(*((p["x"], p["y"]) for p in points if p["kind"] == kind), strict=True)
+        ax.plot(x, y, marker, color=colour, ms=6, alpha=0.8, label=label)
+    ridge = PEAK_DENSE / bandwidth
+    ax.axvline(ridge, color="0.8", lw=1)
+    for place, side, word in ((0.9, "right", "memory"), (1.1, "left", "compute")):
+        ax.text(ridge * place, 0.13, f"{word}-bound", ha=side, fontsize=9, color="0.35")
+    ax.set(xlabel="FLOPs for each byte that must move", ylabel="TFLOP/s", xlim=(0.5, 8000), ylim=(0.08, 4000))
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8)
     ax.set_title("Passes are limited by memory, products by arithmetic")
     return fig
 
 
 def bounds(m: int, n: int, k: int, bandwidth: float) -> Figure:
     """The least time that a product's FLOPs and its bytes take, dense and with a 2:4 operand, as bars."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(8, 2.8))
     sides = {"dense": (PEAK_DENSE, False), "2:4": (PEAK_SPARSE, True)}
     bars, least = {}, {}
@@ -115,18 +119,8 @@ def bounds(m: int, n: int, k: int, bandwidth: float) -> Figure:
     return fig
 
 
-def try_bounds(m: int, n: int, k: int, bandwidth: float) -> None:
-    """Show `bounds`; for sliders."""
-    import matplotlib.pyplot as plt
-
-    bounds(m, n, k, bandwidth)
-    plt.show()
-
-
 def metadata() -> Figure:
     """cuSPARSELt's metadata on Hopper, from a group of four to a tile of 64 x 64."""
-    import matplotlib.pyplot as plt
-
     layout = [["tile", "group"], ["tile", "word"]]
     fig, axes = plt.subplot_mosaic(layout, figsize=(11, 7.4), width_ratios=[1, 1.8], height_ratios=[0.8, 1])
     draw_metadata_tile(axes["tile"])
@@ -137,8 +131,6 @@ def metadata() -> Figure:
 
 def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
     """A 4 x 4 tile with what two of each row keep, and what two of each row and column keep."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.3))
     titles = ("two of each row", "two of each row and column")
     for ax, kept, title in zip(axes, (by_rows, by_tile), titles, strict=True):
@@ -149,15 +141,35 @@ def tiles(tile: np.ndarray, by_rows: np.ndarray, by_tile: np.ndarray) -> Figure:
 
 def where_it_pays(record: Record) -> Figure:
     """Speed-up of 2:4 over the size of a product, and over how many products share one conversion."""
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2))
-    draw_sweep(axes[0], kernel_tables.sweep(record))
-    axes[0].set(title="Larger products gain more", ylim=(0.1, 1.95))
-    axes[0].legend(loc="upper left", ncols=2, fontsize=8.5)
-    draw_amortised(axes[1], kernel_tables.figure6(record))
-    axes[1].set_title("Figure 6's product: sharing a conversion")
-    axes[1].legend(loc="lower right", fontsize=8.5)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    frame, row = kernel_tables.sweep(record), kernel_tables.figure6(record)
+    series = {
+        "speedup": ("product alone", "2:4 weights", "s"),
+        "speedup_with_conversion": ("with our conversion", "2:4 activations", "D"),
+        "with eager conversion": ("with torch's conversion", "recipe", "X"),
+    }
+    for column, (label, colour, marker) in series.items():
+        left.plot(range(len(frame)), frame[column], color=PALETTE[colour], marker=marker, label=label)
+        text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": PALETTE[colour]}
+        for x, value in enumerate(frame[column]):
+            left.annotate(f"{value:.2f}", (x, value), (0, 6 if column == "speedup" else -13), **text)
+    left.axhline(1, color=PALETTE["dense"], lw=1)
+    labels = [f"{m}\n{n}\n{k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
+    left.set_xticks(range(len(frame)), labels)
+    left.set(xlabel="m, n, k (least work first)", ylabel="speed-up over cuBLAS")
+    left.set(title="Larger products gain more", xlim=(-0.4, len(frame) - 0.6), ylim=(0.1, 1.95))
+    left.legend(loc="upper left", ncols=2, fontsize=8.5)
+    times = np.arange(1, 65)
+    arms = {"convert_ms": ("our pass", "2:4 activations"), "eager_ms": ("torch, eager", "recipe")}
+    for key, (label, colour) in arms.items():
+        gains = kernel_tables.amortised(row, key, times)
+        right.semilogx(times, gains, color=PALETTE[colour], label=f"conversion by {label}", base=2)
+    right.axhline(row["speedup"], color=PALETTE["2:4 weights"], ls=":", label="product alone")
+    right.axhline(1, color=PALETTE["dense"], lw=1)
+    right.set(xlabel="products that share one conversion", ylabel="speed-up over cuBLAS")
+    right.set_xticks(2 ** np.arange(7), [str(2**i) for i in range(7)])
+    right.set_title("Figure 6's product: sharing a conversion")
+    right.legend(loc="lower right", fontsize=8.5)
     return fig
 
 
@@ -168,9 +180,8 @@ def draw_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapp
         at = np.arange(len(groups)) + (i - (len(colours) - 1) / 2) * width
         heights = [group.get(series, np.nan) for group in groups.values()]
         bars = ax.bar(at, heights, width * 0.92, color=colour, label=series, edgecolor="white")
-        ax.bar_label(
-            bars, ["" if np.isnan(h) else kernel_tables.digits3(h) for h in heights], fontsize=8, padding=1
-        )
+        numbers = ["" if np.isnan(height) else kernel_tables.digits3(height) for height in heights]
+        ax.bar_label(bars, numbers, fontsize=8, padding=1)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.grid(False, axis="x")
 
@@ -246,55 +257,6 @@ def draw_tile(ax: Axes, values: np.ndarray, kept: np.ndarray) -> None:
         ax.text(*place, str(n), ha="center", va="center", **look)
     ax.set(xlim=(-0.1, cols + 0.8), ylim=(rows + 0.8, -0.1), aspect="equal")
     ax.axis("off")
-
-
-def draw_amortised(ax: Axes, row: pd.Series) -> None:
-    """Speed-up of figure 6's product over the number of products that one conversion serves."""
-    times = np.arange(1, 65)
-    arms = {"convert_ms": ("our pass", "2:4 activations"), "eager_ms": ("torch, eager", "recipe")}
-    for key, (label, colour) in arms.items():
-        gains = kernel_tables.amortised(row, key, times)
-        ax.semilogx(times, gains, color=PALETTE[colour], label=f"conversion by {label}", base=2)
-    ax.axhline(row["speedup"], color=PALETTE["2:4 weights"], ls=":", label="product alone")
-    ax.axhline(1, color=PALETTE["dense"], lw=1)
-    ax.set(xlabel="products that share one conversion", ylabel="speed-up over cuBLAS")
-    ax.set_xticks(2 ** np.arange(7), [str(2**i) for i in range(7)])
-
-
-def draw_sweep(ax: Axes, frame: pd.DataFrame) -> None:
-    """Speed-up over the work of a product: alone, with our conversion, with torch's."""
-    series = {
-        "speedup": ("product alone", "2:4 weights", "s"),
-        "speedup_with_conversion": ("with our conversion", "2:4 activations", "D"),
-        "with eager conversion": ("with torch's conversion", "recipe", "X"),
-    }
-    for column, (label, colour, marker) in series.items():
-        ax.plot(range(len(frame)), frame[column], color=PALETTE[colour], marker=marker, label=label)
-        text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": PALETTE[colour]}
-        for x, value in enumerate(frame[column]):
-            ax.annotate(f"{value:.2f}", (x, value), (0, 6 if column == "speedup" else -13), **text)
-    ax.axhline(1, color=PALETTE["dense"], lw=1)
-    labels = [f"{m}\n{n}\n{k}" for m, n, k in zip(frame["m"], frame["n"], frame["k"], strict=True)]
-    ax.set_xticks(range(len(frame)), labels)
-    ax.set(xlabel="m, n, k (least work first)", ylabel="speed-up over cuBLAS", xlim=(-0.4, len(frame) - 0.6))
-
-
-def draw_roofline(ax: Axes, points: Sequence[Mapping[str, Any]], bandwidth: float) -> None:
-    """`kernel_tables.intensities` under the roof of a copy's bandwidth (TB/s) and the data sheet's peaks."""
-    x = np.geomspace(0.5, 8000, 400)
-    for peak, name, style in ((PEAK_DENSE, "dense", "-"), (PEAK_SPARSE, "2:4", "--")):
-        ax.loglog(x, np.minimum(peak, bandwidth * x), style, color="0.55", lw=1.4)
-        ax.text(8600, peak, f"{name}: {peak:.0f}", va="center", fontsize=8, color="0.35")
-    ax.text(1.3, 9.5, f"copy: {bandwidth:.2f} TB/s", rotation=33, fontsize=8, color="0.35")
-    for kind, (label, colour, marker) in KINDS.items():
-        x, y = zip(*((p["x"], p["y"]) for p in points if p["kind"] == kind), strict=True)
-        ax.plot(x, y, marker, color=colour, ms=6, alpha=0.8, label=label)
-    ridge = PEAK_DENSE / bandwidth
-    ax.axvline(ridge, color="0.8", lw=1)
-    for place, side, word in ((0.9, "right", "memory"), (1.1, "left", "compute")):
-        ax.text(ridge * place, 0.13, f"{word}-bound", ha=side, fontsize=9, color="0.35")
-    ax.set(xlabel="FLOPs for each byte that must move", ylabel="TFLOP/s", xlim=(0.5, 8000), ylim=(0.08, 4000))
-    ax.legend(loc="center right", bbox_to_anchor=(1, 0.42), fontsize=8)
 
 
 def draw_metadata_tile(ax: Axes) -> None:

@@ -1,7 +1,5 @@
 """Tables and ratios from the recorded timings of kernels, for notebooks 06 and 07 and for docs/kernels.md."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,9 +40,9 @@ def memory(record: Record) -> pd.DataFrame:
     return frame[list(names)].rename(columns=names)
 
 
-def pass_ms(record: Record, name: str, cols: int = 16384) -> float:
-    """Milliseconds of one pass over a matrix with `cols` columns."""
-    return next(r["ms"] for r in record.results["memory"] if (r["name"], r["cols"]) == (name, cols))
+def pass_ms(record: Record, name: str) -> float:
+    """Milliseconds of one pass at the 7B shape."""
+    return next(r["ms"] for r in record.results["memory"] if (r["name"], r["cols"]) == (name, 16384))
 
 
 def bandwidth(record: Record) -> float:
@@ -109,8 +107,7 @@ def intensities(record: Record) -> list[dict[str, Any]]:
     for r in record.results["products"]:
         for kind, engine in (("dense", "dense"), ("2:4", "sparse")):
             flops, moved = work(r["m"], r["n"], r["k"], sparse=kind == "2:4")
-            point = {"kind": kind, "x": flops / moved, "y": r[f"{engine}_tflops"], "name": r["name"]}
-            points.append(point)
+            points.append({"kind": kind, "x": flops / moved, "y": r[f"{engine}_tflops"], "name": r["name"]})
     for r in record.results["memory"]:
         flops = 4 * r["rows"] * r["cols"]  # of an element roughly; twice as many show no difference
         others = {"copy": "torch", "copy by a kernel": "torch", "torch: relu2 eager": "torch"}
@@ -131,12 +128,10 @@ def largest_error(record: Record) -> float:
 
 def venom_products(record: Record, d_model: int) -> pd.DataFrame:
     """Speed-up of each of the six products over cuBLAS, one column a format; last row all six together."""
-    times = shape_of(record, d_model)["products"]
-    dense = times["dense"]
-    frame = pd.DataFrame({form: {n: dense[n] / times[k][n] for n in dense} for k, form in FORMATS.items()})
-    frame.insert(0, "dense ms", pd.Series(dense))
-    total = {form: sum(dense.values()) / sum(times[k][n] for n in dense) for k, form in FORMATS.items()}
-    frame.loc["all six"] = {"dense ms": sum(dense.values()), **total}
+    times = pd.DataFrame(shape_of(record, d_model)["products"])[["dense", *FORMATS]].dropna()
+    times.loc["all six"] = times.sum()
+    frame = pd.DataFrame({form: times["dense"] / times[k] for k, form in FORMATS.items()})
+    frame.insert(0, "dense ms", times["dense"])
     return frame.rename_axis("product").reset_index()
 
 

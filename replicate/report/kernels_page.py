@@ -1,14 +1,17 @@
-"""What docs/kernels.md shows: tables of the recorded benchmarks, and what was aimed at and reached."""
+"""What docs/kernels.md and the text of notebooks 06 and 07 show of the recorded benchmarks.
 
-from __future__ import annotations
+Tables, what was aimed at and reached, and the numbers in sentences.
+"""
 
-from functools import partial
+from collections.abc import Iterable
+from functools import cache, partial
 
 import pandas as pd
 
 from replicate import figures
 from replicate.bench.ffn import ACTIVE, BY_HAND
 from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.report.kernel_plots import PEAK_DENSE
 from replicate.study.records import Record, RecordStore
 
 LAYER_AIMS = {"recipe": 2.2, "venom16": 3.0, "venom32": 5.0}  # times as fast as the faster dense layer
@@ -19,6 +22,10 @@ BANDWIDTH_AIMS = {  # pass of the record -> its name here, rows at the 7B and at
     "tile prune, both": ("tile_prune24, both ways", 16384, 16384, 0.5),
     "soft W, W^T": ("soft_threshold_prune24, W and W^T", 4096, 2048, 0.6),
 }
+
+
+MODELS = {name[:2]: d_model for d_model, name in kernel_tables.MODELS.items()}  # "7B" -> d_model
+FORM = "4 of 32"  # that stands beside the paper's 6 to 8
 
 
 def tables() -> dict[str, str]:
@@ -95,10 +102,137 @@ def _products(kernels: Record) -> pd.DataFrame:
 
 
 def _runs(*found: Record) -> str:
-    rows = [
-        (f"data/recorded/{r.kind}/{r.config_hash}.json", r.device, r.versions["torch"], r.versions["triton"])
-        + (r.date[:10], r.commit[:7])
-        for r in found
-    ]
-    columns = ["record", "device", "torch", "triton", "date", "commit"]
-    return figures.markdown(pd.DataFrame(rows, columns=columns))
+    rows = []
+    for r in found:
+        row = {"record": f"data/recorded/{r.kind}/{r.config_hash}.json", "device": r.device}
+        row |= {name: r.versions[name] for name in ("torch", "triton")}
+        rows.append(row | {"date": r.date[:10], "commit": r.commit[:7]})
+    return figures.markdown(pd.DataFrame(rows))
+
+
+@cache
+def values() -> dict[str, str]:
+    """Name -> text of every number of the notebooks, from the records that their figures show."""
+    kinds = (kernel_tables.KERNELS, kernel_tables.VENOM, kernel_tables.LAYER, kernel_tables.BACKENDS)
+    kernels, venom, layer, backends = map(kernel_tables.recorded, kinds)
+    versus = kernel_tables.venom_over_24(kernels, venom, 4096, FORM)
+    gain = versus["2:4 ms"].sum() / versus[f"{FORM} ms"].sum()
+    out = {"Venom over 2:4": f"{gain:.2f}", "Venom over 2:4, gains": _range(versus["Venom gain / 2:4 gain"])}
+    out |= {"kernels device": kernels.device, "venom device": venom.device}
+    return out | _two_four(kernels) | _venom(venom) | _layer(layer) | _backends(backends)
+
+
+def _range(numbers: Iterable[float]) -> str:
+    found = list(numbers)
+    return f"{min(found):.2f} to {max(found):.2f}"
+
+
+def _list(numbers: Iterable[float], form: str = "{:.2f}") -> str:
+    *first, last = [form.format(number) for number in numbers]
+    return f"{', '.join(first)} and {last}"
+
+
+def _percents(shares: Iterable[float]) -> str:
+    found = list(shares)
+    return f"{100 * min(found):.0f} to {100 * max(found):.0f} %"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _two_four(record: Record) -> dict[str, str]:
+    """Figure 6's product and its conversion, the passes over memory, and the products of the FFN."""
+    row, bandwidth = kernel_tables.figure6(record), kernel_tables.bandwidth(record)
+    best, sweep = kernel_tables.products(record)["dense_tflops"].max(), kernel_tables.sweep(record)
+    ours, theirs = (kernel_tables.pass_ms(record, n) for n in ("relu2_prune24", "torch: compress y2"))
+    ffn = kernel_tables.products(record).query("name not in ['figure 6', 'sweep']")
+    seven = kernel_tables.ffn_products(record, 4096).set_index("name")
+    tile = seven.loc["dW2 = y2^T dy3"]
+    passes = kernel_tables.memory(record).set_index("pass")["of copy"]
+    own = passes[~passes.index.str.contains("copy|torch")]
+    of_weights = own.index.str.startswith("soft")
+    least_ms = 2 * row["m"] * row["k"] * (1 + 9 / 16) / (1e9 * bandwidth)  # bytes over TB/s
+    pays = sweep[sweep["speedup_with_conversion"] > 1]
+    return {
+        "figure 6": f"{row['speedup']:.2f}",
+        "figure 6, our conversion": f"{row['speedup_with_conversion']:.2f}",
+        "figure 6, torch's conversion": f"{row['with eager conversion']:.2f}",
+        "our conversion": _percent(row["convert_ms"] / row["sparse_ms"], 1),
+        "activation passes": _percents(own[~of_weights]),
+        "weight passes": _percents(own[of_weights]),
+        "conversion, least ms": f"{least_ms:.3f}",
+        "conversion, torch's ms": f"{row['eager_ms']:.2f}",
+        "compressor, of copy": _percent(passes["torch: compress y2"].min()),
+        "pays from": str(pays["m"].iloc[0]),
+        "torch's conversion": _percent(row["eager_ms"] / row["sparse_ms"]),
+        "columns to repay, ours": f"{kernel_tables.columns_to_repay(row, 'convert_ms'):,.0f}",
+        "columns to repay, torch's": f"{kernel_tables.columns_to_repay(row, 'eager_ms'):,.0f}",
+        "products to share": str(to_share(row)),
+        "bandwidth": f"{bandwidth:.2f}",
+        "ridge": f"{PEAK_DENSE / bandwidth:.0f}",
+        "cuBLAS at best": f"{best:.0f}",
+        "cuBLAS share": _percent(best / PEAK_DENSE),
+        "relu2_prune24 ms": f"{ours:.2f}",
+        "compressor ms": f"{theirs:.2f}",
+        "compressor over relu2_prune24": f"{theirs / ours:.0f}",
+        "Tensor.copy_": _percent(kernel_tables.memory(record)["of copy"][0]),
+        "smallest": f"{sweep['speedup'].iloc[0]:.2f}",
+        "smallest, our conversion": f"{sweep['speedup_with_conversion'].iloc[0]:.2f}",
+        "largest": f"{sweep['speedup'].iloc[-1]:.2f}",
+        "FFN products": _range(ffn["speedup"]),
+        "FFN products, default": _range(ffn["default algorithm"]),
+        "y3 dense ms": f"{seven.loc['y3 = y2 W2', 'dense_ms']:.2f}",
+        "tiles save ms": f"{tile['dense_ms'] - tile['sparse_ms']:.2f}",
+        "tiles take ms": f"{tile['convert_ms']:.2f}",
+    }
+
+
+def to_share(row: pd.Series) -> int:
+    """The fewest products that must share torch's conversion to be faster than dense together."""
+    return int(row["eager_ms"] // (row["dense_ms"] - row["sparse_ms"])) + 1
+
+
+def _venom(record: Record) -> dict[str, str]:
+    """Products, stages, memory and the whole FFN of figure 4d, by model; lists are of 4 of 16, 32 and 64."""
+    out = {"largest error": _percent(kernel_tables.largest_error(record), 1)}
+    for model, d_model in MODELS.items():
+        formats = kernel_tables.venom_formats(record, d_model).set_index("format")
+        for form in formats.index:
+            out |= {f"{model} {column}, {form}": f"{x:.2f}" for column, x in formats.loc[form].items()}
+        for column in ("clusters", "FFN"):
+            out[f"{model} {column}"] = _list(formats[column])
+        level = formats["gather, V = 128"] / formats["clusters, y3 summed"]
+        out[f"{model} gather over summed"] = _range(level)
+        out[f"{model} FFN over grouped"] = _range(formats["FFN over grouped"])
+        out[f"{model} of dense"] = _list(100 * formats["of dense"], "{:.0f} %")
+        shares = kernel_tables.overhead_share(record, d_model).values()
+        out[f"{model} not products"] = _list((100 * share for share in shares), "{:.0f} %")
+        shape = kernel_tables.shape_of(record, d_model)
+        for how, times in (("graph", "ffn_sustained"), ("launched", "ffn_eager")):
+            out[f"{model} {how} ms"] = f"{shape[times]['1']:.2f}"
+    return out
+
+
+def _layer(record: Record) -> dict[str, str]:
+    """Speed and memory of `SparseFFN` by model and arm, and the stages of the recipe at the 7B shape."""
+    out = {"arithmetic recipe": f"{kernel_tables.arithmetic('recipe'):.2f}"}
+    for model, d_model in MODELS.items():
+        frame = layer_tables.layer(record, d_model).set_index("arm")
+        for column in ("x", "launches", "memory"):
+            out |= {f"layer {model} {arm}, {column}": f"{x:.2f}" for arm, x in frame[column].items()}
+    ms = layer_tables.stages(record, 4096).set_index("stage, ms")[layer_tables.NAMES["recipe"]]
+    out |= {f"stage {stage}": f"{time:.2f}" for stage, time in ms.items()}
+    return out | {f"share {stage}": _percent(time / ms.sum()) for stage, time in ms.items()}
+
+
+def _backends(record: Record) -> dict[str, str]:
+    """Gaps in nats between training curves: largest between backends, root mean square between seeds."""
+    frame = layer_tables.agreement(record)
+    return {
+        "curves, backends": f"{frame['largest gap of the curves'].max():.3f}",
+        "curves, seeds": f"{record.results['seeds']:.3f}",
+        "ends, backends": f"{frame['gap of the last 100 steps'].max():.3f}",
+        "ends, closest seeds": f"{frame['of two seeds, last 100'].min():.4f}",
+        "ends, seeds": f"{record.results['final_seeds']:.3f}",
+    }

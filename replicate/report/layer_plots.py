@@ -1,23 +1,18 @@
 """Pictures of the routed FFN: blocks of rows, its products, stages and memory, and the whole layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate.figures import PALETTE
 from replicate.report import kernel_tables, layer_tables
 from replicate.report.kernel_plots import LAYER_COLOURS, STAGE_COLOURS, draw_bars, draw_rows, draw_stacks
 from replicate.study.records import Record
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_FORMATS = dict(
-    zip(kernel_tables.FORMATS.values(), (PALETTE[k] for k in ("venom", "recipe", "2:4 weights")), strict=True)
-)
+_FORMATS = {"4 of 16": PALETTE["venom"], "4 of 32": PALETTE["recipe"], "4 of 64": PALETTE["2:4 weights"]}
 GATHER = {  # column of `kernel_tables.venom_formats` -> colour: product 2 in two forms
     "gather, V = 64": PALETTE["control"],
     "gather, V = 128": PALETTE["2:4 weights"],
@@ -39,8 +34,6 @@ def blocks(tokens: int, clusters: int, k: int) -> Figure:
 
     Raises ValueError if there are fewer than k clusters.
     """
-    import matplotlib.pyplot as plt
-
     if k > clusters:
         raise ValueError(f"only {clusters} clusters for k = {k}")
     scores = np.random.default_rng(0).standard_normal((tokens, clusters))
@@ -65,41 +58,29 @@ def blocks(tokens: int, clusters: int, k: int) -> Figure:
 
 
 def try_blocks(tokens: int, clusters: int, k: int) -> None:
-    """Show `blocks`, or why not; for sliders."""
-    import matplotlib.pyplot as plt
-
+    """`blocks`, or why not; for sliders."""
     try:
         blocks(tokens, clusters, k)
     except ValueError as error:
         print(error)
-    else:
-        plt.show()
 
 
 def figure7(record: Record) -> Figure:
     """Speed-up of each of the six products over cuBLAS, for both FFN shapes, with the paper's 6 to 8."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(2, 1, figsize=(10.5, 6.4), sharey=True)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         table = kernel_tables.venom_products(record, d_model).set_index("product").drop(columns="dense ms")
         table.index = [name.replace(" ", "\n", 1).replace("^T", "$^T$") for name in table.index]
         ax.axhspan(6, 8, color=PALETTE["paper"], alpha=0.25, lw=0, label="the paper: 6 to 8")
         draw_bars(ax, table.T.to_dict(), _FORMATS)
-        ax.set(
-            title=f"{name}: six products in the chosen blocks",
-            ylabel="times as fast as cuBLAS",
-            ylim=(0, 15.5),
-            yticks=range(0, 16, 4),
-        )
+        ax.set(ylabel="times as fast as cuBLAS", ylim=(0, 15.5), yticks=range(0, 16, 4))
+        ax.set_title(f"{name}: six products in the chosen blocks")
     axes[0].legend(loc="upper left", ncols=4, fontsize=9, **OPAQUE)
     return fig
 
 
 def compared(record: Record, colours: Mapping[str, str], title: str, over: str = "cuBLAS") -> Figure:
     """Speed-ups by format, side by side for both shapes, and `over` what; colours: `GATHER` or `PEERS`."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), sharey=True)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         table = kernel_tables.venom_formats(record, d_model).set_index("format")[list(colours)]
@@ -114,8 +95,6 @@ def compared(record: Record, colours: Mapping[str, str], title: str, over: str =
 
 def breakdown(record: Record) -> Figure:
     """Milliseconds of each stage of the routed FFN, forward and backward, by format, for both shapes."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.7), sharey=True)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):
         stages = kernel_tables.stages(record, d_model)
@@ -128,17 +107,13 @@ def breakdown(record: Record) -> Figure:
 
 def memory(record: Record) -> Figure:
     """Peak memory of a forward and backward pass of the routed FFN, beyond weights and input."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(8, 2.9))
     peaks = {
-        name[:2]: {
-            label: kernel_tables.shape_of(record, d_model)["peak_bytes"][key] / 2**30
-            for key, label in {"dense": "dense", **kernel_tables.FORMATS}.items()
-        }
+        name[:2]: kernel_tables.shape_of(record, d_model)["peak_bytes"]
         for d_model, name in kernel_tables.MODELS.items()
     }
-    draw_bars(ax, peaks, {"dense": PALETTE["dense"], **_FORMATS})
+    table = pd.DataFrame(peaks).rename(index=kernel_tables.FORMATS) / 2**30
+    draw_bars(ax, table.to_dict(), {"dense": PALETTE["dense"], **_FORMATS})
     ax.set(title="Peak memory of one FFN, beyond weights and input", ylabel="GiB", xlabel="FFN shape")
     ax.margins(y=0.1)
     ax.legend(loc="upper right", fontsize=9, **OPAQUE)
@@ -147,19 +122,14 @@ def memory(record: Record) -> Figure:
 
 def layer(record: Record) -> Figure:
     """Speed and peak memory of `SparseFFN` over the dense layer, and the paper's arithmetic."""
-    import matplotlib.pyplot as plt
-
-    by_shape = {
-        name: layer_tables.layer(record, d).set_index("arm") for d, name in kernel_tables.MODELS.items()
-    }
+    tables = {name: layer_tables.layer(record, d_model) for d_model, name in kernel_tables.MODELS.items()}
+    by_shape = {name: table.set_index("arm") for name, table in tables.items()}
     arms = [arm for arm in next(iter(by_shape.values())).index if not arm.startswith("dense")]
     shades = dict(zip(by_shape, (PALETTE["2:4 weights"], PALETTE["venom"]), strict=True))
     fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, width_ratios=[1.6, 1])
     for ax, column in zip(axes, ("x", "memory"), strict=True):
-        rows = {
-            layer_tables.NAMES[arm]: {name: frame.loc[arm, column] for name, frame in by_shape.items()}
-            for arm in arms
-        }
+        by_arm = pd.DataFrame({name: frame.loc[arms, column] for name, frame in by_shape.items()})
+        rows = by_arm.rename(index=layer_tables.NAMES).T.to_dict()
         theirs = {layer_tables.NAMES[arm]: kernel_tables.arithmetic(arm) for arm in arms}
         draw_rows(ax, rows, shades, marks=theirs if column == "x" else {}, mark="the paper's arithmetic")
         ax.axvline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense")
@@ -171,8 +141,6 @@ def layer(record: Record) -> Figure:
 
 def layer_stages(record: Record) -> Figure:
     """Milliseconds of the kernels of one layer, by kind, for dense and sparse layers and both shapes."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
     fig.suptitle("Kernels in a profile of separate calls: they add up to less than the step", fontsize=11)
     for ax, (d_model, name) in zip(axes, kernel_tables.MODELS.items(), strict=True):

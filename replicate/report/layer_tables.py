@@ -1,7 +1,5 @@
 """Tables of the whole sparse layer from the records `bench-ffn` and `bench-backends`."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from replicate.bench import ffn as ffn_bench

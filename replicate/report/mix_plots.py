@@ -1,13 +1,12 @@
 """Pictures of runs that mix sparse and dense steps: phases, switches, recovery, endings, figure 5."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from replicate import figures, paper, schedule
 from replicate.report import mix_tables
@@ -15,10 +14,6 @@ from replicate.report.layer_plots import OPAQUE
 from replicate.report.mix_tables import FIRST, MIXES, READINGS
 from replicate.study import plans, results
 from replicate.training.flops import param_count
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _COLOURS = {  # of a mix
     "50 %": figures.PALETTE["2:4 weights"],
@@ -46,12 +41,10 @@ _WAYS = {
 }
 
 
-def phases(scale: str = "gpu") -> Figure:
+def phases() -> Figure:
     """The dense and the sparse steps of every mix, and the learning rate above them."""
-    import matplotlib.pyplot as plt
-
     fig, (top, ax) = plt.subplots(2, 1, figsize=(9, 4.2), sharex=True, height_ratios=(1, 3.2))
-    plan = plans.everything(scale, (1,))
+    plan = plans.everything("gpu", (1,))
     dense = plan["dense"][0]
     rates = [schedule.learning_rate(step, dense) for step in range(dense.steps)]
     top.plot(np.array(rates) / dense.lr, color="0.25")
@@ -68,14 +61,12 @@ def phases(scale: str = "gpu") -> Figure:
     ax.set(yticks=range(len(MIXES)), yticklabels=list(MIXES), xlabel="step", xlim=(0, dense.steps))
     ax.set(ylabel="sparse steps", ylim=(len(MIXES) - 0.5, -0.5))
     ax.grid(False)
-    top.set_title(f"Learning rate, and the mixes at scale {scale}: a dense warm-up first, always")
+    top.set_title("Learning rate, and the mixes at scale gpu: a dense warm-up first, always")
     return fig
 
 
 def switches(scale: str, runs: pd.DataFrame) -> Figure:
     """Both switches, step by step: training loss where the recipe begins, and above dense where it ends."""
-    import matplotlib.pyplot as plt
-
     fig, (on, off) = plt.subplots(1, 2, figsize=(12, 4.4))
     for arm, (label, colour, line) in _ON.items():
         steps, losses = mix_tables.switch_on(scale, arm)
@@ -87,23 +78,20 @@ def switches(scale: str, runs: pd.DataFrame) -> Figure:
         start, gap = mix_tables.switch_off(scale, runs, "recipe" + MIXES[name])
         stop = min(len(gap), start + 350)
         label = f"{name} sparse: {len(gap) - start:,} dense steps to the end"
-        off.plot(
-            np.arange(start - 50, stop) - start, gap[start - 50 : stop], color=_COLOURS[name], label=label
-        )
+        off.plot(range(-50, stop - start), gap[start - 50 : stop], color=_COLOURS[name], label=label)
     off.axhline(0, color="0.5", lw=0.8)
     off.set(xlabel="steps after the switch", ylabel="training loss above dense (nats)")
     off.set_title("Sparsity is switched off: the loss jumps again")
     off.legend(fontsize=9, loc="upper right", **OPAQUE)
     for ax in (on, off):
         ax.axvline(0, color="0.4", lw=1, ls="--")
-    fig.suptitle(f"{_size(scale)}, means over the seeds", fontsize=10)
+    size = param_count(plans.everything(scale, (1,))["dense"][0].model)["non_embedding"] / 1e6
+    fig.suptitle(f"Scale {scale}, {size:.1f}M parameters, means over the seeds", fontsize=10)
     return fig
 
 
 def recovery(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense over a run: a panel for each scale and each reading that has a mix."""
-    import matplotlib.pyplot as plt
-
     bases = [b for b in READINGS if any(b + MIXES["50 %"] in set(part["arm"]) for part in studies.values())]
     rows, columns = (len(bases), len(studies)) if len(studies) > 1 else (1, len(bases))
     size = (max(6.5, 4.3 * columns), 0.7 + 3.4 * rows)
@@ -130,8 +118,7 @@ def _draw_recovery(ax: Axes, scale: str, runs: pd.DataFrame, base: str) -> None:
         if arm not in set(runs["arm"]):
             continue
         config = plans.everything(scale, (1,))[arm][0]
-        tokens, gap = results.gap_curve(runs, arm, window=max(3, config.steps // 40))
-        steps = tokens / config.tokens_per_step
+        steps, gap = results.gap_curve(runs, arm, window=max(3, config.steps // 40))
         ax.plot(steps, gap.mean(0), ":" if "end" in name else "-", color=colour, label=name)
         ax.fill_between(steps, gap.min(0), gap.max(0), color=colour, alpha=0.15, lw=0)
         if name in FIRST:
@@ -143,8 +130,6 @@ def _draw_recovery(ax: Axes, scale: str, runs: pd.DataFrame, base: str) -> None:
 
 def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Held-out loss above dense at the end of every mix, under either reading, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     ran = {arm for part in studies.values() for arm in part["arm"]}
     rows = [name for name, end in MIXES.items() if {base + end for base in READINGS} & ran]
     size = (max(6.5, 4.2 * len(studies)), 1.2 + 0.4 * len(rows))
@@ -153,9 +138,8 @@ def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
         for base, (colour, marker, shift) in _READINGS.items():
             for y, name in enumerate(rows):
                 if found := mix_tables.above(runs, base + MIXES[name]):
-                    half = (found.high - found.low) / 2 if math.isfinite(found.high) else 0
                     look = {"fmt": marker, "color": colour, "capsize": 3, "ms": 6}
-                    ax.errorbar(found.mean, y + shift, xerr=half, **look)
+                    ax.errorbar(found.mean, y + shift, xerr=found.half, **look)
         ax.axvline(0, color="0.5", lw=0.8)
         ax.set(xlabel="held-out loss above dense (nats)", title=f"{scale} scale")
         ax.locator_params(axis="x", nbins=5)
@@ -169,8 +153,6 @@ def endings(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 def figure5(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Quality over the speed-up of a run: the paper's, and ours where all of Table 4's shares ran."""
-    import matplotlib.pyplot as plt
-
     shares = mix_tables.shares()
     whole = {scale: part for scale, part in studies.items() if {*shares} <= {*part["arm"]}}
     fig, (first, *others) = plt.subplots(1, 1 + len(whole), figsize=(4.3 * (1 + len(whole)), 4.2))
@@ -200,8 +182,3 @@ def _draw_quality(ax: Axes, values: Mapping[str, float]) -> None:
         ax.annotate(name, at, textcoords="offset points", xytext=beside, fontsize=9)
     ax.set_xlabel("a 1B run: times as fast as dense")
     ax.margins(0.2, 0.14)
-
-
-def _size(scale: str) -> str:
-    model = plans.everything(scale, (1,))["dense"][0].model
-    return f"Scale {scale}, {param_count(model)['non_embedding'] / 1e6:.1f}M parameters"

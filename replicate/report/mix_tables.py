@@ -1,7 +1,5 @@
 """Runs that mix sparse and dense steps, as chapter 09 compares them: which there are, and their tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -45,10 +43,8 @@ def plan(profile: str, seeds: Sequence[int]) -> dict[str, list[TrainConfig]]:
 
 def recorded() -> dict[str, pd.DataFrame]:
     """Scale -> every recorded run of `ARMS`, of those scales that have the dense model, a half and all."""
-    needed = ("dense", tables.HALF, "recipe")
-    return results.all_larger(
-        "smoke", lambda scale: plans.some(ARMS, (1, 2, 3), scale), needed=needed, min_seeds=1
-    )
+    how = {"needed": ("dense", tables.HALF, "recipe"), "min_seeds": 1}
+    return results.all_larger("smoke", lambda scale: plans.some(ARMS, (1, 2, 3), scale), **how)
 
 
 def shares() -> dict[str, float]:
@@ -93,12 +89,12 @@ def endings(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return frame[(frame[list(runs)] != "not run").any(axis=1)]
 
 
-def switch_on(scale: str, arm: str, before: int = 20, after: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def switch_on(scale: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
     """(step counted from the first sparse one [N], training loss [N], mean over the recorded seeds)."""
     start = plans.everything(scale, (1,))[arm][0].dense_warmup
     runs = tables.runs(scale).query("arm == @arm")["record"]
-    losses = np.mean([run.results["steps"]["loss"][start - before : start + after] for run in runs], axis=0)
-    return np.arange(-before, after), losses
+    losses = np.mean([run.results["steps"]["loss"][start - 20 : start + 100] for run in runs], axis=0)
+    return np.arange(-20, 100), losses
 
 
 def switch_off(scale: str, runs: pd.DataFrame, arm: str) -> tuple[int, np.ndarray]:
@@ -161,11 +157,8 @@ def accuracies(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             row = {"scale": scale, "sparse steps": f"{100 * shares()[arm]:.0f} %"}
             row["accuracy"] = about(group["accuracy"].mean())
             row["above dense"] = results.interval(gaps[arm], "") if arm in gaps else ""
-            row |= {
-                "paper: average": f"{theirs[arm]:.3f}",
-                "paper: above dense": f"{theirs[arm] - theirs['dense']:+.3f}",
-            }
-            rows.append(row)
+            row["paper: average"] = f"{theirs[arm]:.3f}"
+            rows.append(row | {"paper: above dense": f"{theirs[arm] - theirs['dense']:+.3f}"})
     return pd.DataFrame(rows)
 
 

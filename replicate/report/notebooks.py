@@ -1,7 +1,5 @@
 """The notebooks as files: finding them, their parameters, and refreshing their stored outputs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

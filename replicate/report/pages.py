@@ -3,8 +3,6 @@
 `<!-- table: NAME -->…<!-- end -->` holds a table, `<!-- value: NAME -->…<!-- end -->` a number in a sentence.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -40,19 +38,21 @@ class Page:
     value: Callable[[str], str] = lambda name: ""
 
 
+def _lookup(values: Callable[[], dict[str, str]]) -> Callable[[str], str]:
+    return lambda name: values().get(name, "")
+
+
 DOCS = paths.ROOT / "docs"
 PAGES = {
     "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.value),
     "commands": Page(DOCS / "commands.md"),
     "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
-    "artifact": Page(DOCS / "artifact.md", artifact_page.tables, artifact_page.value),
-    "questions": Page(DOCS / "questions.md", value=replication_page.value),
-    "replication": Page(DOCS / "replication.md", replication_page.tables, replication_page.value),
+    "artifact": Page(DOCS / "artifact.md", artifact_page.tables, _lookup(artifact_page.values)),
+    "questions": Page(DOCS / "questions.md", value=_lookup(replication_page.values)),
+    "replication": Page(DOCS / "replication.md", replication_page.tables, _lookup(replication_page.values)),
     "teaching": Page(DOCS / "teaching.md", value=readme_page.value),
-    **{
-        book.name: Page(book.path, value=partial(chapter_values.value, book)) for book in notebooks.discover()
-    },
 }
+PAGES |= {b.name: Page(b.path, value=partial(chapter_values.value, b)) for b in notebooks.discover()}
 
 
 def filled(page: Page) -> str:
@@ -79,11 +79,8 @@ def _filled(text: str, page: Page) -> str:
     values = {name: page.value(name) for name in re.findall(r"<!-- value: (.+?) -->", text)}
     if unknown := [name for name, value in values.items() if not value]:
         raise ValueError(f"{page.path.name} asks for {unknown[0]!r}; there is no such value")
-    if (
-        not text.count("<!-- end -->")
-        == len(BLOCK.findall(text))
-        == len(re.findall(r"<!-- (?:table|value): ", text))
-    ):
+    begun = len(re.findall(r"<!-- (?:table|value): ", text))
+    if not text.count("<!-- end -->") == len(BLOCK.findall(text)) == begun:
         raise ValueError(f"{page.path.name}: every marker needs one <!-- end -->")
 
     def block(found: re.Match[str]) -> str:

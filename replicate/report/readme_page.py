@@ -3,8 +3,6 @@
 docs/teaching.md shows its numbers too, and how long runs take.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 
@@ -15,7 +13,6 @@ from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
 from replicate.paper.verdicts import FAILS, HOLDS
 from replicate.report import layer_tables, step_table, study_coverage, study_tables, width
-from replicate.study import statistics
 
 ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run
 
@@ -37,10 +34,12 @@ def value(name: str) -> str:
 def values() -> dict[str, str]:
     """Name -> text of the numbers in the README's sentences: losses above dense at gpu scale, speeds."""
     frame, (preset, _) = study_tables.runs("gpu"), step_table.MODELS["1B"]
-    size, steps = study_coverage.setting("gpu"), step_table.speeds(preset)
-    dense = next(row for row in step_table.parts(step_table.recorded(preset)) if row["arm"] == "dense")
+    size, larger = (study_coverage.setting(scale) for scale in ("gpu", "gpu40m"))
+    steps = step_table.speeds(preset)
+    share = step_table.shares(step_table.models()).loc["1B", "time, measured"]
     layer = layer_tables.over_dense(step_table.MODELS["1B"][1], device=step_table.CARD)
-    out = {arm: f"{_cost(frame, arm).mean:+.3f}" for arm in frame["arm"].unique()}
+    above = {arm: study_tables.contrast(frame, (arm,), study_tables.TRAIN) for arm in frame["arm"].unique()}
+    out = {arm: f"{loss.mean:+.3f}" for arm, loss in above.items()}
     for arm, (one, eight) in width.times().items():
         out |= {f"time {arm}": f"{one:.2f} times", f"time 8 {arm}": f"{eight:.2f} times"}
     return out | {
@@ -49,22 +48,15 @@ def values() -> dict[str, str]:
         "paper W1": f"{audit.table3_costs()['W1']:+.3f}",
         "layer": f"{layer['recipe']:.1f} times",
         "step": f"{steps['recipe']:.1f} times",
-        "ceiling": f"{1 / (1 - dense['ffn'] / dense['step']):.1f} times",
+        "ceiling": f"{1 / (1 - share):.1f} times",
         **{f"step {arm}": f"{steps[arm]:.2f} times" for arm in ("act24", "venom16", "active16x32")},
-        "share": f"{dense['ffn'] / dense['step']:.0%}",
+        "share": f"{share:.0%}",
         "parameters": size["parameters without embedding"].replace("M", " million"),
-        "parameters gpu40m": study_coverage.setting("gpu40m")["parameters without embedding"].replace(
-            "M", " million"
-        ),
+        "parameters gpu40m": larger["parameters without embedding"].replace("M", " million"),
         "gain": f"{steps['recipe'] - 1:.2f}",
         "paper gain": f"{paper.number('step_speedup_text') - 1:.1f}",
         "tokens": size["training tokens"].replace("M", " million"),
     }
-
-
-def _cost(frame: pd.DataFrame, arm: str) -> statistics.Stats:
-    """Training loss of an arm above dense."""
-    return study_tables.contrast(frame, (arm,), study_tables.TRAIN)
 
 
 def _verdicts(claims: pd.DataFrame) -> str:

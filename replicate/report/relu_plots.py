@@ -1,13 +1,12 @@
 """Pictures of squared ReLU: its shape, the zeros it makes, what it and the dense warm-up do to the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from replicate import figures
@@ -16,9 +15,6 @@ from replicate.settings.text import from_dict
 from replicate.study import results
 from replicate.training.flops import param_count
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _GREEN, _BLUE, _RED = (figures.PALETTE[name] for name in ("2:4 activations", "2:4 weights", "recipe"))
 _ACTIVATIONS = {"GELU": ("GELU", "dense"), "SwiGLU": ("SwiGLU", "dense")}  # name -> (arm, above this one)
 WARMUPS = {"the recipe": ("recipe, no warm-up", "recipe"), "2:4 activations": ("act24, no warm-up", "act24")}
@@ -26,8 +22,6 @@ WARMUPS = {"the recipe": ("recipe, no warm-up", "recipe"), "2:4 activations": ("
 
 def activations(functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Figure:
     """Three activation functions by name, and their derivatives."""
-    import matplotlib.pyplot as plt
-
     grid = torch.linspace(-3, 2, 501, dtype=torch.float64, requires_grad=True)
     fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.2))
     for (name, function), colour, line in zip(functions.items(), (_GREEN, _BLUE, _RED), ("-", "--", ":")):
@@ -66,16 +60,13 @@ def _gaps(
     marks_warmup: bool,
 ) -> Figure:
     """A panel for each scale that has all arms, a line for each pair: mean over seeds, their range shaded."""
-    import matplotlib.pyplot as plt
-
     wanted = {arm for pair in pairs.values() for arm in pair}
     there = {scale: runs for scale, runs in studies.items() if wanted <= set(runs["arm"])}
     fig, axes = plt.subplots(1, len(there), figsize=(10.5 if len(there) > 1 else 7.5, 3.5), squeeze=False)
     for ax, (scale, runs) in zip(axes[0], there.items(), strict=True):
         config = from_dict(runs["record"].iloc[0].config)
         for (name, pair), colour, line in zip(pairs.items(), colours, ("-", "--"), strict=True):
-            tokens, curves = results.gap_curve(runs, *pair, window=config.steps // 25)
-            steps = tokens / config.tokens_per_step
+            steps, curves = results.gap_curve(runs, *pair, window=config.steps // 25)
             ax.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.2, lw=0)
             ax.plot(steps, curves.mean(0), line, color=colour, label=name)
         ax.axhline(0, color="0.4", lw=1)
@@ -96,8 +87,6 @@ def zeros(runs: pd.DataFrame) -> tuple[list[int], np.ndarray]:
 
 def natural_sparsity(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Share of zeros in y2 of each layer over dense training, mean over seeds; studies: scale -> runs."""
-    import matplotlib.pyplot as plt
-
     width = 11 if len(studies) > 1 else 7.5
     fig, axes = plt.subplots(1, len(studies), figsize=(width, 3.6), sharey=True, squeeze=False)
     for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
@@ -121,8 +110,6 @@ def natural_sparsity(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 def preactivations(before: Sequence[Tensor], after: Sequence[Tensor], title: str) -> Figure:
     """How y1 is distributed in each layer ([tokens, F] each), before and after training."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(after), figsize=(10.5, 3), sharey=True)
     looks = (("before training", before, _BLUE, "--"), ("after", after, figures.PALETTE["dense"], "-"))
     for layer, ax in enumerate(axes):
@@ -140,8 +127,6 @@ def preactivations(before: Sequence[Tensor], after: Sequence[Tensor], title: str
 
 def same_zeros(y2: Tensor, dy1: Tensor) -> Figure:
     """y2 and dy1 [tokens, neurons] side by side, their zeros white."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(10.5, 3))
     for ax, matrix, title in zip(axes, (y2, dy1), ("y2, forward", "dy1, backward: the same zeros")):
         shade = matrix.abs()
@@ -157,8 +142,6 @@ def energy_kept(energy: pd.DataFrame, expected: float, waits: int, title: str) -
     Args:
         energy: steps x three formats. expected: of 2 of 4, for random y1. waits: steps of the warm-up.
     """
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(9.5, 3.6))
     looks = (("D-", _GREEN), ("s-", figures.PALETTE["venom"]), ("o--", figures.PALETTE["control"]))
     for name, (line, colour) in zip(energy, looks, strict=True):

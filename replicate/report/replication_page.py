@@ -4,8 +4,6 @@ Losses come from data/recorded/, the paper's numbers from data/paper.json, verdi
 figures/, where the claim table and notebook 08 keep them.
 """
 
-from __future__ import annotations
-
 from functools import cache, partial
 
 import pandas as pd
@@ -14,7 +12,14 @@ from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
-from replicate.report import costs, kernel_tables, layer_tables, step_table, study_coverage, width
+from replicate.report import (
+    choice_plots,
+    kernel_tables,
+    layer_tables,
+    step_table,
+    study_coverage,
+    width,
+)
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
 from replicate.study import noise, plans
@@ -22,9 +27,8 @@ from replicate.study.records import RecordStore
 from replicate.system import paths
 from replicate.training import flops
 
-TABLE3 = tuple(
-    name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same") if name in plans.TABLE3 + plans.SAME
-)
+PAIRS = [name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same")]
+TABLE3 = tuple(name for name in PAIRS if name in plans.TABLE3 + plans.SAME)
 
 
 def tables() -> dict[str, str]:
@@ -64,23 +68,15 @@ def tables() -> dict[str, str]:
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     out |= {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
-    return out | costs.tables()
-
-
-def value(name: str) -> str:
-    """The text of one of `values`, "" for an unknown name."""
-    return values().get(name, "")
+    return out | study_coverage.tables()
 
 
 @cache
 def values() -> dict[str, str]:
     """Name -> text of every single number that the page's sentences may use."""
     table = shipped_table()
-    out = (
-        {"counts": verdict_counts(table), "spared": str(len(spared(table)))}
-        | _paper_values()
-        | costs.values()
-    )
+    out = {"counts": verdict_counts(table), "spared": str(len(spared(table)))}
+    out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
@@ -124,8 +120,8 @@ def _study_values(scale: str) -> dict[str, str]:
 
 def _paper_values() -> dict[str, str]:
     out = {name: f"{cost:+.3f} nats" for name, cost in audit.table3_costs().items()}
-    by_row = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    out["transpose"] = f"{by_row['w1+w1t'] - by_row['w1']:+.3f} nats"
+    costs = study.paper_costs()
+    out["transpose"] = f"{costs['w1+w1t'] - costs['w1']:+.3f} nats"
     out["headline"] = "{} to {}x".format(*paper.number("headline"))
     out["step"] = f"{paper.number('step_speedup_text')}x"
     out["layer"] = f"{flops.ffn_speedup(paper.number('venom_speedup_table2')):.2f}x"
@@ -143,8 +139,7 @@ def _speed_values(model: str) -> dict[str, str]:
     for row in step_table.runs(record):
         for mix in step_table.mixes():
             out[f"run {row['arm']}, {row['way']}, {mix}"] = f"{row[mix]:.2f}x"
-    dense = next(row for row in step_table.parts(record) if row["arm"] == "dense")
-    share = dense["ffn"] / dense["step"]
+    share = step_table.shares({model: record}).loc[model, "time, measured"]
     return out | {"share": f"{share:.0%}", "ceiling": f"{1 / (1 - share):.2f}x"}
 
 
@@ -200,12 +195,8 @@ def _ways() -> pd.DataFrame:
 
 def _active() -> pd.DataFrame:
     """Formats whose clusters are chosen by activations: layer, step and memory over dense."""
-    at = {model: d_model for model, (_, d_model) in step_table.MODELS.items()}
-    of = partial(layer_tables.over_dense, device=step_table.CARD)
-    columns = {f"layer, {model}": of(d) for model, d in at.items()}
-    columns["step, 1B"] = step_table.speeds("llama1b")
-    columns |= {f"memory, {model}": of(d, "memory") for model, d in at.items()}
-    return layer_tables.by_name(pd.DataFrame(columns).filter(regex="^active", axis=0), "format")
+    found = choice_plots.speeds().drop(columns="by the formula")
+    return found[found["format"].str.startswith("by activations")]
 
 
 def _audit() -> pd.DataFrame:

@@ -1,21 +1,17 @@
 """Pictures of the router: figure 4, what a choice of clusters costs, how evenly tokens spread."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from replicate import figures
 from replicate.report import study_plots
 from replicate.router import TokenLists
 from replicate.study import results, statistics
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _LOOKS = {  # of a choice in `untrained`: line, palette entry
     "fixed": ("o--", "control"),
@@ -41,8 +37,6 @@ def figure4(y: Tensor, own: Tensor, choice: Tensor, lists: TokenLists, n: int) -
         y: [T, F] activations, neurons by cluster. own: the same with only the chosen cluster's.
         choice: [T] each token's cluster. lists: tokens by cluster. n: number of clusters.
     """
-    import matplotlib.pyplot as plt
-
     width, order = y.shape[1] // n, lists.tokens
     panels = {
         "4a. every token, every neuron": (y, choice),
@@ -62,8 +56,6 @@ def figure4(y: Tensor, own: Tensor, choice: Tensor, lists: TokenLists, n: int) -
 
 def untrained(cost: pd.DataFrame, n: int, title: str) -> Figure:
     """Held-out loss above dense over the share of neurons kept; cost: choice x clusters kept of n."""
-    import matplotlib.pyplot as plt
-
     shares = [100 * k / n for k in cost.columns]
     fig, ax = plt.subplots(figsize=(7.5, 4))
     for name, row in cost.iterrows():
@@ -84,17 +76,10 @@ def gaps(runs: pd.DataFrame) -> dict[str, statistics.Stats]:
 
 def above_router(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """`gaps` with their intervals, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(studies), figsize=(max(6.5, 4.3 * len(studies)), 2.6), squeeze=False)
     for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
         found = gaps(runs)
-        rows = {
-            label: (found[arm].mean, (found[arm].high - found[arm].low) / 2)
-            if arm in found
-            else (math.nan, math.nan)
-            for arm, label in _ARMS.items()
-        }
+        rows = {label: found.get(arm) for arm, label in _ARMS.items()}
         study_plots.draw_intervals(ax, rows, colour=figures.PALETTE["venom"], xlabel="held-out loss (nats)")
         ax.locator_params(axis="x", nbins=4)
         ax.set_title(f"{scale} scale: above the router's")
@@ -105,8 +90,6 @@ def above_router(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 def loads(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """The share of the choices each cluster gets, busiest first; one `router.load_stats` a layer."""
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7.5, 3))
     for index, (load, look) in enumerate(zip(layers, figures.LINES * len(layers), strict=False)):
         share = sorted((100 * value for value in load["load"]), reverse=True)

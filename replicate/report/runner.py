@@ -4,8 +4,6 @@ An executed copy and a state file go to runs/notebooks/<profile>/. A notebook co
 cells, the package, the data and the parameters are those it ran with, and its figures are still there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,13 +1,12 @@
 """Pictures of the measured training step: depths, parts, Amdahl's law, accounts of a run, loss and speed."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from replicate import paper
 from replicate.bench import step
@@ -26,9 +25,6 @@ PART_COLOURS = {
     "optimiser": "#7a5195",
     "rest": "0.45",
 }
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 STEP_AXIS = "a step: times as fast as dense"
 
 
@@ -65,21 +61,6 @@ def draw_speeds(ax: Axes, speeds: Mapping[str, Mapping[str, float]], colours: Ma
     ax.set_yticks(range(len(names)), [NAMES[name] for name in names])
     ax.set(ylim=(len(names) - 0.5, -0.5), xlabel=STEP_AXIS)
     ax.grid(False, axis="y")
-
-
-def draw_widths(ax: Axes, found: pd.DataFrame, arms: Sequence[str]) -> None:
-    """`step_table.widths`: times as fast as dense by d_model, as one CUDA graph and, faint, as launched."""
-    for arm in arms:
-        part, look = found[found["arm"] == arm], style(arm)
-        ax.plot(part["d_model"], part["x"], **look, ms=7, lw=1.6, label=NAMES[arm])
-        ax.plot(part["d_model"], part["x launched"], look["marker"], ls=":", color=look["color"], alpha=0.45)
-    ax.axhline(1, color=PALETTE["dense"], lw=1.2)
-    ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
-    sizes = found.drop_duplicates("d_model")
-    labels = [f"{row.d_model}\n{step_table.size(row.parameters)}" for row in sizes.itertuples()]
-    ax.set(xscale="log", xlabel="d_model, and parameters of the model", ylabel=STEP_AXIS)
-    ax.set_xticks(sizes["d_model"], labels, minor=False)
-    ax.set_xticks([], minor=True)
 
 
 def draw_parts(ax: Axes, record: Record, arms: Sequence[str]) -> None:
@@ -149,9 +130,9 @@ def draw_frontier(
     """
     ax.plot(*early, "-", color=PALETTE["dense"], lw=1.6, label="dense, stopped early")
     for label, (speed, gap, preset) in points.items():
-        look, half = style(preset), (gap.high - gap.low) / 2
+        look = style(preset)
         low, high = (ranges or {}).get(label, (speed, speed))
-        bars = {"yerr": half, "xerr": [[speed - low], [high - speed]] if ranges else None}
+        bars = {"yerr": gap.half, "xerr": [[speed - low], [high - speed]] if ranges else None}
         ax.errorbar(speed, gap.mean, **bars, fmt=look["marker"], color=look["color"], ms=7, capsize=3)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         at = {"xytext": (-8, -3), "ha": "right"} if label in left else {"xytext": (8, -3)}
@@ -166,8 +147,6 @@ def draw_frontier(
 
 def steps(records: Mapping[str, Record]) -> Figure:
     """The 7B model's step by depth, and the speed of every sparse step; records: "1B" and "7B" -> step."""
-    import matplotlib.pyplot as plt
-
     fig, (depths, speeds) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(1, 1.3))
     draw_depths(depths, records["7B"], ("dense", "recipe", "venom16", "venom64"))
     depths.set_title("7B: a straight line in the depth")
@@ -187,8 +166,6 @@ def steps(records: Mapping[str, Record]) -> Figure:
 
 def parts(records: Mapping[str, Record]) -> Figure:
     """The parts of a dense step and of three sparse ones, model by model."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(len(records), 1, figsize=(11, 5.8))
     for ax, (label, record) in zip(axes, records.items(), strict=True):
         draw_parts(ax, record, ("recipe", "venom16", "venom64"))
@@ -200,13 +177,11 @@ def parts(records: Mapping[str, Record]) -> Figure:
 
 def amdahl(records: Mapping[str, Record]) -> Figure:
     """Amdahl's law by the paper's share and the measured ones, and every format's layer and step on it."""
-    import matplotlib.pyplot as plt
-
     shares = {label: row["time, measured"] for label, row in step_table.shares(records).iterrows()}
     shares = {"the paper": step_table.shares(records).iloc[0, 0]} | shares
     speeds, layers = step_table.sparse_speeds(records), step_table.layer_speeds(records)
     points = {
-        label: {arm: (layers[label][arm], x) for arm, x in found.items()} for label, found in speeds.items()
+        model: {arm: (layers[model][arm], x) for arm, x in found.items()} for model, found in speeds.items()
     }
     markers = dict(zip(records, "os", strict=True))
     fig, ax = plt.subplots(figsize=(9.5, 5))
@@ -225,8 +200,6 @@ def amdahl(records: Mapping[str, Record]) -> Figure:
 
 def three_ways(records: Mapping[str, Record]) -> Figure:
     """A run's speed-up over its share of sparse steps, by the paper, corrected and measured."""
-    import matplotlib.pyplot as plt
-
     looks = {  # format, way -> colour, marker and line
         ("recipe", "paper"): (PALETTE["paper"], "o--"),
         ("recipe", "corrected"): (PALETTE["control"], "s-."),
@@ -246,9 +219,8 @@ def three_ways(records: Mapping[str, Record]) -> Figure:
         ax.set_xticks([0, *(round(100 * mixes[mix]) for mix in table4)])
     axes[0].set_ylabel("a run: times as fast as dense")
     axes[-1].text(2, 1.66, "the abstract: {} to {}".format(*paper.number("headline")), fontsize=9, va="top")
-    axes[0].legend(
-        fontsize=9, loc="upper left", title="algorithms 1, 2, 4 of 16, by", title_fontsize=9, **OPAQUE
-    )
+    title = "algorithms 1, 2, 4 of 16, by"
+    axes[0].legend(fontsize=9, loc="upper left", title=title, title_fontsize=9, **OPAQUE)
     return fig
 
 
@@ -262,8 +234,6 @@ def loss_and_time(
 
     ranges: by model, see `time_to_loss.ranges`.
     """
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, len(panels), figsize=(13, 4.8), sharey=True)
     for ax, (label, points) in zip(axes, panels.items(), strict=True):
         above = [name for name, (x, gap, _) in points.items() if gap.mean > np.interp(x, *early)]
@@ -276,17 +246,22 @@ def loss_and_time(
 
 
 def widths(found: pd.DataFrame) -> Figure:
-    """`draw_widths` of every format that was timed at each width."""
-    import matplotlib.pyplot as plt
-
+    """`step_table.widths`: times as fast as dense by d_model, as one CUDA graph and, faint, as launched."""
     fig, ax = plt.subplots(figsize=(9.5, 4.8))
-    draw_widths(ax, found, step_table.AT_WIDTHS)
-    graph, launched = (
-        [step_table.pays_from(found, arm, column) for arm in step_table.AT_WIDTHS]
-        for column in ("x", "x launched")
-    )
-    ax.set_title(
-        f"A sparse step pays from d_model {max(graph)} on; launched, from {min(launched)} or {max(launched)}"
-    )
+    for arm in step_table.AT_WIDTHS:
+        part, look = found[found["arm"] == arm], style(arm)
+        ax.plot(part["d_model"], part["x"], **look, ms=7, lw=1.6, label=NAMES[arm])
+        ax.plot(part["d_model"], part["x launched"], look["marker"], ls=":", color=look["color"], alpha=0.45)
+    ax.axhline(1, color=PALETTE["dense"], lw=1.2)
+    ax.plot([], [], ":", color="0.5", label="launched kernel by kernel")
+    sizes = found.drop_duplicates("d_model")
+    labels = [f"{row.d_model}\n{step_table.size(row.parameters)}" for row in sizes.itertuples()]
+    ax.set(xscale="log", xlabel="d_model, and parameters of the model", ylabel=STEP_AXIS)
+    ax.set_xticks(sizes["d_model"], labels, minor=False)
+    ax.set_xticks([], minor=True)
+    graph = max(step_table.pays_from(found, arm) for arm in step_table.AT_WIDTHS)
+    launched = [step_table.pays_from(found, arm, "x launched") for arm in step_table.AT_WIDTHS]
+    low, high = min(launched), max(launched)
+    ax.set_title(f"A sparse step pays from d_model {graph} on; launched, from {low} or {high}")
     ax.legend(fontsize=9, loc="upper left", **OPAQUE)
     return fig

@@ -4,8 +4,6 @@ A run's speed-up is given three ways: by the paper's arithmetic, by the same ari
 causal attention and the vocabulary head counted, and from the measured step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

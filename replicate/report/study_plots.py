@@ -1,22 +1,21 @@
 """Pictures that several notebooks share: sparse matrices, groups along a line, arms with their spread."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from matplotlib import colors
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from replicate import figures
+from replicate import figures, study
 from replicate.study import statistics
 
-OVERLAP = {"both": "#9a9a9a", "first": "#0072B2", "second": "#D55E00"}
+FONT = 9  # size of labels
 
 
 def draw_matrix(
@@ -65,52 +64,28 @@ def cluster_colour(cluster: int) -> str:
 
 def draw_intervals(
     ax: Axes,
-    rows: Mapping[str, tuple[float, float]],
+    rows: Mapping[str, statistics.Stats | None],
     *,
-    points: Mapping[str, Sequence[float]] | None = None,
     colour: str | Mapping[str, str] = "C0",
     xlabel: str = "",
     shift: float = 0.0,
     label: str = "ours",
 ) -> None:
-    """One horizontal line a row, first row on top: a dot at the mean, a bar of the half-width.
+    """One horizontal line a row, first row on top: a dot at the mean, a bar of the interval, empty for None.
 
     Args:
-        rows: name -> (mean, half-width of the interval, not finite for one seed), (nan, nan) for none.
-        points: name -> single values, such as one a seed, drawn as small ticks.
         colour: of the dots, one for all or one a row. label: of the dots in a legend.
         shift: down, in rows, to draw a second set of numbers for the same rows.
     """
-    for i, (name, (mean, half)) in enumerate(rows.items()):
-        y, half = i + shift, half if math.isfinite(half) else 0
-        c = colour if isinstance(colour, str) else colour.get(name, "C0")
-        ax.errorbar(mean, y, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
-        if points and name in points:
-            ax.plot(points[name], [y] * len(points[name]), "|", color=c, ms=11, mew=1.4)
+    for i, (name, stats) in enumerate(rows.items()):
+        mean, half = (stats.mean, stats.half) if stats else (math.nan, 0)
+        c = colour if isinstance(colour, str) else colour[name]
+        ax.errorbar(mean, i + shift, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
 
 
-def steps_to_show(values: Sequence[float], window: int) -> tuple[Tensor, Tensor]:
-    """(steps, running mean over `window` steps) of a per-step series, for curves that can be read."""
-    series = torch.as_tensor(values, dtype=torch.float64)
-    window = max(1, min(window, len(series)))
-    total = torch.cat([series.new_zeros(1), series.cumsum(0)])
-    return torch.arange(window, len(series) + 1), (total[window:] - total[:-window]) / window
-
-
-def draw_overlap(ax: Axes, first: Tensor, second: Tensor, *, title: str = "") -> None:
-    """Draw where two matrices [R, C] are non-zero, coloured by `OVERLAP`; lines around groups of four."""
-    a, b = (first != 0).numpy(), (second != 0).numpy()
-    shade = colors.ListedColormap(["white", *OVERLAP.values()])
-    ax.imshow(np.select([a & b, a, b], [1, 2, 3]), cmap=shade, vmin=0, vmax=3, aspect="auto")
-    for c in range(0, a.shape[1] + 1, 4):
-        ax.axvline(c - 0.5, color="0.25", lw=0.6)
-    ax.set(xticks=[], yticks=[], title=title)
-    ax.grid(False)
-
-
-def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], fontsize: float = 9) -> None:
+def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """A line's name beside its end, name -> (x, y, colour), as high as it is, but apart from the others'.
 
     Call it when the axes' limits and scale are final.
@@ -120,7 +95,7 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], fontsize:
     turn = ax.transData + ax.transAxes.inverted()
     inside = {name: (x, min(max(y, low), high)) for name, (x, y, _) in ends.items()}
     heights = {name: float(turn.transform(point)[1]) for name, point in inside.items()}
-    apart = 1.25 * fontsize / 72 / (ax.bbox.height / ax.figure.dpi)
+    apart = 1.25 * FONT / 72 / (ax.bbox.height / ax.figure.dpi)
     order = sorted(heights, key=heights.__getitem__)
     places = [heights[name] for name in order]
     for _ in range(100):  # push neighbours apart until none overlap
@@ -129,16 +104,12 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]], fontsize:
                 places[i - 1], places[i] = places[i - 1] - short / 2, places[i] + short / 2
     at = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     for name, place in zip(order, places, strict=True):
-        look = {"va": "center", "fontsize": fontsize, "color": ends[name][2]}
+        look = {"va": "center", "fontsize": FONT, "color": ends[name][2]}
         ax.annotate(name, (1, place), (4, 0), **at, **look)
 
 
 def label_points(
-    ax: Axes,
-    points: Sequence[tuple[str, float, float]],
-    *,
-    avoid: Sequence[tuple[float, float]] = (),
-    fontsize: float = 9,
+    ax: Axes, points: Sequence[tuple[str, float, float]], *, avoid: Sequence[tuple[float, float]] = ()
 ) -> None:
     """A name beside each point (name, x, y), where it covers no other name, no point and no line, if it can.
 
@@ -154,15 +125,15 @@ def label_points(
         for x, y in np.linspace(one, other, 60):
             taken.append((x - 1, y - 1, x + 1, y + 1))
     for (name, *point), (x, y) in zip(points, at, strict=True):
-        long, options = 0.56 * fontsize * len(name), []
+        long, options = 0.56 * FONT * len(name), []
         for dy, dx in itertools.product((3, -14, 14, -24, 25, -35), (7, -7 - long)):
-            box = (x + dx, y + dy, x + dx + long, y + dy + fontsize)
+            box = (x + dx, y + dy, x + dx + long, y + dy + FONT)
             outside = _overlap(box, box) - _overlap(box, (0, 0, *size))
             cost = 2 * abs(dy) + 5 * outside + sum(_overlap(box, other) for other in taken)
             options.append((cost, (dx, dy), box))
         _, place, box = min(options)
         taken.append(box)
-        ax.annotate(name, point, place, textcoords="offset points", va="bottom", fontsize=fontsize)
+        ax.annotate(name, point, place, textcoords="offset points", va="bottom", fontsize=FONT)
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
@@ -201,8 +172,7 @@ def draw_readings(
         for reading, arm in arms.items():
             if arm in costs:
                 s, (colour, marker, shift, _) = costs[arm], _LOOKS[reading]
-                half = (s.high - s.low) / 2 if s.n > 1 else 0
-                ax.errorbar(s.mean, y + shift, xerr=half, fmt=marker, color=colour, capsize=3, ms=6)
+                ax.errorbar(s.mean, y + shift, xerr=s.half, fmt=marker, color=colour, capsize=3, ms=6)
         first = next(iter(arms.values()))
         if first in paper:
             ax.plot([paper[first]] * 2, [y - 0.38, y + 0.38], color="0.1", lw=2.5)
@@ -215,3 +185,20 @@ def draw_readings(
     ax.set_xticks(ticks, [f"{tick:g}".lstrip("0") or "0" for tick in ticks], minor=False)
     ax.set_xticks([], minor=True)
     ax.set(yticks=range(len(ROWS)), yticklabels=list(ROWS), ylim=(len(ROWS) - 0.5, -0.5), title=title)
+
+
+def first_curves(studies: Mapping[str, pd.DataFrame]) -> Figure:
+    """Training loss of every run (scale -> runs of one seed), a panel for each scale."""
+    fig, axes = plt.subplots(1, len(studies), figsize=(max(6.5, 4 * len(studies)), 3), squeeze=False)
+    for ax, (scale, runs) in zip(axes[0], studies.items(), strict=True):
+        config = study.arms(scale, ["dense"])[0]
+        for _, run in runs.iterrows():
+            losses = (
+                pd.Series(run["record"].results["steps"]["loss"]).rolling(max(5, config.steps // 30)).mean()
+            )
+            ax.plot(losses.index + 1, losses, color=figures.PALETTE[run["arm"]], label=run["arm"])
+        ax.axvline(config.dense_warmup, color="0.5", ls="--", lw=1, label="sparse steps start")
+        ax.set(xlabel="step", title=f"{scale} scale, one seed")
+    axes[0][0].set_ylabel("training loss (nats a token)")
+    axes[0][0].legend()
+    return fig

@@ -4,8 +4,6 @@ Everything is taken from data/recorded/ as it is; nothing is trained. An arm may
 with one it has no interval.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -14,7 +12,6 @@ import pandas as pd
 
 from replicate import figures, paper
 from replicate.config import TrainConfig
-from replicate.paper import audit
 from replicate.schedule import sparse_steps
 from replicate.study import plans, results, statistics
 from replicate.study.records import RecordStore
@@ -95,7 +92,7 @@ def brief(stats: statistics.Stats | None) -> str:
     """Mean, half of the 95 % interval and seeds: "0.210 ± 0.048 (3)", or ""."""
     if stats is None:
         return ""
-    half = f" ± {(stats.high - stats.low) / 2:.3f}" if stats.n > 1 else ""
+    half = f" ± {stats.half:.3f}" if stats.n > 1 else ""
     return f"{stats.mean:.3f}{half} ({stats.n})"
 
 
@@ -106,13 +103,17 @@ def read_on_cpu(frame: pd.DataFrame, arms: Iterable[str]) -> bool:
     return common <= set(plans.ON_CPU)
 
 
+def paper_costs() -> dict[str, float]:
+    """Arm -> the paper's training loss above dense, in nats; the row "W1, W2" counts for all it may mean."""
+    losses = {row["preset"]: row["loss"] for row in paper.rows(3)}
+    costs = {name: round(loss - losses["dense"], 3) for name, loss in losses.items() if name != "dense"}
+    costs |= {f"{name}, same": costs[name] for name in ("w1", "w2", "w1+w2")}
+    return costs | {"w1+w2+t": costs["w1+w2"]}
+
+
 def losses(frame: pd.DataFrame, arms: Iterable[str]) -> pd.DataFrame:
     """One row an arm that is in `runs`: the paper's cost, n, training and held-out loss above dense."""
-    costs = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    printed = {name: f"{loss - costs['dense']:+.3f}" for name, loss in costs.items() if name != "dense"}
-    printed["w1+w2+t"] = printed["w1+w2"]
-    printed |= {name: printed[name.removesuffix(", same")] for name in plans.SAME[:3]}
-    rows = []
+    printed, rows = {arm: f"{cost:+.3f}" for arm, cost in paper_costs().items()}, []
     for arm in arms:
         train, held = _above_dense(frame, arm)
         if train:
@@ -186,7 +187,7 @@ def rates() -> pd.DataFrame:
             for arm in plans.RATES:
                 pair = (f"{arm}{suffix}", base) if arm != "dense" else (base, "dense")
                 stats = contrast(runs(scale), pair, TRAIN) if pair[0] != pair[1] else None
-                half = f" ± {(stats.high - stats.low) / 2:.3f}" if stats and stats.n > 1 else ""
+                half = f" ± {stats.half:.3f}" if stats and stats.n > 1 else ""
                 row[arm] = f"{stats.mean:+.3f}{half}, n = {stats.n}" if stats else ""
             rows.append(row)
     return pd.DataFrame(rows).rename(columns={"dense": "dense, above dense x 1"})
@@ -217,9 +218,7 @@ def prize() -> str:
 
     Surely: by `statistics.holm` over all of these arms with three seeds, by the worse of the two losses.
     """
-    costs = audit.table3_costs()
-    limit = costs[next(row["sparse"] for row in paper.rows(3) if row["preset"] == "venom16")]
-    lines = []
+    limit, lines = paper_costs()["venom16"], []
     for scale in SIZES:
         table = recipe_sparse(scale)
         stats = {arm: _above_dense(every_run(scale), arm) for arm in table["arm"]}
@@ -260,9 +259,8 @@ def opened() -> pd.DataFrame:
         if table.loc[i, "n, laptop"] and read_on_cpu(every_run("laptop"), (arm, base)):
             table.loc[i, "n, laptop"] += ", CPU"
     for scale in SCALES:
-        word = results.surely(
-            {row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found}
-        )
+        there = {row: found[scale] for row, (*_, found) in enumerate(answers) if scale in found}
+        word = results.surely(there)
         table[f"surely, {scale}"] = [word.get(row, "") for row in table.index]
     return table
 

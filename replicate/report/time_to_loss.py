@@ -1,21 +1,21 @@
-"""Loss against time: Table 2's form, the time to a loss, and a dense run that is cut short."""
+"""Loss against time: Table 2's form, the time to a loss, and dense runs cut short or planned shorter."""
 
-from __future__ import annotations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate import paper
 from replicate.bench import step
 from replicate.figures import about
-from replicate.report import step_table, study_tables
+from replicate.report import step_plots, step_table, study_tables
 from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import PRESET_OF, train_preset
 from replicate.settings.text import from_dict
-from replicate.study import completion, results, statistics
+from replicate.study import plans, results, statistics
 from replicate.study.records import Record
 from replicate.training import flops
 from replicate.training.flops import param_count
@@ -31,6 +31,15 @@ MIXED = {  # arm by algorithms 1 and 2 with dense steps -> its mix in Table 4
 BROAD = "gpu"  # the largest scale at which all formats were trained
 SHORT = {arm: f"{arm[8:10]} % sparse" for arm in MIXED} | {"recipe": "algorithms 1, 2"}
 SHORT |= {"act24": NAMES["act24"]} | {f"venom{m}": NAMES[f"venom{m}"] for m in (16, 32, 64)}
+ARMS = {  # of `frontier` -> what it is called; its formats are those of the preset before the comma
+    "recipe": "algorithms 1, 2, 4 of 16",
+    "recipe, 50% sparse first": "algorithms 1, 2, 4 of 16: half",
+    "venom16": "figure 4d, 4 of 16",
+    "venom64": "figure 4d, 4 of 64",
+    "act24": "2:4 activations",
+    "active16x32": "by activations, 8 of 32",
+    "active16x32, 50% sparse first": "by activations, 8 of 32: half",
+}
 Points = dict[str, tuple[float, statistics.Stats, str]]  # label -> times as fast, loss above dense, preset
 
 
@@ -88,14 +97,15 @@ def stopped_early(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def above_stopped(runs: pd.DataFrame, arm: str, speed: float) -> statistics.Stats:
-    """Held-out loss of an arm above its own dense run, stopped to be `speed` times as fast, seed by seed.
+    """Held-out loss of an arm above its own dense run, stopped to be `speed` times as fast, seed by seed."""
+    return _above(runs, arm, lambda seed: np.interp(speed, *stopped_early(runs[runs["seed"] == seed])))
 
-    With intervals as in `results.contrast`.
-    """
+
+def _above(runs: pd.DataFrame, arm: str, line: Callable[[int], float]) -> statistics.Stats:
+    """Held-out loss of an arm above its own dense run and `line`, seed by seed, see `results.contrast`."""
     values = runs.pivot(index="seed", columns="arm", values="valid_loss")
     apart = (values[arm] - values["dense"]).dropna()
-    lines = {seed: stopped_early(runs[runs["seed"] == seed]) for seed in apart.index}
-    found = statistics.summary([gap - float(np.interp(speed, *lines[seed])) for seed, gap in apart.items()])
+    found = statistics.summary([gap - line(seed) for seed, gap in apart.items()])
     return results.with_floor(found, runs, {arm: 1, "dense": -1}, "valid_loss", apart.index)
 
 
@@ -121,29 +131,18 @@ def parameters(scale: str) -> str:
 
 def clocks() -> pd.DataFrame:
     """`table` of RACED, models and formats by name."""
-    found = [
-        table(scale, arms)[2].assign(model=parameters(scale)).replace({"arm": NAMES})
-        for scale, arms in RACED.items()
-    ]
+    found = [table(scale, arms)[2].assign(model=parameters(scale)) for scale, arms in RACED.items()]
     columns = {"arm": "format", "n": "seeds", "a step": "times as fast a step"}
-    frame = pd.concat(found).rename(columns=columns | {"to the loss": "times as fast to the loss"})
+    columns |= {"to the loss": "times as fast to the loss"}
+    frame = pd.concat(found).replace({"arm": NAMES}).rename(columns=columns)
     return frame[["model", *frame.columns.drop("model")]]
-
-
-@cache
-def answered(scale: str) -> pd.DataFrame:
-    """The recorded runs of a scale that were asked questions, with their accuracy."""
-    runs = study_tables.runs(scale)
-    some = runs[runs["arm"].isin(["dense", study_tables.HALF, "recipe"])]
-    return results.completions(some, completion.QUESTIONS[scale]).dropna(subset="accuracy")
 
 
 def half_sparse(scale: str) -> dict[str, statistics.Stats]:
     """Above dense, "loss" and, where it is known, "accuracy" of the run with half of its steps sparse."""
-    half, known = study_tables.HALF, answered(scale)
-    out = {
-        "loss": results.differences(study_tables.runs(scale), column=study_tables.TRAIN, arms=[half])[half]
-    }
+    half, runs = study_tables.HALF, study_tables.runs(scale)
+    known = study_tables.accuracies(runs)
+    out = {"loss": results.differences(runs, column=study_tables.TRAIN, arms=[half])[half]}
     if half in set(known["arm"]):
         out["accuracy"] = results.differences(known, column="accuracy", arms=[half])[half]
     return out
@@ -155,7 +154,8 @@ def table2(records: Mapping[str, Record]) -> pd.DataFrame:
     sparse, dense = paper.number("mix_1b")
     ours, rows = {"dense": 0.0, study_tables.HALF: sparse / (sparse + dense), "recipe": 1.0}, []
     for scale in study_tables.SIZES:
-        runs, known = study_tables.runs(scale), answered(scale)
+        runs = study_tables.runs(scale)
+        known = study_tables.accuracies(runs)
         for arm, share in ours.items():
             ran = " / ".join(f"{flops.run_speedup(share, x):.3f}" for x in speed.values()) if share else "1"
             gap = study_tables.contrast(runs, (arm,), study_tables.TRAIN) if share else None
@@ -217,3 +217,66 @@ def loss_and_time(panels: Mapping[str, Points], early: tuple[np.ndarray, np.ndar
             row[f"{model}: dense stopped as early"] = f"{np.interp(x, *early):.3f}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Sparse runs among dense ones, by how many times as fast as dense they are and what they lose.
+
+    early: see `stopped_early`. ranges: label -> least and greatest times as fast by the timings.
+    planned: times as fast -> loss above dense. table: a row a point. stopped, shorter: label -> loss above
+    its own dense run, stopped as early or planned as short (where one was).
+    """
+
+    points: Points
+    early: tuple[np.ndarray, np.ndarray]
+    ranges: dict[str, tuple[float, float]]
+    planned: dict[float, float]
+    table: pd.DataFrame
+    stopped: dict[str, statistics.Stats]
+    shorter: dict[str, statistics.Stats]
+
+
+def frontier(runs: pd.DataFrame) -> Frontier:
+    """The arms of ARMS that ran, at the measured speeds of the 1B model's step.
+
+    Each arm is compared seed by seed with its own dense run; the line "stopped" goes through that run's
+    evaluations, the line "planned" through the shorter dense runs.
+    """
+    there = [arm for arm in ARMS if arm in set(runs["arm"])]
+    speed, timed = step_table.speeds("llama1b"), step_table.speed_ranges("llama1b")
+    gaps, early = results.differences(runs, arms=there), stopped_early(runs)
+    configs = {arm: from_dict(part["record"].iloc[0].config) for arm, part in runs.groupby("arm")}
+    losses = runs.pivot(index="seed", columns="arm", values="valid_loss")
+    planned = [arm for arm in plans.PLANNED if arm in configs and losses[arm].count() == len(losses)]
+    dense = losses[["dense", *planned]].sub(losses["dense"], axis=0)
+    dense = dense.rename(columns=lambda arm: configs["dense"].steps / configs[arm].steps).sort_index(axis=1)
+    points, ranges, stopped, shorter, rows = {}, {}, {}, {}, []
+    for arm in there:
+        preset, config, label = arm.split(",")[0], configs[arm], ARMS[arm]
+        share = config.sparse_share * (1 - config.dense_warmup / config.steps)
+        x = flops.run_speedup(share, speed[preset])
+        ranges[label] = tuple(flops.run_speedup(share, end) for end in timed[preset])
+        over, where = side(runs, arm, x, ranges[label])
+        points[label], stopped[label] = (x, gaps[arm], preset), over
+        row = {"training": label, "times as fast": f"{x:.3f}", "above dense": results.interval(gaps[arm], "")}
+        row["dense stopped as early"] = about(float(np.interp(x, *early)), 2)
+        row["above its own dense, stopped"] = results.interval(over, "")
+        row["the line"] = where
+        row["above its own dense, planned"] = "not run"
+        if x <= dense.columns[-1]:  # nothing shorter was planned
+            fair = _above(runs, arm, lambda seed, x=x: np.interp(x, dense.columns, dense.loc[seed]))
+            shorter[label], row["above its own dense, planned"] = fair, results.interval(fair, "")
+        rows.append(row)
+    return Frontier(points, early, ranges, dense.mean().to_dict(), pd.DataFrame(rows), stopped, shorter)
+
+
+def draw(found: Frontier, ylabel: str, title: str) -> Figure:
+    """Held-out loss above dense over the speed of a run, beside dense runs stopped or planned short."""
+    fig, ax = plt.subplots(figsize=(10, 5))
+    step_plots.draw_frontier(ax, found.points, found.early, found.ranges)
+    line = list(found.planned), list(found.planned.values())
+    ax.plot(*line, "s--", color="0.3", ms=7, label="dense, planned shorter")
+    ax.set(ylabel=ylabel, title=title)
+    ax.legend(loc="upper left")
+    return fig

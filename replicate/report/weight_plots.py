@@ -1,22 +1,19 @@
 """Pictures of chapter 08: what each sparse operand costs, and what the backward pass reads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
-from replicate import figures, paper, study
+from replicate import figures, study
 from replicate.report import study_plots as plots
 from replicate.report import study_tables
 from replicate.sparsity import flip_rate, mask24, prune24, soft_threshold24
 from replicate.study import gradients, results
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WHOLE, SAME, OWN = "#D55E00", "#0072B2", "#444444"  # what backward reads, as in `study_plots.draw_readings`
 # Panel of `gaps` -> its arms
@@ -67,23 +64,13 @@ def look(arm: str) -> tuple[str, str]:
     return SAME if arm.endswith(", same") else OWN if arm.endswith("t") else WHOLE, line
 
 
-def paper_costs() -> dict[str, float]:
-    """Arm -> the paper's training loss above dense, in nats; the row "W1, W2" counts for all it may mean."""
-    losses = {row["preset"]: row["loss"] for row in paper.rows(3)}
-    costs = {name: round(loss - losses["dense"], 3) for name, loss in losses.items() if name != "dense"}
-    costs |= {f"{name}, same": costs[name] for name in ("w1", "w2", "w1+w2")}
-    return costs | {"w1+w2+t": costs["w1+w2"]}
-
-
 def table3(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Table 3 under both readings of the backward pass, a panel for each scale."""
-    import matplotlib.pyplot as plt
-
     size = (1.4 + 3.2 * max(2.7, len(studies)), 4.8)
     fig, axes = plt.subplots(1, len(studies), figsize=size, squeeze=False, sharey=True)
     for ax, (scale, part) in zip(axes[0], studies.items(), strict=True):
         stats = results.differences(part, column="final_loss")
-        plots.draw_readings(ax, stats, paper_costs(), title=f"{scale} scale")
+        plots.draw_readings(ax, stats, study_tables.paper_costs(), title=f"{scale} scale")
     marks, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(marks, labels, loc="outside lower center", ncols=2)
     axes[0][len(studies) // 2].set_xlabel("training loss above dense (nats; logarithmic from 0.02 on)")
@@ -93,7 +80,7 @@ def table3(studies: Mapping[str, pd.DataFrame]) -> Figure:
 def cost_table(studies: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
     """A row an arm that ran: the paper's training loss above dense, and ours at each scale, in nats."""
     costs = {scale: results.differences(part, column="final_loss") for scale, part in studies.items()}
-    printed, rows = paper_costs(), []
+    printed, rows = study_tables.paper_costs(), []
     for name in (name for name in names if any(name in stats for stats in costs.values())):
         row = {"arm": name, "paper": f"{printed[name]:+.3f}" if name in printed else ""}
         rows.append(row | {scale: study_tables.brief(stats.get(name)) for scale, stats in costs.items()})
@@ -102,7 +89,7 @@ def cost_table(studies: Mapping[str, pd.DataFrame], names: Sequence[str]) -> pd.
 
 def effects(scales: Sequence[str]) -> pd.DataFrame:
     """A row for each of EFFECTS: the paper's and ours at each scale, in nats of training loss."""
-    printed, rows = paper_costs(), []
+    printed, rows = study_tables.paper_costs(), []
     for label, (arm, *others) in EFFECTS.items():
         row = {"effect": label, "paper": f"{printed[arm] - sum(printed[name] for name in others):+.3f}"}
         for scale in scales:
@@ -114,8 +101,6 @@ def effects(scales: Sequence[str]) -> pd.DataFrame:
 
 def gaps(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense as runs go on, mean and range of the seeds, a row for each scale."""
-    import matplotlib.pyplot as plt
-
     size = (11, 3.7 * len(studies))
     fig, axes = plt.subplots(len(studies), len(PANELS), figsize=size, squeeze=False)
     for row, (scale, part) in zip(axes, studies.items(), strict=True):
@@ -125,10 +110,11 @@ def gaps(studies: Mapping[str, pd.DataFrame]) -> Figure:
             ends, late = {}, []
             for name in (name for name in names if name in there):
                 colour, line = look(name)
-                tokens, gap = results.gap_curve(part, name, window=window)
-                ax.plot(tokens / 1e6, gap.mean(0), line, color=colour)
-                ax.fill_between(tokens / 1e6, gap.min(0), gap.max(0), color=colour, alpha=0.15, lw=0)
-                ends[name] = tokens[-1] / 1e6, gap.mean(0)[-1], colour
+                steps, gap = results.gap_curve(part, name, window=window)
+                tokens = steps * dense.tokens_per_step / 1e6
+                ax.plot(tokens, gap.mean(0), line, color=colour)
+                ax.fill_between(tokens, gap.min(0), gap.max(0), color=colour, alpha=0.15, lw=0)
+                ends[name] = tokens[-1], gap.mean(0)[-1], colour
                 late.append(gap[:, gap.shape[1] // 3 :].max())
             ax.axhline(0, color="0.5", lw=0.8)
             ax.set_ylim(-0.08 * max(late), 1.08 * max(late))
@@ -144,14 +130,8 @@ def layers(by_layer: Mapping[str, Sequence[Mapping[str, float]]], scale: str, ru
     Args:
         by_layer: of `gradients.ends`. scale, runs: whose gradient norms are drawn.
     """
-    import matplotlib.pyplot as plt
-
-    looks = {
-        "w1": (WHOLE, "--"),
-        "w2": (figures.PALETTE["2:4 activations"], "--"),
-        "w1+w2": (WHOLE, "-"),
-        "recipe": (OWN, "-"),
-    }
+    looks = {"w1": (WHOLE, "--"), "w2": (figures.PALETTE["2:4 activations"], "--")}
+    looks |= {"w1+w2": (WHOLE, "-"), "recipe": (OWN, "-")}
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.7))
     for ax, key in zip(axes, ("length", "cosine"), strict=False):
         for name, (colour, line) in looks.items():
@@ -220,8 +200,6 @@ def moves(sizes: Sequence[float]) -> dict[str, list[float]]:
 
 def flips(scale: str, runs: pd.DataFrame, moved: Mapping[str, Sequence[float]]) -> Figure:
     """Flip rates over the steps of a scale's runs, and what flips do to S(W), see `moves`."""
-    import matplotlib.pyplot as plt
-
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
     for name, (colour, line) in _FLIPS.items():
         left.plot(*flip_curve(runs, name), line, color=colour, label=name)

@@ -1,11 +1,10 @@
 """Width instead of time: wider layers of which each token uses a share, at the FLOPs of a dense run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from replicate import figures
 from replicate.bench import wide
@@ -16,9 +15,6 @@ from replicate.settings.text import from_dict
 from replicate.study import results
 from replicate.study.records import Record, RecordStore
 from replicate.training import flops
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
 KINDS = {  # who chooses a token's neurons -> entry of the palette
@@ -140,8 +136,6 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
 
 def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
     """Held-out loss minus dense over the FLOPs of a run, beside a line of dense runs, cut short and wider."""
-    import matplotlib.pyplot as plt
-
     fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharex=True, sharey=True)
     speed, lost = time_to_loss.stopped_early(runs)
     full = found[found["kind"] == "all neurons"]
@@ -160,9 +154,8 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
         for kind in ("all neurons", *kinds):
             look = {"fmt": figures.MARKERS[KINDS[kind]], "color": figures.PALETTE[KINDS[kind]], "ms": 7}
             for i, row in enumerate(found[found["kind"] == kind].itertuples()):
-                half = (row.loss.high - row.loss.low) / 2 if row.loss.n > 1 else 0
                 label = kind if i == 0 and kind != "all neurons" else None
-                ax.errorbar(row.FLOPs, row.loss.mean, yerr=half, elinewidth=1, label=label, **look)
+                ax.errorbar(row.FLOPs, row.loss.mean, yerr=row.loss.half, elinewidth=1, label=label, **look)
                 names.append((row.label, row.FLOPs, row.loss.mean))
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_xlabel("multiplications of the run over those of the dense run")

@@ -45,6 +45,7 @@ SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "static16": SparsityConfig(activation="venom", top_k=4, routing="static"),
     "block16": SparsityConfig(activation="venom", top_k=4, routing="oracle-block"),
     "no-mask-reuse": SparsityConfig(activation="24", mask_reuse=False),
+    "tile24": SparsityConfig(activation="24", selection="tile"),
 }
 
 MODEL_PRESETS: dict[str, ModelConfig] = {

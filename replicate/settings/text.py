@@ -17,7 +17,7 @@ from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 # Settings of how a run is computed, not of what: they do not enter its hash.
 NOT_HASHED = (
     *("device", "backend", "compile", "attention", "cuda_graph", "deterministic"),
-    *("log_every", "checkpoint_every"),
+    *("log_every", "checkpoint_every", "parallel"),
 )
 # Settings younger than some records: at the value that says what was done before, they do not enter the hash.
 # `SparsityConfig.backward` is one too, see `config_hash`.

@@ -5,8 +5,6 @@ python -m replicate study run --profile gpu --minutes 9 --record
 python -m replicate study run --profile gpu --arms dense recipe --rerun 1 --record
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

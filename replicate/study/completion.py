@@ -3,8 +3,6 @@
 Of several continuations of a held-out text, which one is the real one?
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

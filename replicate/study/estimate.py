@@ -1,7 +1,5 @@
 """How long training will take here, the question before long work, and the runs that a time limit admits."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -5,8 +5,6 @@ partner read forward. A pass that reads weights whole, or in a 2:4 pattern of th
 `python -m replicate.study.gradients` compares the two in models being trained, for the records `gradients`.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A paired standard deviation of two or three seeds is often far too small. All ar
 it better (`pooled`), and so do runs that should be one and are not (`drift`).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
@@ -41,9 +39,8 @@ def scale_of(config: TrainConfig) -> str | None:
     def shape(c: TrainConfig) -> tuple[int, ...]:
         return c.model.n_layer, c.model.d_model, c.model.seq_len, c.model.vocab_size
 
-    return next(
-        (scale for scale in PRESET_OF if shape(train_preset(PRESET_OF[scale])) == shape(config)), None
-    )
+    shapes = {shape(train_preset(preset)): scale for scale, preset in PRESET_OF.items()}
+    return shapes.get(shape(config))
 
 
 @lru_cache
@@ -110,13 +107,9 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
     scale = scale_of(configs[0]) if configs else None
     if scale is None or column not in LOSSES:
         return 0.0
-    like_recipe = sum(map(_like_recipe, configs))
+    formats = [config.model.sparsity for config in configs]
+    like_recipe = sum(s.activation == "venom" and (s.w1 or s.w2_t) for s in formats)
     return max(pooled(scale, column), (like_recipe / 2) ** 0.5 * drift(scale)[0])
-
-
-def _like_recipe(config: TrainConfig) -> bool:
-    s = config.model.sparsity
-    return s.activation == "venom" and (s.w1 or s.w2_t)
 
 
 def reruns(scale: str) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """`python -m replicate overlap`: how much held-out text stands verbatim in the training text."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

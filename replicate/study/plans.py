@@ -1,7 +1,5 @@
 """The study's arms, in one table, by groups; the configurations of each at a scale; the order of the runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -163,10 +161,9 @@ def wider(dense: TrainConfig) -> Arms:
     """
 
     def of(w: float, k: int, n: int, **more: Any) -> dict[str, Any]:
-        changes = {"d_ff": round(w * dense.model.d_ff), "sparsity.n_clusters": n, "sparsity.top_k": k}
-        return {
-            f"model.{name}": value for name, value in (changes | {"sparsity.inner": False}).items()
-        } | more
+        clusters = {"n_clusters": n, "top_k": k, "inner": False}
+        formats = {f"model.sparsity.{name}": value for name, value in clusters.items()}
+        return {"model.d_ff": round(w * dense.model.d_ff)} | formats | more
 
     arms: Arms = {f"wide x{w}, {k} of {n}": ("venom16", of(w, k, n)) for w, k, n in WIDER}
     for w, k, n in WIDER_BY_ACTIVATIONS:

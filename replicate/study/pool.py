@@ -7,8 +7,6 @@ the run it was at, which continues from its last checkpoint when it is asked for
 their parent, however that ends. All workers of a computer share its cores: see `locks`.
 """
 
-from __future__ import annotations
-
 import collections
 import json
 import math

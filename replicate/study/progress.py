@@ -1,7 +1,5 @@
 """Progress of many runs side by side, with the time left as the work done so far gives it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 

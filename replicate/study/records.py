@@ -6,8 +6,6 @@ measured on a GPU; `runs/records/<kind>/<hash>.json` holds this computer's own. 
 trained once more has the same hash and another kind, "rerun-1".
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib
@@ -140,10 +138,8 @@ class RecordStore:
         found = self.widest_last(kind, device=device, **config)
         fits = [record for record in found if set(timed) <= set(record.config.get("sparsity", timed))]
         if not fits:
-            asked = config if device is None else {"device": device, **config}
-            what = ", ".join(
-                [*timed, *(f"{name} {value}" for name, value in asked.items() if value is not None)]
-            )
+            asked = {"device": device, **config}.items()
+            what = ", ".join([*timed, *(f"{name} {value}" for name, value in asked if value is not None)])
             raise ValueError(f"no record of kind {kind!r}{f' with {what}' if what else ''} is shipped")
         return max(fits, key=lambda record: record.date)
 

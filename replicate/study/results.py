@@ -1,7 +1,5 @@
 """From the records of a study to its tables: one row a run, paired differences between arms."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +21,7 @@ Plan = Callable[[str], Mapping[str, Sequence[TrainConfig]]]
 
 
 def frame(runs: Iterable[Run], arms: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row a run: arm, seed, losses in nats, natural and kept sparsity of the last statistics, origin.
+    """One row a run: arm, seed, losses in nats, natural sparsity in the last statistics, origin.
 
     `arm` is the name in `arms`, by default that of `study.describe` without the seed; `record` the record.
     """
@@ -35,12 +33,9 @@ def frame(runs: Iterable[Run], arms: Sequence[str] | None = None) -> pd.DataFram
             {
                 "arm": study.describe(config).rsplit(" seed ", 1)[0],
                 "seed": config.seed,
-                "share": config.sparse_share,
-                "order": config.order,
                 "final_loss": record.results["final_loss"],
                 "valid_loss": record.results["valid_loss"],
                 "y2_sparsity": _mean(last.get("y2_sparsity")),
-                "kept_sparsity": _mean(last.get("kept_sparsity")),
                 "origin": origin,
                 "record": record,
             }
@@ -202,10 +197,8 @@ def open_questions(
     for question, base, arms in questions:
         for arm in arms:
             there = {scale: part for scale, part in studies.items() if {arm, base} <= set(part["arm"])}
-            found = {
-                scale: differences(part, base, "final_loss", [arm])[arm] for scale, part in there.items()
-            }
-            rows.append((question, arm, base, found))
+            each = {scale: differences(part, base, "final_loss", [arm]) for scale, part in there.items()}
+            rows.append((question, arm, base, {scale: found[arm] for scale, found in each.items()}))
     return rows
 
 
@@ -250,24 +243,20 @@ def series(record: Record, key: str) -> list[tuple[int, float]]:
 
 def steps_to_loss(record: Record, loss: float) -> float | None:
     """Steps until the held-out loss was down to `loss`, between evaluations by a line; None if never."""
-    before = None
-    for step, value in record.results["valid_losses"]:
-        if value <= loss:
-            if before is None:
-                return step
-            share = (before[1] - loss) / (before[1] - value)
-            return before[0] + share * (step - before[0])
-        before = step, value
-    return None
+    steps, losses = np.array(record.results["valid_losses"]).T
+    if not (there := losses <= loss).any():
+        return None
+    i = int(there.argmax())
+    return float(np.interp(-loss, -losses[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else steps[0]
 
 
 def gap_curve(
     runs: pd.DataFrame, arm: str, base: str = "dense", window: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far an arm's training loss lies above the base's: tokens [N] and gaps [seeds, N] in nats.
+    """How far an arm's training loss lies above the base's: steps [N] and gaps [seeds, N] in nats.
 
-    The tokens are those read at the end of each window of steps, the gaps means over it, one for every seed
-    that both arms have: such runs read the same batches, so that the gap is far quieter than the losses.
+    The steps are those at the end of each window, the gaps means over it, one for every seed that both arms
+    have: such runs read the same batches, so that the gap is far quieter than the losses.
     Raises ValueError if there is no such seed.
     """
     losses = {
@@ -277,9 +266,7 @@ def gap_curve(
     seeds = _common_seeds({name: losses[name] for name in (arm, base)})
     gaps = np.stack([losses[arm][seed] - losses[base][seed] for seed in seeds])
     total = np.cumsum(np.pad(gaps, ((0, 0), (1, 0))), axis=1)
-    config = from_dict(runs.loc[runs["arm"] == arm, "record"].iloc[0].config)
-    tokens = config.tokens_per_step * np.arange(window, gaps.shape[1] + 1)
-    return tokens, (total[:, window:] - total[:, :-window]) / window
+    return np.arange(window, gaps.shape[1] + 1), (total[:, window:] - total[:, :-window]) / window
 
 
 def completions(runs: pd.DataFrame, question: Mapping[str, int]) -> pd.DataFrame:

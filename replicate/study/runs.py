@@ -4,8 +4,6 @@ A run that fails costs only itself. What is finished is stored at once, so that 
 continues where it stopped.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -192,9 +190,8 @@ class Study:
         self.store.put(record, recorded=self.keep)
         if self.question:
             asked = {"train": record.config_hash, **self.question}
-            made["corpus"] = {
-                k: v for k, v in made["corpus"].items() if k != "packages"
-            }  # the run's has them
+            made["corpus"] = {**made["corpus"]}
+            made["corpus"].pop("packages", None)  # the run's has them
             self.store.put(make_record("completion", asked, answer["completion"], **made), recorded=self.keep)
         return record
 

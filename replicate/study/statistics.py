@@ -1,7 +1,5 @@
 """Means over seeds with their 95 % intervals, differences of runs that share a seed, many comparisons."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +23,14 @@ class Stats:
     n: int
 
     @property
+    def half(self) -> float:
+        """Half of the interval's width; 0 for one value, which has none."""
+        return (self.high - self.low) / 2 if self.n > 1 else 0.0
+
+    @property
     def spread(self) -> float:
         """The standard deviation of n values that would give this interval; NaN for one value."""
-        return (
-            (self.high - self.low) / 2 * math.sqrt(self.n) / t_quantile(self.n - 1)
-            if self.n > 1
-            else math.nan
-        )
+        return self.half * math.sqrt(self.n) / t_quantile(self.n - 1) if self.n > 1 else math.nan
 
 
 def summary(values: Sequence[float]) -> Stats:

@@ -1,7 +1,5 @@
 """`python -m replicate train`: one model, from a preset and changes to it, with its checkpoints."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence
@@ -9,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from replicate.config import TrainConfig
 from replicate.settings.presets import train_preset
 from replicate.study import worker
 from replicate.system import locks
-from replicate.system.console import again, changes, check_file, check_folder, say
+from replicate.system.console import again, changes, check_file, check_folder, say, speaks
 from replicate.system.files import write_atomic
 from replicate.train import NonFiniteLoss, Trainer
-from replicate.training import checkpoint
+from replicate.training import checkpoint, parallel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,22 +25,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_file("--json", args.json)
     if args.run_dir:
         check_folder("--run-dir", args.run_dir)
-    ours = args.run_dir is None  # a folder that others know as well
+    group = parallel.start(config)
+    try:
+        return _train(args, config, group)
+    finally:
+        group.end()
+
+
+def _train(args: argparse.Namespace, config: TrainConfig, group: parallel.Alone) -> int:
+    """Train, and print in the first process."""
+    ours = args.run_dir is None and group.main  # a folder that others know as well
     args.run_dir = args.run_dir or worker.run_dir(config, torch.get_num_threads())
     claim = [f"run-{args.run_dir.name}"]
     try:
         with locks.one_of(claim, lambda: ours, lambda: say(locks.WAITS)):
-            trainer = Trainer(config, run_dir=args.run_dir, resume=not args.restart)
+            group.any(False)  # the others wait until the first one has its claim
+            trainer = Trainer(config, run_dir=args.run_dir, resume=not args.restart or parallel.restarted())
             try:
                 trainer.run()
             except OSError as error:
                 error.add_note(_kept_of(args))
                 raise
     except NonFiniteLoss as error:
-        say(str(error))
+        if speaks():
+            say(str(error))
         return 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept_of(args)) from None
+    if not group.main:
+        return 1 if trainer.unsaved else 0
     result = trainer.result()
     valid = result["valid_loss"]
     text = (

@@ -1,7 +1,5 @@
 """Run a trained GPT with other FFN formats, without further training: what a format costs by itself."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

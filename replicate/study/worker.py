@@ -1,7 +1,5 @@
 """One run in a process of its own: what a worker of the pool does, and where it keeps checkpoints."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

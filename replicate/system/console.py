@@ -7,11 +7,13 @@ import errno
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from replicate.system import paths
 
+PAUSE = 2.0  # seconds
 READER_GONE = 141  # what a shell shows for a program that a closed pipe ended: 128 + SIGPIPE
 
 
@@ -26,7 +28,8 @@ def ended(command: Callable[[], int]) -> int:
         sys.stdout.flush()  # here, where a failure can still be told
         return status
     except ValueError as error:
-        say(str(error))
+        if speaks():
+            say(str(error))
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
@@ -34,10 +37,22 @@ def ended(command: Callable[[], int]) -> int:
         say(_sentence(error))
         return 1
     except KeyboardInterrupt as stop:
-        say(f"interrupted{f'; {stop}' if stop.args else ''}")
+        if speaks():
+            say(f"interrupted{f'; {stop}' if stop.args else ''}")
         return 130
     finally:
         _close()
+
+
+def speaks() -> bool:
+    """True in one of the processes that torchrun has started, for all, which end with the same words.
+
+    The others wait a moment: torchrun ends all once one has ended.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
+        return True
+    time.sleep(PAUSE)
+    return False
 
 
 def say(text: str) -> None:

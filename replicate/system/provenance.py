@@ -20,7 +20,7 @@ from replicate.system import paths
 PACKAGE = Path(__file__).resolve().parent.parent
 # Files and folders of the package that decide a result: a cached record made by other code is not reused.
 DECIDES = ("config.py", "sparsity.py", "router.py", "ffn.py", "gpt.py", "data.py", "schedule.py", "train.py")
-DECIDES += ("evaluate.py", "ablations.py", "text", "training", "kernels")
+DECIDES += ("evaluate.py", "ablations.py", "text", "training", "kernels", "diffusion")
 
 
 def provenance(device: str = "auto") -> dict[str, Any]:

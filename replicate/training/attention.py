@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from replicate.config import ModelConfig
+from replicate.config import ModelConfig, TrainConfig
 from replicate.kernels.graph_time import median_ms
 from replicate.system import paths
 from replicate.system.files import write_atomic
 from replicate.training.device import reproducible
+from replicate.training.parallel import Alone
 
 TORCH = "torch"  # leaves the choice to torch
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -70,6 +71,13 @@ def attention_by(name: str) -> AbstractContextManager:
     if name == TORCH:
         return nullcontext()
     return sdpa_kernel(ORDERS[name], set_priority=True)
+
+
+def agreed(config: TrainConfig, dtype: torch.dtype, device: torch.device, group: Alone) -> str:
+    """`pick` for a process's rows of a run, by the first process of its group."""
+    rows = config.batch_size // group.world
+    shape = Shape.of(config.model, rows, dtype, config.deterministic)
+    return group.of_first(lambda: pick(config.attention, shape, device))
 
 
 def pick(asked: str, shape: Shape, device: torch.device, timer: Timer = median_ms) -> str:

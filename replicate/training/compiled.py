@@ -8,7 +8,7 @@ logits a token are then never stored in float32. Models of equal shape share the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from replicate.gpt import GPT, Block
 from replicate.training.device import autocast_on
+from replicate.training.sharded import is_sharded
 
 BACKEND = "inductor"
 RECOMPILE_LIMIT = 256  # one piece serves shapes, formats, phases, and steps with and without gradients
@@ -24,9 +25,13 @@ RECOMPILE_LIMIT = 256  # one piece serves shapes, formats, phases, and steps wit
 def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]:
     """`model`'s forward pass, compiled: (idx, targets [B, S]) to (None, mean cross-entropy in nats).
 
-    The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called.
+    The logits are not given out, so that they need not be kept. Hooks on the model's parts are not called,
+    but for those by which a sharded model, see `parallel`, gathers each layer's weights around its piece.
     """
-    layer, loss = (_compiled(piece, BACKEND) for piece in (_layer, head_loss))
+    layer, loss = (compiled_piece(piece, BACKEND) for piece in (_layer, head_loss))
+    sharded = is_sharded(model.embed.weight)
+    if sharded:
+        layer = _gathered(model.blocks, layer)
 
     def forward(idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
         for ffn in model.ffns():
@@ -39,7 +44,17 @@ def compiled_loss(model: GPT) -> Callable[[Tensor, Tensor], tuple[None, Tensor]]
         weight = model.embed.weight if model.head is None else model.head.weight
         return None, loss(model.norm, weight, x, y, targets)
 
-    return forward
+    return _gathered([model], lambda _, *batch: forward(*batch), model) if sharded else forward
+
+
+def _gathered(modules: Iterable[nn.Module], piece: Callable, *first: nn.Module) -> Callable:
+    """`piece`(module, ...) as a forward method of sharded modules; the `first` argument may be settled."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    for module in modules:
+        module.compiled = functools.partial(piece, module)
+        register_fsdp_forward_method(module, "compiled")
+    return functools.partial(lambda module, *args: module.compiled(*args), *first)
 
 
 def _nothing(x: Tensor) -> Tensor:
@@ -63,7 +78,8 @@ def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, y: Tensor, targets: Te
 
 
 @functools.cache
-def _compiled(piece: Callable, backend: str) -> Callable:
+def compiled_piece(piece: Callable, backend: str) -> Callable:
+    """`piece` compiled for fixed shapes, once a process."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
     return torch.compile(piece, backend=backend, dynamic=False)

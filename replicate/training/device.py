@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -71,6 +71,11 @@ def reproducible(device: torch.device, strict: bool = False) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def autocast_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """The context that computes in a precision: bfloat16 autocast, or nothing for float32 and float64."""
+    return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
 
 
 def autocast_on(x: Tensor) -> bool:

@@ -25,14 +25,14 @@ class NonFiniteLoss(RuntimeError):
         self.report, self.path = report, path
 
 
-def stopped_at(report: dict[str, Any], config: TrainConfig, folder: Path | None) -> NonFiniteLoss:
-    """Save the report of a run that diverged (into `folder`, else runs/nonfinite); the error to raise."""
+def save_report(report: dict[str, Any], config: TrainConfig, folder: Path | None) -> Path:
+    """Save the report of a run that diverged (into `folder`, else runs/nonfinite); its path."""
     folder = folder or paths.runs_dir() / "nonfinite"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"nonfinite-{config_hash(config)}-step-{report['step']}.json"
     content = _finite_or_text(report | {"config": to_dict(config)})
     write_atomic(path, json.dumps(content, indent=1).encode())
-    return NonFiniteLoss(report, path)
+    return path
 
 
 def _finite_or_text(value: Any) -> Any:

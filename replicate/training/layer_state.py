@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from replicate.config import SparsityConfig
 from replicate.router import load_stats
 from replicate.sparsity import soft_scale, sparsity
+from replicate.training.sharded import agreed, settle, whole
 
 PHASES = ("dense", "sparse")
 
@@ -29,6 +30,8 @@ class LayerState(nn.Module):
     formats, or without the clusters or scales it needs.
     Averages must begin after `make_clusters`, which changes the order of the neurons. Under
     DistributedDataParallel on a GPU, `broadcast_buffers=False` spares a look at the phase in every pass.
+    Of weights that `fully_shard` has sharded, what needs whole matrices gathers them, see `sharded`: every
+    process calls it.
     """
 
     def __init__(self, config: SparsityConfig) -> None:
@@ -40,6 +43,7 @@ class LayerState(nn.Module):
         self._seen = self._stamp()
         self._hold = False
         self.operands: tuple[Any, list[Tensor]] | None = None  # held weights as kernels read them
+        self.decoder: tuple[Any, Any] | None = None  # and as decoding's do
         self.collect = False
         self.seen: dict[str, Tensor | None] = {}  # by the last forward pass with `collect` on
 
@@ -64,7 +68,7 @@ class LayerState(nn.Module):
         """ "dense" or "sparse"; switching to "sparse" freezes S-STE's scales if they are used.
 
         Setting it raises ValueError for any other name, and RuntimeError for "sparse" where Venom has no
-        clusters yet.
+        clusters yet. All processes that share the weights set it, for scales are of whole matrices.
         """
         if not torch.compiler.is_compiling():
             self._follow()
@@ -75,7 +79,9 @@ class LayerState(nn.Module):
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
         if phase == "sparse" and self.config.weight_scale and not _on(self.scaled):
-            self.scale.copy_(torch.tensor([soft_scale(w.detach(), dim) for w, dim in self._oriented()]))
+            settle(self)
+            found = torch.tensor([soft_scale(whole(w).detach(), dim) for w, dim in self._oriented()])
+            self.scale.copy_(agreed(found.to(self.scale), self._oriented()[0][0]))
             self.scaled.fill_(1)
         self._enter(phase)
         self.sparse.fill_(phase == "sparse")
@@ -96,7 +102,7 @@ class LayerState(nn.Module):
 
     @hold.setter
     def hold(self, hold: bool) -> None:
-        self._hold, self.operands = hold, None
+        self._hold, self.operands, self.decoder = hold, None, None
 
     def stats(self) -> dict[str, float]:
         """Of the last forward pass with `collect` on: shares of zeros before and after the masks, and load.
@@ -152,7 +158,7 @@ class LayerState(nn.Module):
         """Move the buffers without rounding or losing them; off the meta device, where they have no values,
         they are those of a new layer."""
         self._follow()
-        self.operands = None
+        self.operands = self.decoder = None
         fresh = self._fresh()
         before = {name: self._buffers[name] for name in fresh}
         super()._apply(fn, recurse)

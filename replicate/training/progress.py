@@ -78,14 +78,19 @@ class Progress:
         dtype: torch.dtype,
         not_captured: str = "",
         attention: str = "torch",
+        group: str = "",
     ) -> None:
-        """Say what is about to run; on a GPU its kernels, and why its steps are no CUDA graphs if so."""
+        """Say what is about to run; on a GPU its kernels, and why its steps are no CUDA graphs if so.
+
+        `group`: the processes, where there are several.
+        """
         c, sparse = self.config, schedule.sparse_steps(self.config)
         parts = [f"{parameters:,} parameters", f"{c.steps} steps of {c.tokens_per_step:,} tokens"]
         if sparse:
             first = next(start for phase, start, _ in schedule.phase_plan(c) if phase == "sparse")
             parts.append(f"{sparse} sparse, the first is step {first} ({c.order})")
         parts.append(f"{device} {str(dtype).removeprefix('torch.')}")
+        parts += [group] if group else []
         if device.type == "cuda":
             launched = f"steps launched kernel by kernel ({not_captured})"
             parts += [backend.report(device), f"attention by {attention}"]

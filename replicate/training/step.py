@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -23,18 +23,21 @@ from replicate.config import TrainConfig
 from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.kernels import backend as engines
+from replicate.training import parallel
+from replicate.training.sharded import as_sharded, shard, whole, write
 
 CLIP_EPS = 1e-6  # torch's: clip_grad_norm_ multiplies by min(1, clip / (norm + CLIP_EPS))
 WARM = 2  # steps launched before one is captured: they compile, tune and allocate
-Batch = tuple[Tensor, Tensor]  # inputs and targets [B, S] of a micro-batch
+Batch = tuple[Tensor, ...]  # what `forward` takes of a micro-batch: of a GPT inputs and targets [B, S]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices only, not on norms and other vectors.
 
-    On a GPU its rate is a tensor and its step can be captured in a CUDA graph.
+    On a GPU its rate is a tensor and its step can be captured in a CUDA graph. Of a sharded model it trains
+    the `shard` of each parameter.
     """
-    parameters = list(model.parameters())
+    parameters = [shard(p) for p in model.parameters()]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -57,15 +60,27 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def permute_moments(optimizer: torch.optim.Optimizer, ffn: SparseFFN, perm: Tensor) -> None:
     """Let AdamW's moments follow the neurons of an FFN in the order [F] that `make_clusters` gave them."""
     for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
-        state = optimizer.state.get(parameter, {})
+        if parameter is None:
+            continue
+        state = optimizer.state.get(parameter) or optimizer.state.get(shard(parameter), {})
         for name in ("exp_avg", "exp_avg_sq"):
             if name in state:
-                state[name].copy_(state[name].index_select(axis, perm))
+                moment = as_sharded(state[name], parameter)
+                write(moment, whole(moment).index_select(axis, perm))
+
+
+def layer_tensors(ffns: Sequence[SparseFFN], optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """All that sorting neurons changes: weights, buffers and moments."""
+    for ffn in ffns:
+        yield from (*ffn.parameters(), *ffn.buffers())
+        states = (optimizer.state.get(parameter, {}) for parameter in ffn.parameters())
+        yield from (t for state in states for t in state.values() if t.dim())
 
 
 def clipped_step(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, clip: float, bad: Tensor
-) -> Tensor:
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, clip: float, bad: Tensor,
+    total_norm: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
+) -> Tensor:  # fmt: skip
     """Clip the gradients and step; [2]: the loss, and the norm of the gradients before clipping.
 
     As `clip_grad_norm_` and `step`, but without a pass over the gradients that scales them: a fused step
@@ -77,12 +92,13 @@ def clipped_step(
         parameters: those that the norm is over; some may have no gradient.
         loss: a scalar. clip: the largest norm; 0 never clips.
         bad: a scalar beside the gradients; becomes 1 once the loss or the norm is not finite.
+        total_norm: of the gradients, where this process may have a part of them.
 
     Raises ValueError for an optimiser that is not fused: it would not clip.
     """
     if not optimizer.defaults.get("fused"):
         raise ValueError(f"{type(optimizer).__name__} is not fused; take the one of make_optimizer")
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = total_norm([p.grad for p in parameters if p.grad is not None])
     result = torch.stack([loss, norm.to(loss.dtype)])
     bad.copy_(torch.maximum(bad, (~torch.isfinite(result)).any().float()))
     scale = None
@@ -119,27 +135,30 @@ class OptimizerStep:
     """Calling it with a step's micro-batches takes one optimiser step.
 
     Args:
-        model: a GPT, on the device where the batches are.
-        forward: computes its loss, (idx, targets) to (anything, loss); the model itself or a compiled form.
+        model: a GPT or a DiT, on the device where the batches are.
+        forward: computes its loss, a batch's tensors to (anything, loss); a GPT itself or a compiled form.
         optimizer: from `make_optimizer`.
         autocast: makes the context of the precision that the model runs in.
+        group: the processes that take the step together, each on its rows of the batches.
 
     Raises ValueError with cuda_graph="on" where steps cannot be captured, saying why.
     """
 
     def __init__(
         self,
-        model: GPT,
-        forward: Callable[[Tensor, Tensor], tuple[Any, Tensor]],
+        model: GPT | Any,
+        forward: Callable[..., tuple[Any, Tensor]],
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        group: parallel.Alone = parallel.ALONE,
     ) -> None:
-        self.model, self.forward, self.optimizer = model, forward, optimizer
+        self.model, self.optimizer, self.group = model, optimizer, group
+        self.forward = group.wrap(forward, model)
         self.config, self.autocast = config, autocast
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        self.not_captured = why_not_captured(config, self.device)
+        self.not_captured = group.not_captured or why_not_captured(config, self.device)
         if config.cuda_graph == "on" and self.not_captured:
             raise ValueError(f"cuda_graph is 'on', but {self.not_captured}; choose cuda_graph='auto'")
         self.bad = torch.zeros((), device=self.device)  # 1 once a loss or a gradient is not finite
@@ -194,26 +213,33 @@ class OptimizerStep:
 
     def _launch(self, batches: Sequence[Batch], step: int = 0) -> Tensor:
         """The step, kernel by kernel. Nothing in it waits for the device."""
-        self.optimizer.zero_grad(set_to_none=True)  # what an interrupted step has left
-        loss = self._gradients(batches, step)
-        result = clipped_step(self.optimizer, self.parameters, loss, self.config.clip, self.bad)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # what an interrupted step has left
+        loss = self.group.mean(self._gradients(batches, step))
+        trained = parallel.gradients(self.parameters)
+        result = clipped_step(self.optimizer, trained, loss, self.config.clip, self.bad, self.group.norm)
+        for parameter in (*self.parameters, *trained):
+            parameter.grad = None
         return result
 
     def _gradients(self, batches: Sequence[Batch], step: int) -> Tensor:
         """Accumulate the gradients of the micro-batches; their mean loss."""
         losses = []
-        self.model.hold_weights(len(batches) > 1)
+        # What kernels prepare is as large as whole weights: kept of sharded ones, it would fill memory.
+        self.model.hold_weights(len(batches) > 1 and not self.group.sharded)
         try:
-            for micro, (inputs, targets) in enumerate(batches):
+            for micro, batch in enumerate(batches):
                 if self.config.model.sparsity.wgrad == "mvue":
                     torch.manual_seed(draw_seed(self.config.seed, step, micro))
-                with self.autocast():
-                    loss = self.forward(inputs, targets)[1]
-                (loss / len(batches)).backward()
+                with self.group.synchronised(self.forward, micro == len(batches) - 1):
+                    with self.autocast():
+                        loss = self.forward(*batch)[1]
+                    (loss / len(batches)).backward()
                 losses.append(loss.detach())
         finally:
             self.model.hold_weights(False)
+        for ffn in self.model.ffns():
+            if ffn.phase == "dense" and ffn.score is not None:
+                ffn.score.grad = None  # zero in several processes, and none in one: see `with_score`
         return torch.stack(losses).mean()
 
     def _capture(self, phases: Hashable, batches: Sequence[Batch]) -> bool:

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from replicate.bench import command
+from replicate.ffn import SparseFFN
+from replicate.kernels.layer import why_not
+from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.study import records
 from replicate.system import paths
 
-RECORDED = {name for name in command.BENCHMARKS if name != "train"}
+RECORDED = {name for name, b in command.BENCHMARKS.items() if (paths.RECORDED / b.KIND).exists()} - {"train"}
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 
@@ -38,6 +41,22 @@ def test_without_a_gpu_what_is_recorded_is_shown(tmp_path, monkeypatch, capsys, 
             [{"preset": name} for name in ("llama1b", "llama7b")],
         ),
         (["venom"], [{"clusters": 16}]),
+        (
+            [
+                "generate",
+                "--preset",
+                "llama7b",
+                "--batches",
+                "8",
+                "1",
+                "--arms",
+                "venom16",
+                "--layers",
+                "1",
+                "2",
+            ],
+            [{"batches": [1, 8], "arms": ["venom16"], "layers": [1, 2]}],
+        ),
     ],
 )
 def test_with_a_gpu_every_record_is_kept(tmp_path, monkeypatch, capsys, words, expected):
@@ -62,6 +81,18 @@ def test_the_loop_is_measured_anywhere_and_the_workers_are_handed_on(tmp_path, m
     assert (seen[0]["repeats"], seen[0]["turn"], seen[0]["train"]["batch_size"]) == (2, 3, 2)
     assert (tmp_path / "bench-made-up").exists() and "the table" in capsys.readouterr().out
     assert command._configs("backends", command.backends, {"workers": 2})[1] == {"workers": 2}
+
+
+def test_shapes_of_video_models_have_a_name_and_fit_every_preset():
+    """d_model and d_ff in multiples that compression and the clusters of each preset take."""
+    (config,), _ = command._configs("ffn", command.ffn, {"shapes": ["video", "64,64,256"]})
+    assert config["shapes"] == [*map(list, command.ffn.VIDEO), [64, 64, 256]]
+    for name in command.ffn.SPARSITIES:
+        for tokens, d_model, d_ff in command.ffn.VIDEO:
+            with torch.device("meta"):
+                layer = SparseFFN(d_model, d_ff, SPARSITY_PRESETS[name])
+                x = torch.empty(tokens, d_model, dtype=torch.bfloat16)
+            assert why_not(layer, x) == "", name
 
 
 @pytest.mark.parametrize(

@@ -154,4 +154,4 @@ def test_what_the_prose_says_of_runs_and_cards():
         seconds["cuda_graph" in record.config].append(record.seconds)
     old, new = (sorted(seconds[k])[len(seconds[k]) // 2] for k in (False, True))
     assert 2 <= old / new <= 4, "between a half and a quarter of the time"
-    assert artifact.value("card, layers") != step_table.CARD, "the page names two cards"
+    assert artifact.values()["card, layers"] != step_table.CARD, "the page names two cards"

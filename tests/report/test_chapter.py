@@ -69,13 +69,14 @@ def test_normal_numbers_are_the_same_wherever_they_are_drawn():
 
 
 def test_sliders_draw_at_once_where_somebody_reads(monkeypatch):
-    moved = []
+    moved, shown = [], []
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(len(moved)))
     monkeypatch.setenv("REPLICATE_STATIC", "1")
     chapter.touch(lambda N: moved.append(N), N=(1, 5))
     assert moved == [], "a notebook run by a command stores a picture, no sliders"
     monkeypatch.delenv("REPLICATE_STATIC")
     chapter.touch(lambda N: moved.append(N), N=(1, 5))
-    assert moved == [3]
+    assert moved == [3] and shown == [1], "what was drawn is shown"
     chapter.touch(lambda N: moved.append(N), button="Measure", N=(1, 5))
     assert moved == [3], "what takes long waits for its button"
 
@@ -92,14 +93,12 @@ def test_the_kernel_has_one_thread_for_cells_and_sliders():
     assert "kernel subshells" not in said.get("supported_features", [])
 
 
-def test_what_sliders_draw(monkeypatch):
-    shown = []
-    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(plt.gcf()))
+def test_what_sliders_draw():
     format_plots.try_venom(chapter.normal_numbers()(16, 32), v=4, n=1, m=8)
-    assert shown[0].axes[1].get_title() == "V:N:M = 4:1:8"
-    assert shown[0].axes[1].get_xlabel().startswith("87.5% zeros")
+    ax = plt.gcf().axes[1]
+    assert ax.get_title() == "V:N:M = 4:1:8" and ax.get_xlabel().startswith("87.5% zeros")
     format_plots.one_group([1.2, 1.0, -0.6, 1.5])
-    heights = [bar.get_height() for bar in shown[1].axes[0].patches]
+    heights = [bar.get_height() for bar in plt.gcf().axes[0].patches]
     assert heights[4:8] == pytest.approx([1.2, 0, 0, 1.5]), "hard"
     assert heights[8:] == pytest.approx([0.2, 0, 0, 0.5]), "soft"
     plt.close("all")

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from replicate.report import audit_plots, flop_plots
+from replicate.report import flop_plots
 from replicate.training import flops
 
 
@@ -32,5 +32,5 @@ def test_shares_fill_the_bars():
 
 
 def test_the_map_has_a_line_for_each_printed_number():
-    fig = audit_plots.run_map({"a": 1.3, "b": 1.35}, {"in": (0.75, 8)}, {"complete": (0.42, 7)})
+    fig = flop_plots.run_map({"a": 1.3, "b": 1.35}, {"in": (0.75, 8)}, {"complete": (0.42, 7)})
     assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["a", "b", "in", "complete"]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from replicate import paper
-from replicate.report import chapter_values, mix_plots, mix_tables, notebooks, run_values
+from replicate.report import chapter_values, mix_plots, mix_tables, notebooks
 from replicate.report import study_tables as tables
 from replicate.study import plans, results
 
@@ -113,10 +113,10 @@ def test_phases_and_switches_are_drawn(recorded):
 def test_the_second_reading_is_said_as_far_as_it_ran(recorded, monkeypatch, seeds, shift, says):
     runs = pretended(recorded["gpu"], SAME_HALF, tables.HALF, seeds, shift)
     monkeypatch.setattr(mix_tables, "recorded", lambda: {"gpu": runs})
-    assert says in run_values.second_reading()
+    assert says in chapter_values.second_reading()
     printed = recorded["gpu"].query("arm != @SAME_HALF")
     monkeypatch.setattr(mix_tables, "recorded", lambda: {"gpu": printed})
-    assert run_values.second_reading().startswith("No mix of this kind is recorded yet")
+    assert chapter_values.second_reading().startswith("No mix of this kind is recorded yet")
 
 
 def test_accuracy_is_above_dense_by_seed(recorded):
@@ -128,7 +128,7 @@ def test_accuracy_is_above_dense_by_seed(recorded):
 
 
 def test_the_numbers_of_the_text_are_those_of_the_records(recorded):
-    values = run_values.values()
+    values = chapter_values.values()
     start, gap = mix_tables.switch_off("gpu", recorded["gpu"], tables.HALF)
     assert values["off gpu 50 %, 0"] == f"{gap[start]:.2f}" and values["dense end gpu 50 %"] == "1,400"
     assert all(values.values()), "an empty text is no number"

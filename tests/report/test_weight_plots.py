@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from replicate import SPARSITY_PRESETS, SparseFFN, paper
-from replicate.report import chapter_values, notebooks, study_tables, study_values, weight_plots
+from replicate.report import chapter_values, notebooks, study_tables, weight_plots
 from replicate.study import gradients, results
 
 
@@ -82,11 +82,11 @@ def test_what_one_layer_sends_down():
 
 def test_numbers_of_the_text(gpu):
     book = notebooks.select(notebooks.discover(), ["08"])[0]
-    values, gap = study_values.values(), results.differences(gpu, column="final_loss")
+    values, gap = chapter_values.values(), results.differences(gpu, column="final_loss")
     assert values["over the paper's w1"] == f"{gap['w1'].mean / 0.026:.1f}"
     assert values["first layer, length w1"] == f"{gradients.ends()['w1'][0]['length']:.0f}"
     three = chapter_values.value(book, "training gpu: w1+w2+t - w1+w1t - w2+w2t")
     assert three == study_tables.brief(
         study_tables.contrast(gpu, ("w1+w2+t", "w1+w1t", "w2+w2t"), study_tables.TRAIN)
     )
-    assert study_values.value("no such value") == ""
+    assert chapter_values.value(book, "no such value") == ""

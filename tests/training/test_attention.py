@@ -200,7 +200,7 @@ def test_auto_on_a_gpu_is_the_fastest_and_a_named_kernel_must_work(monkeypatch, 
 def test_a_model_computes_by_the_kernel_that_is_set_and_by_another_where_there_is_none(piece, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     torch._dynamo.reset()
-    compiled._compiled.cache_clear()
+    compiled.compiled_piece.cache_clear()
     torch.manual_seed(1)
     model, idx = GPT(MODEL), torch.randint(32, (2, 32))
     forward = model if piece == "model" else compiled.compiled_loss(model)
@@ -215,7 +215,7 @@ def test_a_model_computes_by_the_kernel_that_is_set_and_by_another_where_there_i
     of = {name: FLASH in found for name, found in seen.items()}
     assert of == {"flash": True, "math": False, "cudnn": True, TORCH: True}
     torch._dynamo.reset()
-    compiled._compiled.cache_clear()
+    compiled.compiled_piece.cache_clear()
 
 
 def test_a_trainer_uses_and_reports_its_kernel_and_compiles_once(data, monkeypatch, capsys):
@@ -228,7 +228,7 @@ def test_a_trainer_uses_and_reports_its_kernel_and_compiles_once(data, monkeypat
 
     monkeypatch.setattr(compiled, "BACKEND", backend)
     torch._dynamo.reset()
-    compiled._compiled.cache_clear()
+    compiled.compiled_piece.cache_clear()
     monkeypatch.setattr("replicate.training.attention.pick", lambda asked, shape, device: asked)
     run, counts, losses = replace(RUN, compile=True, attention="flash"), [], {}
     for name in ("flash", "flash", "torch"):
@@ -244,7 +244,7 @@ def test_a_trainer_uses_and_reports_its_kernel_and_compiles_once(data, monkeypat
     assert other > counts[5] and counts[6:8] == [other, other]
     assert losses["flash"] == losses["torch"], "torch's choice on a CPU is the same kernel"
     torch._dynamo.reset()
-    compiled._compiled.cache_clear()
+    compiled.compiled_piece.cache_clear()
 
 
 def test_a_captured_step_takes_its_kernel_for_granted(data):

@@ -39,11 +39,11 @@ def traced(monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    compiled._compiled.cache_clear()
+    compiled.compiled_piece.cache_clear()
     monkeypatch.setattr(compiled, "BACKEND", backend)
     yield graphs
     torch._dynamo.reset()
-    compiled._compiled.cache_clear()
+    compiled.compiled_piece.cache_clear()
 
 
 @pytest.fixture(scope="module")

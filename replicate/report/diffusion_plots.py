@@ -1,0 +1,170 @@
+"""Pictures of `python -m replicate diffusion`: losses by arm, samples beside samples, clips that move."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from replicate import figures
+from replicate.diffusion.score import unpack
+from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER
+from replicate.study.records import Record, RecordStore
+from replicate.study.statistics import paired
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS = {
+    "dense": "dense, squared ReLU",
+    "gelu": "dense, GELU",
+    "act24": "2:4 activations",
+    "act24+tile": "2:4 activations, weight gradients too",
+    "venom16": "Venom by the router",
+    "active16": "Venom by activations",
+    "block16": "Venom by votes of 64 tokens",
+    "tile24": "2:4 tiles of tokens and features",
+}
+SPLITS = {"poses": "new poses of trained fonts", "fonts": "fonts never trained on"}
+
+
+def runs(kind: str, store: RecordStore | None = None, profile: str = "gpu") -> dict[str, dict[int, Record]]:
+    """Recorded runs of a kind ("image" or "video") by arm, in the order of ARMS, and seed.
+
+    Args:
+        profile: "gpu" takes compiled models, "smoke" the others.
+    """
+    found: dict[str, dict[int, Record]] = {arm: {} for arm in ARMS}
+    for record, _ in (store or RecordStore()).all("diffusion"):
+        of_kind = "image" if record.config["model"]["frames"] == 1 else "video"
+        if of_kind == kind and record.config["compile"] == (profile == "gpu"):
+            found[record.results["arm"]][record.seed] = record
+    return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items() if by_seed}
+
+
+def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
+    """A row an arm: held-out losses, their difference from dense over shared seeds, scores; means of seeds.
+
+    Raises ValueError without dense runs.
+    """
+    if "dense" not in by_arm:
+        raise ValueError("there is no dense run to compare with; record arm 'dense'")
+    rows = []
+    for arm, by_seed in by_arm.items():
+        shared = sorted(by_seed.keys() & by_arm["dense"].keys())
+        row = {"arm": arm, "seeds": len(by_seed)}
+        for split in SPLITS:
+            row[split] = float(np.mean([_loss(record, split) for record in by_seed.values()]))
+            if shared:
+                pairs = [[_loss(by_arm[a][seed], split) for seed in shared] for a in (arm, "dense")]
+                row[f"{split} over dense"] = paired(*pairs)
+        for name in ("accuracy", "frechet"):
+            row[name] = float(np.mean([r.results["score"][name] for r in by_seed.values()]))
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("arm")
+
+
+def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
+    """Held-out loss minus dense by arm, a panel a split: each seed a dot, their mean a line.
+
+    Hollow: tokens choose together, which a text would forbid.
+    """
+    import matplotlib.pyplot as plt
+
+    losses(by_arm)
+    arms = [arm for arm in by_arm if arm != "dense"]
+    fig, axes = plt.subplots(1, len(SPLITS), figsize=(9.5, 0.9 + 0.42 * len(arms)), sharey=True)
+    for ax, (split, title) in zip(axes, SPLITS.items(), strict=True):
+        for y, arm in enumerate(arms):
+            shared = by_arm[arm].keys() & by_arm["dense"].keys()
+            ours = [_loss(by_arm[arm][s], split) - _loss(by_arm["dense"][s], split) for s in sorted(shared)]
+            colour = figures.PALETTE[figures.family(arm) if arm != "gelu" else "paper"]
+            face = "none" if arm in CHOSEN_TOGETHER else colour
+            ax.plot(ours, [y] * len(ours), "o", color=colour, mfc=face, ms=6)
+            if ours:
+                ax.vlines(np.mean(ours), y - 0.3, y + 0.3, color=colour, lw=2)
+        ax.axvline(0, color=figures.PALETTE["dense"], lw=1)
+        ax.set(title=title, xlabel="held-out loss minus dense", yticks=range(len(arms)))
+        ax.margins(y=0.12)
+    axes[0].set_yticklabels([LABELS[arm] for arm in arms])
+    axes[0].invert_yaxis()
+    return fig
+
+
+def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figure:
+    """Held-out loss minus dense over the flow's time, means of seeds: where on the way an arm loses."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots()
+    dense = _curve(by_arm["dense"], split)
+    middles = (np.arange(len(dense)) + 0.5) / len(dense)
+    for arm, by_seed in by_arm.items():
+        if arm != "dense":
+            look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "X"}
+            ax.plot(middles, _curve(by_seed, split) - dense, label=LABELS[arm], ms=5, **look)
+    ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
+    ax.set(xlabel="t, from picture (0) to noise (1)", ylabel="held-out loss minus dense")
+    ax.legend(fontsize=8)
+    return fig
+
+
+def samples(records: Sequence[Record], columns: int = 18) -> Figure:
+    """The first samples of each record in a row, of equal classes and noise; of clips the middle frame."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(len(records), 1, figsize=(9.5, 0.75 * len(records)), squeeze=False)
+    for ax, record in zip(axes[:, 0], records, strict=True):
+        pictures = unpack(record.results["samples"])[:columns, 0]
+        if pictures.ndim == 4:
+            pictures = pictures[:, pictures.shape[1] // 2]
+        ax.imshow(np.concatenate(list(pictures), 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(
+            LABELS[record.results["arm"]], rotation=0, ha="right", va="center", fontsize=8, labelpad=6
+        )
+    return fig
+
+
+def moving(records: Sequence[Record], columns: int = 8, fps: int = 6) -> bytes:
+    """An animated GIF: the clips of each record in a row, all at once. Raises ValueError for pictures."""
+    import tempfile
+    from pathlib import Path
+
+    import matplotlib.pyplot as plt
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    clips = [unpack(record.results["samples"])[:columns, 0] for record in records]
+    if any(clip.ndim != 4 for clip in clips):
+        raise ValueError("these records have pictures, which do not move; take records of kind 'video'")
+    frames = [
+        np.concatenate([np.concatenate(list(c[:, i]), 1) for c in clips], 0) for i in range(clips[0].shape[1])
+    ]
+    height, width = frames[0].shape
+    with plt.rc_context({"figure.constrained_layout.use": False}), tempfile.TemporaryDirectory() as folder:
+        fig = plt.figure(figsize=(width / 50, height / 50))
+        ax = fig.add_axes((0, 0, 1, 1))
+        image = ax.imshow(frames[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_axis_off()
+        film = FuncAnimation(fig, lambda i: image.set_data(frames[i]), frames=len(frames))
+        path = Path(folder) / "clips.gif"
+        film.save(path, writer=PillowWriter(fps=fps), dpi=100)
+        plt.close(fig)
+        return path.read_bytes()
+
+
+def still(gif: bytes) -> list[np.ndarray]:
+    """The frames of an animated GIF as grey pictures [H, W], from 0 to 255."""
+    from PIL import Image, ImageSequence
+
+    return [np.asarray(f.convert("L")) for f in ImageSequence.Iterator(Image.open(io.BytesIO(gif)))]
+
+
+def _loss(record: Record, split: str) -> float:
+    return record.results["valid"][split]["loss"]
+
+
+def _curve(by_seed: dict[int, Record], split: str) -> np.ndarray:
+    return np.mean([record.results["valid"][split]["by_time"] for record in by_seed.values()], 0)

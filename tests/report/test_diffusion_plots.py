@@ -1,0 +1,111 @@
+"""Tables and pictures of diffusion runs, from records made here."""
+
+import numpy as np
+import pytest
+import torch
+
+from replicate import figures
+from replicate.diffusion.glyphs import Glyphs
+from replicate.diffusion.score import pack
+from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER, config_of
+from replicate.report import diffusion_plots
+from replicate.study.records import RecordStore, make_record
+
+OFFSET = {arm: 0.01 * i for i, arm in enumerate(ARMS)}  # of the loss over dense, by arm
+
+
+def record(kind, arm, seed, profile="gpu"):
+    frames = 1 if kind == "image" else 8
+    shown = Glyphs(frames).batch("poses", seed, 8)[0]
+    loss = 0.2 + OFFSET[arm] + 0.001 * seed
+    valid = {"loss": loss, "by_time": [loss] * 8}
+    results = {
+        "arm": arm,
+        "valid": {"poses": valid, "fonts": valid | {"loss": loss + 0.1}},
+        "score": {"accuracy": 0.9, "frechet": 2.0 + seed},
+        "samples": {"classes": list("01234567"), **pack(shown)},
+    }
+    return make_record("diffusion", config_of(kind, profile, arm, seed), results, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diffusion")
+    store = RecordStore(folder / "cached", folder / "recorded")
+    for arm in ARMS:
+        for seed in (1, 2) if arm != "gelu" else (1,):
+            store.put(record("image", arm, seed), recorded=True)
+    for arm in ("dense", "venom16"):
+        store.put(record("video", arm, 1), recorded=True)
+    store.put(record("image", "dense", 3, "smoke"), recorded=True)
+    return store
+
+
+def test_runs_are_found_by_kind_scale_arm_and_seed(store):
+    image, video = (diffusion_plots.runs(kind, store) for kind in ("image", "video"))
+    assert list(image) == list(ARMS) and list(video) == ["dense", "venom16"]
+    assert list(image["dense"]) == [1, 2] and list(image["gelu"]) == [1]
+    assert list(diffusion_plots.runs("image", store, "smoke")["dense"]) == [3]
+    assert set(diffusion_plots.LABELS) == set(ARMS)
+
+
+def test_losses_are_compared_over_shared_seeds(store):
+    table = diffusion_plots.losses(diffusion_plots.runs("image", store))
+    for arm, offset in OFFSET.items():
+        gap = table["poses over dense"][arm]
+        assert gap.mean == pytest.approx(offset) and gap.n == (1 if arm == "gelu" else 2)
+    assert table["poses"]["dense"] == pytest.approx(0.2015) and table["fonts"]["dense"] == pytest.approx(
+        0.3015
+    )
+    assert table["frechet"]["act24"] == pytest.approx(3.5)
+    with pytest.raises(ValueError, match="record arm 'dense'"):
+        diffusion_plots.losses({"act24": {}})
+
+
+def test_gaps_show_every_seed_and_which_choices_a_text_forbids(store):
+    figures.theme()
+    fig = diffusion_plots.gaps(diffusion_plots.runs("image", store))
+    arms = list(ARMS)[1:]
+    for ax in fig.axes:
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        assert [len(line.get_xdata()) for line in dots] == [1 if arm == "gelu" else 2 for arm in arms]
+        assert [line.get_xdata()[0] for line in dots] == pytest.approx([OFFSET[arm] for arm in arms])
+        hollow = [arm for arm, line in zip(arms, dots) if line.get_markerfacecolor() == "none"]
+        assert hollow == list(CHOSEN_TOGETHER)
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == [
+        diffusion_plots.LABELS[arm] for arm in arms
+    ]
+
+
+def test_the_loss_over_time_is_minus_dense(store):
+    figures.theme()
+    lines = diffusion_plots.by_time(diffusion_plots.runs("image", store)).axes[0].lines
+    assert lines[1].get_label() == diffusion_plots.LABELS["act24"]
+    assert lines[1].get_ydata() == pytest.approx([OFFSET["act24"]] * 8)
+
+
+def test_samples_stand_beside_samples(store):
+    for kind in ("image", "video"):
+        by_arm = diffusion_plots.runs(kind, store)
+        records = [by_arm[arm][1] for arm in ("dense", "venom16")]
+        fig = diffusion_plots.samples(records, columns=5)
+        shown = [np.asarray(ax.images[0].get_array()) for ax in fig.axes]
+        assert [picture.shape for picture in shown] == [(32, 5 * 32)] * 2
+        pictures = (Glyphs(1 if kind == "image" else 8).batch("poses", 1, 8)[0] + 1) / 2
+        second = pictures[1, 0] if kind == "image" else pictures[1, 0, 4]
+        assert np.abs(shown[0][:, 32:64] - second.numpy()).max() < 0.04
+        assert [ax.get_ylabel() for ax in fig.axes] == ["dense, squared ReLU", "Venom by the router"]
+
+
+def test_clips_move(store):
+    records = [by_seed[1] for by_seed in diffusion_plots.runs("video", store).values()]
+    gif = diffusion_plots.moving(records, columns=3)
+    frames = diffusion_plots.still(gif)
+    assert gif.startswith(b"GIF8") and len(frames) == 8 and frames[0].shape == (128, 192)
+    clip = (Glyphs(8).batch("poses", 1, 8)[0][0, 0] + 1) / 2
+    for i in (0, 7):
+        small = torch.nn.functional.avg_pool2d(torch.tensor(frames[i][None] / 255.0), 2)[0, :32, :32]
+        assert (small - clip[i]).abs().mean() < 0.03
+    assert np.abs(frames[0].astype(int) - frames[7]).max() > 100
+    with pytest.raises(ValueError, match="take records of kind 'video'"):
+        diffusion_plots.moving([diffusion_plots.runs("image", store)["dense"][1]])
