@@ -8,7 +8,7 @@ from replicate import paper
 from replicate.config import ModelConfig
 from replicate.gpt import GPT
 from replicate.paper import audit
-from replicate.report import choice_plots, frontier, step_table, study_values
+from replicate.report import chapter_values, choice_plots, step_table, study_tables, time_to_loss
 from replicate.study import plans, results
 from replicate.training import flops
 
@@ -32,7 +32,7 @@ def test_costs_stand_beside_the_papers(gpu):
     gap = results.differences(gpu, column="final_loss")
     drawn = [bar[0].get_xdata()[0] for bar in ax.containers]
     assert drawn == pytest.approx([gap[arm].mean for arm in choice_plots.ARMS])
-    assert choice_plots.paper_limit() == pytest.approx(audit.table3_costs()["Venom"])
+    assert study_tables.paper_costs()["venom16"] == pytest.approx(audit.table3_costs()["Venom"])
     assert [label.get_text() for label in ax.get_yticklabels()] == list(choice_plots.ARMS.values())
 
 
@@ -61,22 +61,22 @@ def test_every_open_question_has_a_row(gpu):
 
 
 def test_the_frontier_is_speed_and_loss_of_runs(gpu):
-    found = frontier.frontier(gpu)
+    found = time_to_loss.frontier(gpu)
     step, gaps = step_table.speeds("llama1b"), results.differences(gpu)
     x, stats, preset = found.points["by activations, 8 of 32: half"]
     assert x == pytest.approx(flops.run_speedup(0.5 * 2800 / 3000, step["active16x32"]))
     assert stats == gaps["active16x32, 50% sparse first"] and preset == "active16x32"
-    assert len(found.table) == len(frontier.ARMS) and found.planned[1.0] == 0 and len(found.planned) == 3
+    assert len(found.table) == len(time_to_loss.ARMS) and found.planned[1.0] == 0 and len(found.planned) == 3
     assert found.stopped["algorithms 1, 2, 4 of 16"].mean < stats.mean + gaps["recipe"].mean
     assert "figure 4d, 4 of 16" not in found.shorter, "nothing as short was planned"
-    ax = frontier.draw(found, "loss", "t").axes[0]
+    ax = time_to_loss.draw(found, "loss", "t").axes[0]
     assert list(ax.lines[-1].get_xdata()) == list(found.planned)
 
 
 def test_numbers_of_the_text(gpu):
-    gap, values = results.differences(gpu, column="final_loss"), study_values.values()
+    gap, values = results.differences(gpu, column="final_loss"), chapter_values.values()
     saved = 1 - gap["active16x32"].mean / gap["venom16, 32 clusters"].mean
     assert values["looking saves, 32 clusters"] == f"{100 * saved:.0f} %"
     assert values["printed venom16"] == f"{audit.table3_costs()['Venom']:.3f}" == "0.031"
-    assert values["run active16x32"] in frontier.frontier(gpu).table["times as fast"].str[:4].tolist()
+    assert values["run active16x32"] in time_to_loss.frontier(gpu).table["times as fast"].str[:4].tolist()
     assert paper.number("venom_speedup_table2") == 8, "the arithmetic in notebook 08's text"
