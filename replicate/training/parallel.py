@@ -25,6 +25,10 @@ from replicate.training.alone import ALONE, Alone, stored
 from replicate.training.sharded import hand_over, shard
 
 LONG = datetime.timedelta(days=7)  # that processes wait for the first one, which waits for a claim
+STALE = (
+    "--max-restarts keeps the addresses of processes that failed, and those it starts again look for them there; "
+    "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment"
+)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
 
 
@@ -201,7 +205,7 @@ def start(config: TrainConfig) -> Alone:
     """This process's group: ALONE, or all that torchrun started, which meet here.
 
     A process group that exists already is taken as it is. `TrainConfig.parallel` counts among several only.
-    Raises ValueError as `Group.check` does.
+    Raises ValueError as `Group.check` does, and if a restart would meet addresses of the processes that failed.
     """
     import torch.distributed as dist
 
@@ -211,6 +215,8 @@ def start(config: TrainConfig) -> Alone:
     if owned:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not all(name in os.environ for name in VARIABLES):
             return ALONE
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and _restarts("MAX_RESTARTS") > 0:
+            raise ValueError(STALE)
         on_gpu = config.device != "cpu" and torch.cuda.is_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     if dist.get_world_size() == 1:
@@ -226,13 +232,17 @@ def start(config: TrainConfig) -> Alone:
 
 def restarted() -> bool:
     """True if torchrun has started these processes once more, after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts("RESTART_COUNT") > 0
 
 
 def gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that an optimiser trains, see `shard`, each with its gradient."""
     hand_over(parameters)
     return [shard(parameter) for parameter in parameters]
+
+
+def _restarts(name: str) -> int:
+    return int(os.environ.get(f"TORCHELASTIC_{name}", "0"))
 
 
 def _tried(work: Callable[[], Any]) -> tuple[str, Any]:

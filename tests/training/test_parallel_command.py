@@ -43,12 +43,12 @@ SCRIPT = """
 """
 
 
-def torchrun(folder, inside, *arguments, restarts=0):
+def torchrun(folder, inside, *arguments, restarts=0, **variables):
     script = folder / "script.py"
     script.write_text(textwrap.dedent(SCRIPT).replace("{inside}", inside))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", str(restarts), str(script), "--sparsity", "recipe", *arguments]
-    environment = os.environ | {"REPLICATE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"REPLICATE_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes)
 
@@ -65,7 +65,8 @@ def test_a_job_that_torchrun_restarts_continues(tmp_path, monkeypatch):
     )
     file = tmp_path / "result.json"
     options = ("--json", str(file), "--restart", "--set", *SETTINGS, "parallel=fsdp")
-    out, err = torchrun(tmp_path, dies, *options, restarts=1).communicate(timeout=200)
+    started = torchrun(tmp_path, dies, *options, restarts=1, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    out, err = started.communicate(timeout=200)
     assert out.count("train loss") == 1 and out.count("the model is kept in") == 1, err
     first = [line for line in err.splitlines() if line.startswith("train: ")]
     assert len(first) == 2 and all("2 processes, fsdp" in line for line in first), err
@@ -73,6 +74,12 @@ def test_a_job_that_torchrun_restarts_continues(tmp_path, monkeypatch):
     result, expected = json.loads(file.read_text()), one_process(tmp_path, monkeypatch)
     assert result["steps"]["loss"] == pytest.approx(expected["steps"]["loss"], rel=1e-4)
     assert result["parallel"] == {"processes": 2, "engine": "fsdp"}
+
+
+def test_a_restart_that_would_meet_dead_processes_is_refused(tmp_path):
+    _, err = torchrun(tmp_path, "pass", "--set", *SETTINGS, restarts=1).communicate(timeout=100)
+    said = {line for line in err.splitlines() if line.startswith("replicate: ")}
+    assert len(said) == 1 and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in said.pop(), err
 
 
 def test_ctrl_c_ends_all_with_a_checkpoint(tmp_path):
