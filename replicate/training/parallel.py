@@ -26,7 +26,7 @@ from replicate.training.sharded import hand_over, shard
 
 LONG = datetime.timedelta(days=7)  # that processes wait for the first one, which waits for a claim
 STALE = (
-    "--max-restarts keeps the addresses of processes that failed, and those it starts again look for them there; "
+    "--max-restarts keeps the addresses of processes that failed, and those it starts again call them; "
     "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment"
 )
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as torchrun sets them
@@ -205,7 +205,7 @@ def start(config: TrainConfig) -> Alone:
     """This process's group: ALONE, or all that torchrun started, which meet here.
 
     A process group that exists already is taken as it is. `TrainConfig.parallel` counts among several only.
-    Raises ValueError as `Group.check` does, and if a restart would meet addresses of the processes that failed.
+    Raises ValueError as `Group.check` does, and where a restart would call processes that failed.
     """
     import torch.distributed as dist
 
