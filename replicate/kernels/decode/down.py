@@ -54,7 +54,7 @@ def _decode_down_kernel(
     if TOKENS == 1:
         sums = tl.zeros((K, N), dtype=tl.float32)
     else:
-        acc = tl.zeros((TOKENS, N), dtype=tl.float32)
+        turned = tl.zeros((N, TOKENS), dtype=tl.float32)  # as in `up`
     for f0 in tl.range(begin, end, K, num_stages=STAGES):
         own = f0 + tl.arange(0, K)
         row = cluster * width + own
@@ -66,9 +66,8 @@ def _decode_down_kernel(
         if TOKENS == 1:
             sums += tl.sum(a, axis=0).to(tl.float32)[:, None] * w.to(tl.float32)
         else:
-            acc = tl.dot(a, w, acc, input_precision=PRECISION)
-    if TOKENS == 1:
-        acc = tl.sum(sums, axis=0)[None, :]
+            turned = tl.dot(tl.trans(w), tl.trans(a), turned, input_precision=PRECISION)
+    acc = tl.sum(sums, axis=0)[None, :] if TOKENS == 1 else tl.trans(turned)
     c = col + tl.arange(0, N)
     at = parts + (part * n_tokens + token).to(tl.int64)[:, None] * n_cols + c[None, :]
     mask = (token < n_tokens)[:, None] & (c < n_cols)[None, :]

@@ -67,13 +67,14 @@ def _decode_up_kernel(
                 acc += w.to(tl.float32) * tl.load(x + c, mask=c < n_cols, other=0.0).to(tl.float32)[None, :]
         y = tl.sum(acc, axis=1)[None, :]
     else:
-        y = tl.zeros((TOKENS, N), dtype=tl.float32)
+        turned = tl.zeros((N, TOKENS), dtype=tl.float32)  # weights first: 2:4 rows are put together in registers
         for c0 in tl.range(0, n_cols, K, num_stages=STAGES):
             c = c0 + tl.arange(0, K)
             mask = use[:, None] & (c < n_cols)[None, :]
             a = tl.load(x + token.to(tl.int64)[:, None] * n_cols + c[None, :], mask=mask, other=0.0)
             w = load_rows(values, positions, row, inside, c0, n_cols, K, TWO_FOUR)
-            y = tl.dot(a, tl.trans(w), y, input_precision=PRECISION)
+            turned = tl.dot(w, tl.trans(a), turned, input_precision=PRECISION)
+        y = tl.trans(turned)
     if RELU2:
         y = relu2(y, False)
     at = out + token.to(tl.int64)[:, None] * n_rows + row[None, :]
