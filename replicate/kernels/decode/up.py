@@ -67,7 +67,7 @@ def _decode_up_kernel(
                 acc += w.to(tl.float32) * tl.load(x + c, mask=c < n_cols, other=0.0).to(tl.float32)[None, :]
         y = tl.sum(acc, axis=1)[None, :]
     else:
-        turned = tl.zeros((N, TOKENS), dtype=tl.float32)  # weights first: 2:4 rows are put together in registers
+        turned = tl.zeros((N, TOKENS), dtype=tl.float32)  # weights first: they are made in registers
         for c0 in tl.range(0, n_cols, K, num_stages=STAGES):
             c = c0 + tl.arange(0, K)
             mask = use[:, None] & (c < n_cols)[None, :]
