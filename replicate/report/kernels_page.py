@@ -10,7 +10,7 @@ import pandas as pd
 
 from replicate import figures
 from replicate.bench.ffn import ACTIVE, BY_HAND
-from replicate.report import kernel_tables, layer_tables, step_table
+from replicate.report import decode_tables, kernel_tables, layer_tables, step_table
 from replicate.report.kernel_plots import PEAK_DENSE
 from replicate.study.records import Record, RecordStore
 
@@ -35,8 +35,9 @@ def tables() -> dict[str, str]:
     kernels, venom, whole, curves = map(kernel_tables.recorded, kinds)
     active = kernel_tables.recorded(kernel_tables.LAYER, ACTIVE)
     others = [r for r in RecordStore().widest_last(kernel_tables.LAYER) if r.device != layer_tables.CARD]
+    decoding = [decode_tables.recorded(model) for model in decode_tables.MODELS]
     found = {
-        "runs": _runs(kernels, venom, whole, active, curves, *others, *step_table.width_records()),
+        "runs": _runs(kernels, venom, whole, active, curves, *others, *step_table.width_records(), *decoding),
         "goals": figures.markdown(goals(kernels, venom, whole)),
         "agreement": short(layer_tables.agreement(curves)),
         "cards": short(layer_tables.cards()),
@@ -44,6 +45,7 @@ def tables() -> dict[str, str]:
         "memory": short(kernel_tables.memory(kernels), columns={"of copy": "{:.1%}".format}),
         "widths": figures.markdown(step_table.width_table(step_table.widths())),
         "products": short(_products(kernels)),
+        **{f"decode-{name.lower()}": short(decode_tables.table(name)) for name in decode_tables.MODELS},
     }
     for d_model, name in {4096: "7b", 2048: "1b"}.items():
         formats = kernel_tables.venom_formats(venom, d_model).set_index("format").T
