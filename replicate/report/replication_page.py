@@ -61,7 +61,7 @@ def tables() -> dict[str, str]:
         "sizes": text(study.sizes()),
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
-        "english": study.english(study.runs("gpu")),
+        "english": study.english(study.runs("gpu", english=True)),
         "width": text(width.table(width.trade(study.runs("gpu")), width.times())),
         "trained on": "\n".join(study_coverage.cards(scale) for scale in ("gpu", "gpu40m")),
         "trained again": study_coverage.trained_again(),

@@ -252,7 +252,7 @@ def setting(scale: str, frame: pd.DataFrame | None = None) -> dict[str, str]:
         "AdamW: rate, betas, decay": f"{c.lr:g}, {c.beta1:g} and {c.beta2:g}, {c.weight_decay:g}",
         "learning rate": f"{c.lr_warmup} steps up, cosine to {c.min_lr_share:g} of it",
         "text, its checksum": f"{corpus['corpus']}, {corpus['bytes'] / 1e6:.1f} MB, {corpus['sha256'][:8]}",
-        "held-out tokens, of these evaluated": f"{_millions(corpus['valid_tokens'])}, {evaluated}",
+        "held-out tokens; evaluated, at random places": f"{_millions(corpus['valid_tokens'])}; {evaluated}",
         "dense, training / held-out": " / ".join(map("{:.3f} nats".format, dense)),
         "runs recorded": str(len(frame)),
         "device, torch, Python": "; ".join(

@@ -167,9 +167,19 @@ def _common_seeds(arms: Mapping[str, Iterable[int]]) -> list[int]:
     return sorted(common)
 
 
-def recorded_study(scale: str, seeds: Sequence[int] = (1, 2, 3)) -> pd.DataFrame:
-    """`frame` of every recorded run of the study (`plans.everything`) at a scale, arms called as there."""
-    found = [(arm, (record, "recorded")) for arm, record in noise.recorded(scale) if record.seed in seeds]
+def recorded_study(scale: str, seeds: Sequence[int] = (1, 2, 3), *, english: bool = False) -> pd.DataFrame:
+    """`frame` of every recorded run of the study (`plans.everything`) at a scale, arms called as there.
+
+    Args:
+        english: the arms on English prose instead of those on Python, without "on English" in their names.
+            The two are never in one frame: a loss is compared with that of the same text's dense model.
+    """
+    suffix = f", {plans.ENGLISH}"
+    found = [
+        (arm.removesuffix(suffix), (record, "recorded"))
+        for arm, record in noise.recorded(scale)
+        if record.seed in seeds and arm.endswith(suffix) == english
+    ]
     return _named(found)
 
 

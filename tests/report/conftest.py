@@ -1,5 +1,6 @@
 """Records that several tests of the report read; pictures that no test leaves open."""
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pytest
 
@@ -23,5 +24,6 @@ def gpu():
 
 @pytest.fixture(autouse=True)
 def closed():
-    yield
+    with mpl.rc_context({"axes.titlelocation": "center"}):  # whatever a test before has set
+        yield
     plt.close("all")

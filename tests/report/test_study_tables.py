@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from replicate.report import study_tables
-from replicate.study import plans, statistics
+from replicate.study import plans, results, statistics
 
 
 def frame(**arms):
@@ -74,13 +74,11 @@ def test_arms_of_the_study_have_names_and_distinct_configurations():
 
 
 def test_arms_on_english_stand_above_the_dense_model_that_read_it():
-    frame = study_tables.runs("gpu")
-    assert (
-        study_tables.english(frame[~frame["arm"].str.endswith("on English")])
-        == "These arms have not run yet."
-    )
-    part = frame[frame["arm"].isin(["dense", "act24"])]
-    other = part.assign(arm=part["arm"] + ", on English", final_loss=part["final_loss"] + 1)
-    table = study_tables.english(pd.concat([frame[~frame["arm"].str.endswith("on English")], other]))
-    usual = study_tables.losses(part, ["act24"]).iloc[0]
-    assert "dense" not in table and f"{usual['training']}" in table and table.count("\n") == 3
+    frame = results.recorded_study("gpu", english=True)
+    assert set(frame["arm"]) == set(plans.IN_ENGLISH) and not frame["arm"].str.contains("English").any()
+    assert len({record.corpus["sha256"] for record in frame["record"]}) == 1
+    assert not results.recorded_study("gpu")["arm"].str.contains("English").any()
+    loss = frame.pivot(index="seed", columns="arm", values="final_loss")
+    gap = (loss["venom16"] - loss["dense"]).mean()
+    row = next(line for line in study_tables.english(frame).splitlines() if line.startswith("| venom16"))
+    assert f"{gap:.3f}" in row
