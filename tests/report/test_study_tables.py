@@ -82,3 +82,9 @@ def test_arms_on_english_stand_above_the_dense_model_that_read_it():
     gap = (loss["venom16"] - loss["dense"]).mean()
     row = next(line for line in study_tables.english(frame).splitlines() if line.startswith("| venom16"))
     assert f"{gap:.3f}" in row
+    above = {arm: study_tables.contrast(frame, (arm,), study_tables.HELD) for arm in plans.IN_ENGLISH[1:]}
+    order = ["act24", "active16, 64 clusters", "venom16", "recipe, same", "recipe"]
+    assert sorted(above, key=lambda arm: above[arm].mean) == order, "what docs/replication.md says"
+    assert above["act24"].low < 0 < above["act24"].high and above["venom16"].low > 0
+    train = {arm: study_tables.contrast(frame, (arm,), study_tables.TRAIN).mean for arm in above}
+    assert all(train[arm] > above[arm].mean for arm in order[1:])
