@@ -124,6 +124,10 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
     shown = Progress(progress, config)
     parameters = sum(p.numel() for p in model.parameters())
     shown.start(parameters, 0, device, dtype, step_once.not_captured)
+
+    def bad_gradients(step: int) -> list[str]:
+        return step_once.not_finite([batch_at(data, config, step)], step)
+
     losses: list[float] = []
     pending: list[Tensor] = []
     rates: list[float] = []  # seconds a step between two reports
@@ -134,7 +138,7 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
             batch = batch_at(data, config, step)
             pending.append(step_once([batch], schedule.learning_rate(step, config), step))
             if (step + 1) % config.log_every == 0 or step == config.steps - 1:
-                losses += _finite(torch.stack(pending).tolist(), len(losses))
+                losses += _finite(torch.stack(pending).tolist(), len(losses), bad_gradients)
                 now = time.perf_counter()
                 rates.append((now - last) / len(pending))
                 shown.update(step + 1, losses[-1], config.tokens_per_step / rates[-1])
@@ -236,11 +240,17 @@ def _enter_phase(
     shown.phase(step, phase)
 
 
-def _finite(rows: list[list[float]], done: int) -> list[float]:
-    """The losses of (loss, gradient norm) rows, the first of which is step `done`."""
+def _finite(rows: list[list[float]], done: int, found: Callable[[int], list[str]]) -> list[float]:
+    """The losses of (loss, gradient norm) rows, the first of which is step `done`.
+
+    RuntimeError unless all are finite; it says in which gradients, as `found` of the step names them.
+    """
     for step, (loss, norm) in enumerate(rows, done):
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            names = found(step)[::-1]
+            where = f"not finite, from the output back: {', '.join(names[:4])}" if names else "all finite"
             raise RuntimeError(
-                f"loss {loss}, gradient norm {norm} at step {step}; a lower lr or a longer lr_warmup helps"
+                f"loss {loss}, gradient norm {norm} at step {step}; gradients of that step, repeated "
+                f"without a graph: {where}{' ...' if len(names) > 4 else ''}; a lower lr or a longer lr_warmup helps"
             )
     return [loss for loss, _ in rows]

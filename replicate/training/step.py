@@ -211,6 +211,17 @@ class OptimizerStep:
         self._launched.clear()
         self._graphs.clear()
 
+    def not_finite(self, batches: Sequence[Batch], step: int = 0) -> list[str]:
+        """Names of the parameters whose gradient of this step is not finite, computed kernel by kernel.
+
+        After a step that was not finite the weights are still those that it read, so this finds its cause.
+        """
+        self.model.zero_grad(set_to_none=True)
+        self._gradients(batches, step)
+        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        self.model.zero_grad(set_to_none=True)
+        return [name for name, gradient in named if not gradient.isfinite().all()]
+
     def _launch(self, batches: Sequence[Batch], step: int = 0) -> Tensor:
         """The step, kernel by kernel. Nothing in it waits for the device."""
         self.model.zero_grad(set_to_none=True)  # what an interrupted step has left
