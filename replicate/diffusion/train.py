@@ -251,6 +251,7 @@ def _finite(rows: list[list[float]], done: int, found: Callable[[int], list[str]
             where = f"not finite, from the output back: {', '.join(names[:4])}" if names else "all finite"
             raise RuntimeError(
                 f"loss {loss}, gradient norm {norm} at step {step}; gradients of that step, repeated "
-                f"without a graph: {where}{' ...' if len(names) > 4 else ''}; a lower lr or a longer lr_warmup helps"
+                f"without a graph: {where}{' ...' if len(names) > 4 else ''}; "
+                "a lower lr or a longer lr_warmup helps"
             )
     return [loss for loss, _ in rows]
