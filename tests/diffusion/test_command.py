@@ -30,7 +30,7 @@ def test_runs_are_trained_scored_and_kept_once(capsys, tmp_path):
     status, out, err = run(capsys, *where)
     assert status == 0 and out.count("\n") == 4 and out.startswith("image dense        seed 1  train ")
     assert "video venom16      seed 1" in out and "the classifier knows" in err
-    store = RecordStore(tmp_path / "out")
+    store = RecordStore(tmp_path / "out", tmp_path / "none recorded")
     records = [record for record, _ in store.all("diffusion")]
     assert len(records) == 4 and {r.results["arm"] for r in records} == {"dense", "venom16"}
     for record in records:
