@@ -21,7 +21,7 @@ from torch import Tensor
 from replicate import schedule
 from replicate.config import TrainConfig
 from replicate.diffusion.glyphs import Glyphs, seed_of
-from replicate.diffusion.model import DiT, DiTConfig, between, flow_loss, run_block
+from replicate.diffusion.model import Attention, DiT, DiTConfig, between, flow_loss, run_block
 from replicate.evaluate import evaluating
 from replicate.kernels import layer
 from replicate.settings.presets import SPARSITY_PRESETS
@@ -101,7 +101,7 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
         stretches of the run. valid: per held-out split "loss", and "by_time", the same for BINS equal
         stretches of t, from picture to noise. zero_loss: the held-out loss of the velocity 0. seconds of
         training, compilation counted; step_ms: the median of steps between two reports. parameters, engine,
-        cuda_graph.
+        attention (its kernel), cuda_graph.
 
     Raises:
         RuntimeError: the loss or the gradient is not finite. ValueError: a device that is not here.
@@ -157,6 +157,7 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
         "step_ms": round(1000 * sorted(rates)[len(rates) // 2], 3),
         "parameters": parameters,
         "engine": engine(model, config, device, dtype),
+        "attention": Attention.kernel,
         "cuda_graph": not step_once.not_captured,
     }
 
