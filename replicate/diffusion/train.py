@@ -28,6 +28,7 @@ from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import with_changes
 from replicate.swap import start_sparse
 from replicate.training import compiled
+from replicate.training.attention import settle
 from replicate.training.device import pick_device, pick_dtype, reproducible
 from replicate.training.progress import Progress
 from replicate.training.step import OptimizerStep, make_optimizer
@@ -123,7 +124,8 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
     step_once = OptimizerStep(model, loss_of(model, config.compile), optimizer, config, autocast)
     shown = Progress(progress, config)
     parameters = sum(p.numel() for p in model.parameters())
-    shown.start(parameters, 0, device, dtype, step_once.not_captured)
+    shown.start(parameters, 0, device, dtype, step_once.not_captured, Attention.kernel)
+    settle(device)
 
     def bad_gradients(step: int) -> list[str]:
         return step_once.not_finite([batch_at(data, config, step)], step)

@@ -94,7 +94,7 @@ def pick(asked: str, shape: Shape, device: torch.device, timer: Timer = median_m
         return TORCH
     if device.type != "cuda":
         raise ValueError(f"attention is {asked!r}, a kernel of GPUs, on {device.type}; choose 'auto'")
-    _settle(device)
+    settle(device)
     if asked == "auto":
         return remembered(shape, device, _cache_file(device), timer)
     try:

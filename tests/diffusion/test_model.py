@@ -20,6 +20,7 @@ from replicate.diffusion.model import (
 )
 from replicate.gpt import DenseFFN
 from replicate.settings.presets import SPARSITY_PRESETS
+from replicate.training.attention import settle
 
 CLIP = {"frames": 4, "frame_patch": 2}
 
@@ -193,6 +194,7 @@ def test_low_scores_have_gradients(device):
         q, k, _ = layer.qkv.bias.view(3, 6, 64)
         q[:, 0], k[:, 0] = 1.0, -120 * math.sqrt(64)
     layer.to(device)
+    settle(torch.device(device))
     with torch.autocast(device, torch.bfloat16):
         y = layer(torch.randn(4, 64, 384, device=device))
     y.square().mean().backward()
