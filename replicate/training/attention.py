@@ -164,8 +164,10 @@ def _call(shape: Shape, device: torch.device, kernel: SDPBackend) -> Callable[[]
     return call
 
 
-def _settle(device: torch.device) -> None:
+def settle(device: torch.device) -> None:
     """Have torch set its own order of kernels, which it does in a first call, over any that was asked for."""
+    if device.type != "cuda":
+        return
     q = torch.zeros(1, 1, 16, 16, device=device, dtype=torch.bfloat16)
     F.scaled_dot_product_attention(q, q, q)
 

@@ -181,7 +181,7 @@ def test_auto_on_a_gpu_is_the_fastest_and_a_named_kernel_must_work(monkeypatch, 
     monkeypatch.setattr(attention, "_cache_file", lambda device: tmp_path / "card.json")
     monkeypatch.setattr(attention, "times_ms", lambda *_: {"flash": 2.0, "cudnn": 1.0})
     monkeypatch.setattr(attention, "reproducible", lambda *_: attention.nullcontext())
-    monkeypatch.setattr(attention, "_settle", lambda device: None)
+    monkeypatch.setattr(attention, "settle", lambda device: None)
     assert attention.pick("auto", SHAPE, GPU) == "cudnn"
     monkeypatch.setattr(attention, "_call", lambda shape, device, kernel: lambda: None)
     assert attention.pick("flash", SHAPE, GPU) == "flash"
@@ -211,7 +211,7 @@ def test_a_model_computes_by_the_kernel_that_is_set_and_by_another_where_there_i
         gradients[name] = model.blocks[0].attn.qkv.weight.grad.clone()
         model.zero_grad()
         torch.testing.assert_close(gradients[name], gradients["flash"])
-    attention._settle(CPU)
+    attention.settle(CPU)
     of = {name: FLASH in found for name, found in seen.items()}
     assert of == {"flash": True, "math": False, "cudnn": True, TORCH: True}
     torch._dynamo.reset()
