@@ -38,6 +38,8 @@ ARMS: dict[str, tuple[str, ...]] = {  # claim -> arms it compares: two with each
     "table2-1b-loss": (_HALF,),
     "table2-1b-accuracy": (_HALF,),
     "beyond-venom": ("active16x32",),
+    "beyond-width": ("wide x4, 8 of 64 by activations",),
+    "beyond-experts": ("experts x4, 8 of 64",),
 }
 SEEDS = {"mask-reuse": 9}  # of the study's, where it is not three
 BENCHES: dict[str, tuple[str, ...]] = {  # claim -> benchmarks that it rests on

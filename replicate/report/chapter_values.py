@@ -119,7 +119,8 @@ def _choices() -> dict[str, str]:
     out["winner, other seeds"] = f"{others.mean:.3f}"
     for _, arm, _, found in tables.open_questions():
         out |= {f"open {scale} {arm}": tables.brief(stats) for scale, stats in found.items()}
-    return out | {"width": width.sentence(width.trade(runs), width.times())}
+    traded = width.trade(runs)
+    return out | {"width": width.sentence(traded, width.times()), "experts": width.peer(traded)}
 
 
 def _time() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Width instead of time: wider layers of which each token uses a share, at the FLOPs of a dense run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,14 +18,15 @@ from replicate.study.records import Record, RecordStore
 from replicate.training import flops
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
+PEER = "a learned router"
 KINDS = {  # who chooses a token's neurons -> entry of the palette
     "all neurons": "dense",
     "the router": "venom",
     "own activations": "control",
-    "a learned router": "paper",
+    PEER: "paper",
     "the router, 2:4 weights": "recipe",
 }
-PANELS = (("the router", "a learned router"), ("own activations", "the router, 2:4 weights"))
+PANELS = (("the router", PEER), ("own activations", "the router, 2:4 weights"))
 _COST = {"dense": 1.0, "2:4": 0.5}  # share of a product's multiplications, as tensor cores count them
 
 
@@ -54,7 +56,7 @@ def kind(config: TrainConfig) -> str:
         return "all neurons"
     if s.w1 or s.w2_t:
         return "the router, 2:4 weights"
-    return {"token": "the router", "activation": "own activations"}.get(s.routing, "a learned router")
+    return {"token": "the router", "activation": "own activations"}.get(s.routing, PEER)
 
 
 def trade(runs: pd.DataFrame) -> pd.DataFrame:
@@ -111,15 +113,10 @@ def table(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> pd.D
 
 
 def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> str:
-    """The wider sparse arm with the lowest loss among those with at most a fifth more FLOPs than dense.
-
-    Of those with three seeds, if there are any. With the time of its step, if that was measured.
-    """
-    sparse = found[(found["d_ff"] > 1) & (found["kind"] != "all neurons") & (found["FLOPs"] <= 1.2)]
-    if sparse.empty:
+    """Our wider sparse arm with the lowest loss, see `_best`, with the time of its step if measured."""
+    best = _best(found, [kind for kind in KINDS if kind not in ("all neurons", PEER)])
+    if best is None:
         return "No wider sparse layer is recorded yet."
-    seeds = sparse["loss"].map(lambda loss: loss.n)
-    best = min(sparse[seeds >= min(3, seeds.max())].itertuples(), key=lambda row: row.loss.mean)
     clock = ""
     if best.arm in times:
         one, eight = times[best.arm]
@@ -128,10 +125,34 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
             f"{eight:.2f} times if eight micro-batches share one update of the weights."
         )
     return (
-        "Of the wider sparse layers with at most 1.2 times the dense run's multiplications, the lowest loss "
-        f"is that of `{best.arm}`: {study_tables.brief(best.loss)} minus dense, at {best.FLOPs:.2f} times "
-        f"the multiplications and {best.parameters:.2f} times the parameters.{clock}"
+        "Of the wider layers of ours with at most 1.2 times the dense run's multiplications, the lowest loss "
+        f"is that of `{best.arm}`: {_cost(best)} and {best.parameters:.2f} times the parameters.{clock}"
     )
+
+
+def peer(found: pd.DataFrame) -> str:
+    """The wider mixture of experts with the lowest loss, see `_best`, beside the router's of its shape."""
+    best = _best(found, [PEER])
+    if best is None:
+        return "No wider mixture of experts is recorded yet."
+    ours = found[found["arm"] == best.arm.replace("experts", "wide")]
+    beside = "".join(f" The paper's router at this shape: {_cost(row)}." for row in ours.itertuples())
+    return f"The lowest loss is that of `{best.arm}`: {_cost(best)}.{beside}"
+
+
+def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
+    """The row with the lowest loss of those wider than dense with at most a fifth more FLOPs; None for none.
+
+    Of those with three seeds, if there are any.
+    """
+    rows = found[(found["d_ff"] > 1) & found["kind"].isin(kinds) & (found["FLOPs"] <= 1.2)]
+    seeds = rows["loss"].map(lambda loss: loss.n)
+    rows = rows[seeds >= min(3, seeds.max())] if len(rows) else rows
+    return min(rows.itertuples(), key=lambda row: row.loss.mean, default=None)
+
+
+def _cost(row: Any) -> str:
+    return f"{study_tables.brief(row.loss)} minus dense, at {row.FLOPs:.2f} times the multiplications"
 
 
 def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
