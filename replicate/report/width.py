@@ -130,14 +130,19 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
     )
 
 
-def peer(found: pd.DataFrame) -> str:
-    """The wider mixture of experts with the lowest loss, see `_best`, beside the router's of its shape."""
+def peer(found: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """The wider mixture of experts with the lowest loss, see `_best`, beside our best arms seed by seed."""
     best = _best(found, [PEER])
     if best is None:
         return "No wider mixture of experts is recorded yet."
-    ours = found[found["arm"] == best.arm.replace("experts", "wide")]
-    beside = "".join(f" The paper's router at this shape: {_cost(row)}." for row in ours.itertuples())
-    return f"The lowest loss is that of `{best.arm}`: {_cost(best)}.{beside}"
+    rivals = filter(None, (_best(found, [kind]) for kind in ("the router", "own activations")))
+    beside = [
+        f"{study_tables.brief(study_tables.contrast(runs, (best.arm, ours.arm), 'valid_loss'))} minus "
+        f"`{ours.arm}`"
+        for ours in rivals
+    ]
+    against = f" Seed by seed that is {' and '.join(beside)}." if beside else ""
+    return f"The lowest loss is that of `{best.arm}`: {_cost(best)}.{against}"
 
 
 def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
