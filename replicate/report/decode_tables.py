@@ -151,7 +151,7 @@ def _of_record(model: str) -> list[CheckRow]:
     packed = at.loc[(1, WHOLE), "FFN us"] / at.loc[(1, PACKED), "FFN us"]
     share, gone = (
         decoding.share_touched(config.top_k, config.n_clusters, FEW),
-        f"{FEW} texts, gain of the FFN",
+        f"{FEW} texts, the gain of the FFN is gone",
     )
     rows = [
         _row(

@@ -77,7 +77,7 @@ def test_the_check_tells_missed_aims_and_raises_for_what_we_stand_by():
     ("arm", "column", "value", "said"),
     [
         ("venom16", "used", 0.5, "share of clusters touched"),
-        ("venom16", "x", 1.2, "gain of the FFN"),
+        ("venom16", "x", 1.2, "gain of the FFN is gone"),
         ("recipe, same", "FFN us", 1.0, "2:4 weights make"),
     ],
 )
