@@ -97,21 +97,38 @@ def check(
     results |= dataclasses.asdict(verdict)
     record = records.make_record("claim", {"claim": claim_id, "profile": profile}, results)
     (store or records.RecordStore()).put(record)
+    return _stood_by(CheckRow(found, value, verdict, profile, source, n))
+
+
+def judged(claim: Claim, ours: Any, *, profile: str, source: str) -> CheckRow:
+    """The row of a claim that is none of the paper's, such as an aim of ours: nothing is stored.
+
+    Raises ClaimBroken as `check` does.
+    """
+    return _stood_by(CheckRow(claim, ours, judge(claim, ours, profile=profile), profile, source, 1))
+
+
+def _stood_by(row: CheckRow) -> CheckRow:
+    found, verdict = row.claim, row.verdict
     against = (FAILS,) if found.expected == HOLDS else VERDICTS[:3]
     if found.stand_by and verdict.text in against:
-        said = f"{claim_id} ({found.place}): {found.statement}"
+        said = f"{found.id} ({found.place}): {found.statement}".lstrip()
         raise ClaimBroken(f"{said}. Verdict: {verdict.text}, {verdict.why}")
-    return CheckRow(found, value, verdict, profile, source, n)
+    return row
 
 
-def show(check_rows: Iterable[CheckRow]) -> pd.DataFrame:
-    """The check cell's table: paper | ours | tolerance | verdict, one claim a row."""
+def show(check_rows: Iterable[CheckRow], against: str = "paper") -> pd.DataFrame:
+    """The check cell's table: paper | ours | tolerance | verdict, one claim a row.
+
+    `against`: the first column's name, if it is not the paper that we compare with; then no reason is given.
+    """
     rows = [
         _cells(row.claim, row.ours, row.verdict, row.source, row.n)
         | {"numbers": f"recorded, {row.profile} scale" if row.source == "recorded" else SOURCES[row.source]}
         for row in check_rows
     ]
-    return ClaimTable(pd.DataFrame(rows).set_index("claim"))
+    shown = pd.DataFrame(rows).rename(columns={"paper": against}).set_index("claim")
+    return ClaimTable(shown if against == "paper" else shown.drop(columns="because"))
 
 
 def claim_table(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -151,6 +152,19 @@ def test_show_has_the_four_columns_in_full(store):
     assert all(row.claim.statement in repr(frame) for row in rows)
     assert claims.COLOURS[FAILS] in page
     assert "<b" in page
+
+
+def test_an_aim_of_ours_is_judged_and_shown_but_not_stored(store, monkeypatch):
+    monkeypatch.setattr(claims.records, "RecordStore", lambda: store)
+    fixed = {"id": "", "place": "chapter 13", "unit": "x", "tolerance": 0.0, "how": "", "notebook": "13"}
+    aim = claims.Claim(statement="an aim", paper=3.0, rule="at least", stand_by=False, **fixed)
+    row = claims.judged(aim, 2.2, profile="gpu", source="recorded")
+    assert row.verdict.text == FAILS and not list(store.all("claim"))
+    frame = claims.show([row], against="aim")
+    assert list(frame.columns) == ["aim", "ours", "tolerance", "verdict", "numbers"]
+    assert frame.loc["an aim", "aim"] == "at least 3x" and claims.COLOURS[FAILS] in frame._repr_html_()
+    with pytest.raises(claims.ClaimBroken, match="chapter 13"):
+        claims.judged(replace(aim, stand_by=True), 2.2, profile="gpu", source="recorded")
 
 
 def test_what_this_run_trained_is_not_judged(store):
