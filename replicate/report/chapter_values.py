@@ -11,6 +11,7 @@ from replicate.bench import step
 from replicate.config import TrainConfig
 from replicate.report import (
     choice_plots,
+    diffusion_values,
     kernels_page,
     mix_tables,
     notebooks,
@@ -41,7 +42,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
     "training gpu: A - B - C" for the loss of A above the sum of two, each above dense.
     "2503.16672: A - B": that paper's loss of A minus that of B. "tokens, gpu over laptop" (or "parameters"):
     how many times as many. "zeros gpu": natural sparsity of dense training, mean over layers and seeds.
-    Other names are those of `values` here, in `kernels_page` and in `replication_page`.
+    Other names are those of `values` here, in `diffusion_values`, `kernels_page` and `replication_page`.
     """
     if name == "links":
         return _links(book)
@@ -60,7 +61,7 @@ def value(book: notebooks.Notebook, name: str) -> str:
         if name.startswith("tokens"):
             return f"{gpu.steps * gpu.tokens_per_step / laptop.steps / laptop.tokens_per_step:.0f}"
         return f"{_weights(gpu) / _weights(laptop):.0f}"
-    numbers = (values, kernels_page.values, replication_page.values)
+    numbers = (values, diffusion_values.values, kernels_page.values, replication_page.values)
     return next(filter(None, (found().get(name) for found in numbers)), "")
 
 
