@@ -12,6 +12,7 @@ from replicate.config import TrainConfig
 from replicate.report import (
     choice_plots,
     decode_tables,
+    diffusion_values,
     kernels_page,
     mix_tables,
     notebooks,
@@ -42,8 +43,8 @@ def value(book: notebooks.Notebook, name: str) -> str:
     "training gpu: A - B - C" for the loss of A above the sum of two, each above dense.
     "2503.16672: A - B": that paper's loss of A minus that of B. "tokens, gpu over laptop" (or "parameters"):
     how many times as many. "zeros gpu": natural sparsity of dense training, mean over layers and seeds.
-    Other names are those of `values` here, in `kernels_page` and in `replication_page`, and those of
-    `decode_tables.chapter_values`.
+    Other names are those of `values` here, in `diffusion_values`, `kernels_page` and `replication_page`,
+    and those of `decode_tables.chapter_values`.
     """
     if name == "links":
         return _links(book)
@@ -62,7 +63,8 @@ def value(book: notebooks.Notebook, name: str) -> str:
         if name.startswith("tokens"):
             return f"{gpu.steps * gpu.tokens_per_step / laptop.steps / laptop.tokens_per_step:.0f}"
         return f"{_weights(gpu) / _weights(laptop):.0f}"
-    numbers = (values, kernels_page.values, replication_page.values, decode_tables.chapter_values)
+    pages = (kernels_page, replication_page, diffusion_values)
+    numbers = (values, decode_tables.chapter_values, *(page.values for page in pages))
     return next(filter(None, (found().get(name) for found in numbers)), "")
 
 

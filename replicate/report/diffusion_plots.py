@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from replicate import figures
+from replicate.diffusion.model import between
 from replicate.diffusion.score import unpack
 from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER
 from replicate.study.records import Record, RecordStore
 from replicate.study.statistics import paired
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from matplotlib.figure import Figure
 
 LABELS = {
@@ -65,6 +70,23 @@ def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
             row[name] = float(np.mean([r.results["score"][name] for r in by_seed.values()]))
         rows.append(row)
     return pd.DataFrame(rows).set_index("arm")
+
+
+def path(x0: Tensor, noise: Tensor, patch: int, times: Sequence[float] = (0, 0.25, 0.5, 0.75, 1)) -> Figure:
+    """A picture [1, H, W] cut into patches, and the straight path to noise at some times."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, len(times) + 1, figsize=(9.5, 1.9))
+    for ax, t in zip(axes, (0, *times), strict=True):
+        x = between(x0[None], noise[None], torch.tensor([float(t)]))[0, 0]
+        ax.imshow(x, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"t = {t:g}" if ax is not axes[0] else "tokens", fontsize=9)
+    side = x0.shape[-1]
+    for edge in range(patch, side, patch):
+        axes[0].axhline(edge - 0.5, color=figures.PALETTE["control"], lw=0.8)
+        axes[0].axvline(edge - 0.5, color=figures.PALETTE["control"], lw=0.8)
+    return fig
 
 
 def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
@@ -153,6 +175,19 @@ def moving(records: Sequence[Record], columns: int = 8, fps: int = 6) -> bytes:
         film.save(path, writer=PillowWriter(fps=fps), dpi=100)
         plt.close(fig)
         return path.read_bytes()
+
+
+def film(records: Sequence[Record], alt: str, columns: int = 8) -> HTML:
+    """The GIF of `moving` for a notebook, also one that is exported; `alt` says it in words.
+
+    Raises ValueError for pictures.
+    """
+    from html import escape
+
+    from IPython.display import HTML
+
+    data = base64.b64encode(moving(records, columns)).decode()
+    return HTML(f'<img alt="{escape(alt)}" src="data:image/gif;base64,{data}">')
 
 
 def still(gif: bytes) -> list[np.ndarray]:

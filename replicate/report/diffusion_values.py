@@ -1,0 +1,124 @@
+"""Sentences and a table of the chapter on pictures and clips, from whatever runs are recorded.
+
+A difference is called only with SEEDS seeds or more; with fewer the sentence says how many there are.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pandas as pd
+
+from replicate.report.diffusion_plots import LABELS, losses, runs
+from replicate.study.records import Record, RecordStore
+from replicate.study.statistics import Stats, summary
+
+SEEDS = 3  # from which on a difference is called
+RUN = "python -m replicate diffusion --kind {} --profile gpu --record"
+Runs = dict[str, dict[int, Record]]
+
+
+@cache
+def values(store: RecordStore | None = None) -> dict[str, str]:
+    """Name -> text of the chapter's numbers and sentences: "pictures, losses", "clips", ..."""
+    pictures, clips = (runs(kind, store) for kind in ("image", "video"))
+    if "dense" not in pictures:
+        missing = f"No dense run on pictures is recorded yet: `{RUN.format('image')}`."
+        names = ("seeds", "flow", "losses", "fonts", "judge")
+        found = {f"pictures, {name}": missing for name in names}
+    else:
+        found = {
+            "pictures, seeds": seeds(pictures),
+            "pictures, flow": flow(pictures),
+            "pictures, losses": compared(pictures, "poses"),
+            "pictures, fonts": compared(pictures, "fonts"),
+            "pictures, judge": judged(pictures),
+        }
+    if "dense" in clips:
+        found["clips"] = f"Of clips there are {seeds(clips)}. {compared(clips, 'poses')} {judged(clips)}"
+    else:
+        found["clips"] = f"No clips are compared with dense yet. The command is `{RUN.format('video')}`."
+    return found
+
+
+def seeds(by_arm: Runs) -> str:
+    """How many arms, and seeds of each: "5 arms, one seed each"."""
+    counts = sorted({len(by_seed) for by_seed in by_arm.values()})
+    text = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    each = "one seed each" if counts == [1] else f"{text} seeds each"
+    return f"{len(by_arm)} {'arm' if len(by_arm) == 1 else 'arms'}, {each}"
+
+
+def flow(by_arm: Runs) -> str:
+    """The dense model's loss beside that of the zero velocity."""
+    ran = [record.results for record in by_arm["dense"].values()]
+    loss = summary([r["valid"]["poses"]["loss"] for r in ran]).mean
+    zero = summary([r["zero_loss"] for r in ran]).mean
+    return f"{loss:.3f}, where a velocity of zero has {zero:.2f}"
+
+
+def compared(by_arm: Runs, split: str) -> str:
+    """Each arm's held-out loss minus dense, and which of these differences may be called one."""
+    table = losses(by_arm)
+    gaps: dict[str, Stats] = {
+        arm: gap
+        for arm, gap in table[f"{split} over dense"].items()
+        if arm != "dense" and isinstance(gap, Stats)
+    }
+    if not gaps:
+        return "No other arm shares a seed with a dense run yet."
+    listed = "; ".join(f"*{LABELS[arm]}* {_digits(gap)}" for arm, gap in gaps.items())
+    enough = {arm: gap for arm, gap in gaps.items() if gap.n >= SEEDS}
+    called = {
+        "surely above dense": [arm for arm, gap in enough.items() if gap.low > 0],
+        "surely below dense": [arm for arm, gap in enough.items() if gap.high < 0],
+        "not told from dense": [arm for arm, gap in enough.items() if gap.low <= 0 <= gap.high],
+        f"fewer than {SEEDS} seeds, so no difference is called": [arm for arm in gaps if arm not in enough],
+    }
+    if not enough:
+        most = max(gap.n for gap in gaps.values())
+        return f"{listed}. At most {most} {_seed(most)} an arm: no difference is called."
+    parts = [f"{what}: {', '.join(f'*{LABELS[a]}*' for a in arms)}" for what, arms in called.items() if arms]
+    return f"{listed}. {'; '.join(parts).capitalize()}."
+
+
+def judged(by_arm: Runs) -> str:
+    """What the judge makes of samples and of real pictures."""
+    table = scores(by_arm)
+    *arms, real = table["read as asked"].dropna()
+    return (
+        f"The judge reads {real:.1%} of real held-out pictures as what they are, "
+        f"and {min(arms):.1%} to {max(arms):.1%} of the samples, by arm."
+    )
+
+
+def scores(by_arm: Runs) -> pd.DataFrame:
+    """A row an arm and one of real pictures: seeds, share that the judge reads as asked, Fréchet distance."""
+    table = losses(by_arm)
+    ran = [record.results["real"] for by_seed in by_arm.values() for record in by_seed.values()]
+    rows = [
+        {
+            "pictures": LABELS[arm],
+            "seeds": str(row["seeds"]),
+            "read as asked": row["accuracy"],
+            "Fréchet distance": row["frechet"],
+        }
+        for arm, row in table.iterrows()
+    ]
+    real = {
+        "pictures": "real, held out",
+        "seeds": "",
+        "read as asked": summary([r["accuracy"]["poses"] for r in ran]).mean,
+        "Fréchet distance": summary([r["frechet"] for r in ran]).mean,
+    }
+    return pd.DataFrame([*rows, real])
+
+
+def _digits(gap: Stats) -> str:
+    """Like `study_tables.brief`, with a digit more, since these losses are smaller."""
+    half = f" ± {gap.half:.4f}" if gap.n > 1 else ""
+    return f"{gap.mean:+.4f}{half} ({gap.n})"
+
+
+def _seed(count: int) -> str:
+    return "seed" if count == 1 else "seeds"
