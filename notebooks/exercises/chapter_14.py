@@ -97,7 +97,7 @@ def what_noise_cannot_tell(answer: Any) -> str:
             (2, "That is the error of a velocity of zero. But the noise is known."),
             (
                 (1 - mean**2) ** 0.5,
-                "That is a standard deviation, or the error of always guessing black. A guess between is better.",
+                "That is a standard deviation, or the error of always guessing black. Guess better.",
             ),
             (-mean, "That is how far the mean lies from zero. Take the mean squared error of that guess."),
             (white * (1 - white), "Black is -1, not 0: the two pixels are 2 apart."),

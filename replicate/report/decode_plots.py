@@ -20,7 +20,7 @@ from replicate.settings.presets import train_preset
 _SHAPES = {"7B": PALETTE["2:4 weights"], "1B": PALETTE["recipe"]}
 _ARMS = {
     "venom16": PALETTE["venom"],
-    "active16": PALETTE["2:4 activations"],
+    "active16": PALETTE["control"],
     "recipe, same": PALETTE["recipe"],
 }
 MEASURED = {  # column of `generate.rows` -> its name in a picture

@@ -79,7 +79,8 @@ def compared(by_arm: Runs, split: str) -> str:
         most = max(gap.n for gap in gaps.values())
         return f"{listed}. At most {most} {_seed(most)} an arm: no difference is called."
     parts = [f"{what}: {', '.join(f'*{LABELS[a]}*' for a in arms)}" for what, arms in called.items() if arms]
-    return f"{listed}. {'; '.join(parts).capitalize()}."
+    said = "; ".join(parts)
+    return f"{listed}. {said[0].upper()}{said[1:]}."
 
 
 def judged(by_arm: Runs) -> str:

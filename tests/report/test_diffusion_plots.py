@@ -1,5 +1,8 @@
 """Tables and pictures of diffusion runs, from records made here."""
 
+import base64
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +25,9 @@ def record(kind, arm, seed, profile="gpu"):
     results = {
         "arm": arm,
         "valid": {"poses": valid, "fonts": valid | {"loss": loss + 0.1}},
+        "zero_loss": 1.9,
         "score": {"accuracy": 0.9, "frechet": 2.0 + seed},
+        "real": {"accuracy": {"poses": 0.99, "fonts": 0.9}, "frechet": 1.0 + seed / 6},
         "samples": {"classes": list("01234567"), **pack(shown)},
     }
     return make_record("diffusion", config_of(kind, profile, arm, seed), results, device="cpu")
@@ -109,3 +114,20 @@ def test_clips_move(store):
     assert np.abs(frames[0].astype(int) - frames[7]).max() > 100
     with pytest.raises(ValueError, match="take records of kind 'video'"):
         diffusion_plots.moving([diffusion_plots.runs("image", store)["dense"][1]])
+
+
+def test_a_film_is_a_gif_told_in_words(store):
+    records = [by_seed[1] for by_seed in diffusion_plots.runs("video", store).values()]
+    page = diffusion_plots.film(records, 'a "B" turns', columns=3).data
+    assert 'alt="a &quot;B&quot; turns"' in page
+    data = re.search(r"data:image/gif;base64,([^\"]+)", page)[1]
+    assert base64.b64decode(data) == diffusion_plots.moving(records, columns=3)
+
+
+def test_the_path_goes_from_a_picture_to_noise():
+    x0, noise = torch.zeros(1, 16, 16), torch.ones(1, 16, 16)
+    axes = diffusion_plots.path(x0, noise, 4, (0, 0.25, 1)).axes
+    shown = [float(np.asarray(ax.images[0].get_array()).mean()) for ax in axes]
+    assert shown == [0, 0, 0.25, 1]
+    edges = [line.get_xdata()[0] for line in axes[0].lines if len(set(line.get_xdata())) == 1]
+    assert edges == [3.5, 7.5, 11.5] and not axes[1].lines

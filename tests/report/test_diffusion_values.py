@@ -1,0 +1,91 @@
+"""What the chapter on pictures and clips says of the runs that are recorded, whichever they are."""
+
+import re
+
+import pytest
+from report.test_diffusion_plots import OFFSET, record
+
+from replicate.report import chapter_values, diffusion_plots, diffusion_values, notebooks
+from replicate.study.records import RecordStore
+
+
+def stored(folder, runs):
+    """A store with the runs (kind, arm, seed)."""
+    store = RecordStore(folder / "cached", folder / "recorded")
+    for kind, arm, seed in runs:
+        store.put(record(kind, arm, seed), recorded=True)
+    return store
+
+
+def of_seeds(kind, arms, seeds):
+    return [(kind, arm, seed) for arm in arms for seed in seeds]
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_no_difference_is_called_from_one_or_two_seeds(tmp_path, seeds):
+    values = diffusion_values.values(stored(tmp_path, of_seeds("image", ("dense", "act24", "tile24"), seeds)))
+    for name in ("pictures, losses", "pictures, fonts"):
+        assert f"At most {len(seeds)} seed" in values[name]
+        assert values[name].endswith("no difference is called.") and "surely" not in values[name].lower()
+        assert f"*2:4 activations* {OFFSET['act24']:+.4f}" in values[name]
+    assert values["clips"].startswith("No clips") and "--kind video" in values["clips"]
+
+
+def test_three_seeds_call_a_difference_by_its_interval(tmp_path):
+    """The made-up differences are the same for every seed, so that their intervals are points."""
+    runs = of_seeds("image", ("dense", "venom16"), (1, 2, 3)) + of_seeds("image", ("gelu",), (2,))
+    said = diffusion_values.values(stored(tmp_path, runs))["pictures, losses"]
+    called, doubtful = said.split("; ")[-2:]
+    assert "(3)" in said and "*Venom by the router* +0.0300 ± 0.0000 (3)" in said
+    assert re.search(r"Surely above dense: \*Venom by the router\*$", called)
+    assert re.search(r"fewer than 3 seeds, .*: \*dense, GELU\*\.$", doubtful)
+
+
+def test_an_interval_across_zero_calls_nothing(tmp_path):
+    store = stored(tmp_path, of_seeds("image", ("dense", "act24"), (1, 2, 3)))
+    by_arm = diffusion_plots.runs("image", store)
+    for seed, loss in {1: 0.1, 2: 0.3, 3: 0.2}.items():
+        by_arm["act24"][seed].results["valid"]["poses"]["loss"] = loss
+    said = diffusion_values.compared(by_arm, "poses")
+    assert said.endswith("Not told from dense: *2:4 activations*.")
+    for run in by_arm["act24"].values():
+        run.results["valid"]["poses"]["loss"] = 0.1
+    assert "Surely below dense: *2:4 activations*." in diffusion_values.compared(by_arm, "poses")
+
+
+def test_arms_seeds_and_clips_may_come_later(tmp_path):
+    few = diffusion_values.values(stored(tmp_path / "few", of_seeds("image", ("dense",), (1,))))
+    assert few["pictures, seeds"] == "1 arm, one seed each"
+    assert few["pictures, losses"] == "No other arm shares a seed with a dense run yet."
+    none = diffusion_values.values(stored(tmp_path / "none", []))
+    assert none.keys() == few.keys() and all("recorded yet" in none[n] for n in none if n != "clips")
+    runs = of_seeds("image", diffusion_plots.LABELS, (1, 2, 3)) + of_seeds("image", ("dense",), (4,))
+    clips = of_seeds("video", ("dense", "block16"), (1, 2))
+    many = diffusion_values.values(stored(tmp_path / "many", runs + clips))
+    assert many.keys() == few.keys() and many["pictures, seeds"] == "8 arms, 3 to 4 seeds each"
+    assert many["clips"].startswith("Of clips there are 2 arms, 2 seeds each.")
+    assert "*Venom by votes of 64 tokens* +" in many["clips"] and "At most 2 seeds" in many["clips"]
+    lone = diffusion_values.values(stored(tmp_path / "lone", clips[2:]))
+    assert lone["clips"].startswith("No clips are compared with dense yet")
+
+
+def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):
+    store = stored(tmp_path, of_seeds("image", ("dense", "act24"), (1, 2)))
+    table = diffusion_values.scores(diffusion_plots.runs("image", store)).set_index("pictures")
+    assert list(table.index) == ["dense, squared ReLU", "2:4 activations", "real, held out"]
+    assert table["Fréchet distance"].tolist() == [3.5, 3.5, pytest.approx(1.25)]
+    assert table["read as asked"].tolist() == [0.9, 0.9, 0.99]
+    said = diffusion_values.judged(diffusion_plots.runs("image", store))
+    assert "99.0% of real" in said and "90.0% to 90.0%" in said
+
+
+def test_the_chapter_shows_them():
+    (book,) = notebooks.select(notebooks.discover(), ["14"])
+    shown = diffusion_values.values()
+    text = "".join(notebooks.source(cell) for cell in book.content["cells"])
+    assert set(re.findall(r"<!-- value: ((?:pictures|clips).*?) -->", text)) == set(shown)
+    for name, words in shown.items():
+        assert chapter_values.value(book, name) == words
+    dense = diffusion_plots.runs("image")["dense"].values()
+    loss = sum(r.results["valid"]["poses"]["loss"] for r in dense) / len(dense)
+    assert shown["pictures, flow"].startswith(f"{loss:.3f}, where")
