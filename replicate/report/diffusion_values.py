@@ -35,9 +35,11 @@ def values(store: RecordStore | None = None) -> dict[str, str]:
             "pictures, judge": judged(pictures),
         }
     if "dense" in clips:
-        found["clips"] = f"Of clips there are {seeds(clips)}. {compared(clips, 'poses')} {judged(clips)}"
+        found["clips"] = (
+            f"of clips there are {seeds(clips)}. {compared(clips, 'poses')} Of them {judged(clips)}"
+        )
     else:
-        found["clips"] = f"No clips are compared with dense yet. The command is `{RUN.format('video')}`."
+        found["clips"] = f"no clips are compared with dense yet. The command is `{RUN.format('video')}`."
     return found
 
 
@@ -88,7 +90,7 @@ def judged(by_arm: Runs) -> str:
     table = scores(by_arm)
     *arms, real = table["read as asked"].dropna()
     return (
-        f"The judge reads {real:.1%} of real held-out pictures as what they are, "
+        f"the judge reads {real:.1%} of real held-out pictures as what they are, "
         f"and {min(arms):.1%} to {max(arms):.1%} of the samples, by arm."
     )
 

@@ -18,7 +18,7 @@ from replicate.study.command import _parser as study_parser
 
 TABLE = artifact.claims().set_index("claim")
 ACCURACY = {"table4-30k", "table4-40k", "table4-50k", "table4-60k", "table2-1b-accuracy"}
-HELD_OUT = {"static-worse", "table4-recovers", "table4-helps", "order"}
+HELD_OUT = {"static-worse", "table4-recovers", "table4-helps", "order", "beyond-width", "beyond-experts"}
 OTHER = {"relu2-init", "relu2-trained", "relu2-rises", "warmup-steps", "figure5"}  # no difference of two arms
 # Names with digits in them, as in docs/replication.md; any other digit would be a number without a record.
 NAMES = re.compile(

@@ -28,7 +28,7 @@ def test_no_difference_is_called_from_one_or_two_seeds(tmp_path, seeds):
         assert f"At most {len(seeds)} seed" in values[name]
         assert values[name].endswith("no difference is called.") and "surely" not in values[name].lower()
         assert f"*2:4 activations* {OFFSET['act24']:+.4f}" in values[name]
-    assert values["clips"].startswith("No clips") and "--kind video" in values["clips"]
+    assert values["clips"].startswith("no clips") and "--kind video" in values["clips"]
 
 
 def test_three_seeds_call_a_difference_by_its_interval(tmp_path):
@@ -63,10 +63,10 @@ def test_arms_seeds_and_clips_may_come_later(tmp_path):
     clips = of_seeds("video", ("dense", "block16"), (1, 2))
     many = diffusion_values.values(stored(tmp_path / "many", runs + clips))
     assert many.keys() == few.keys() and many["pictures, seeds"] == "8 arms, 3 to 4 seeds each"
-    assert many["clips"].startswith("Of clips there are 2 arms, 2 seeds each.")
+    assert many["clips"].startswith("of clips there are 2 arms, 2 seeds each.")
     assert "*Venom by votes of 64 tokens* +" in many["clips"] and "At most 2 seeds" in many["clips"]
     lone = diffusion_values.values(stored(tmp_path / "lone", clips[2:]))
-    assert lone["clips"].startswith("No clips are compared with dense yet")
+    assert lone["clips"].startswith("no clips are compared with dense yet")
 
 
 def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):
