@@ -218,9 +218,12 @@ def _steps() -> dict[str, str]:
 def _losses() -> dict[str, str]:
     """What our mixes cost beside the 1B model, what is below the black line, and the small models' clock."""
     panels, early = time_to_loss.points(step_table.models()), time_to_loss.stopped_early(tables.runs("gpu"))
+    planned = time_to_loss.planned_shorter(tables.runs("gpu")).mean()
+    shorter = planned.index.to_numpy(), planned.to_numpy()
     out = {f"below {model}": _list(time_to_loss.below(found, early)) for model, found in panels.items()}
     for model, found in panels.items():
         out[f"surely below {model}"] = _list(time_to_loss.below(found, early, sure=True))
+        out[f"surely below planned {model}"] = _list(time_to_loss.below(found, shorter, sure=True))
         x, gap, _ = found[time_to_loss.SHORT[tables.HALF]]
         out[f"half, stopped {model}"] = f"{np.interp(x, *early):.3f}"
         out["half, loss"] = f"{gap.mean:.3f}"

@@ -96,6 +96,18 @@ def stopped_early(runs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return (steps[-1] / steps[there])[::-1], (losses[there] - losses[-1])[::-1]
 
 
+def planned_shorter(runs: pd.DataFrame) -> pd.DataFrame:
+    """Held-out loss of dense runs of plans.PLANNED above the whole one: a row a seed, columns times as fast.
+
+    Column 1 is the whole run. Runs that a seed lacks are left out.
+    """
+    dense = runs[runs["arm"].isin(["dense", *plans.PLANNED])]
+    steps = {arm: part["record"].iloc[0].config["steps"] for arm, part in dense.groupby("arm")}
+    losses = dense.pivot(index="seed", columns="arm", values="valid_loss").dropna(axis=1)
+    above = losses.sub(losses["dense"], axis=0)
+    return above.rename(columns=lambda arm: steps["dense"] / steps[arm]).sort_index(axis=1)
+
+
 def above_stopped(runs: pd.DataFrame, arm: str, speed: float) -> statistics.Stats:
     """Held-out loss of an arm above its own dense run, stopped to be `speed` times as fast, seed by seed."""
     return _above(runs, arm, lambda seed: np.interp(speed, *stopped_early(runs[runs["seed"] == seed])))
@@ -198,7 +210,13 @@ def ranges(records: Mapping[str, Record]) -> dict[str, dict[str, tuple[float, fl
 
 
 def below(found: Points, early: tuple[np.ndarray, np.ndarray], *, sure: bool = False) -> list[str]:
-    """Those that lose less than a dense run stopped as early; sure: with their whole interval."""
+    """Those that lose less than a dense run as short, at times as fast [N] and loss [N].
+
+    Beyond the shortest dense run its loss is taken, so nothing is below by extrapolation.
+
+    Args:
+        sure: with the whole interval of three seeds or more.
+    """
     return [
         name
         for name, (x, gap, _) in found.items()
@@ -247,10 +265,7 @@ def frontier(runs: pd.DataFrame) -> Frontier:
     speed, timed = step_table.speeds("llama1b"), step_table.speed_ranges("llama1b")
     gaps, early = results.differences(runs, arms=there), stopped_early(runs)
     configs = {arm: from_dict(part["record"].iloc[0].config) for arm, part in runs.groupby("arm")}
-    losses = runs.pivot(index="seed", columns="arm", values="valid_loss")
-    planned = [arm for arm in plans.PLANNED if arm in configs and losses[arm].count() == len(losses)]
-    dense = losses[["dense", *planned]].sub(losses["dense"], axis=0)
-    dense = dense.rename(columns=lambda arm: configs["dense"].steps / configs[arm].steps).sort_index(axis=1)
+    dense = planned_shorter(runs)
     points, ranges, stopped, shorter, rows = {}, {}, {}, {}, []
     for arm in there:
         preset, config, label = arm.split(",")[0], configs[arm], ARMS[arm]

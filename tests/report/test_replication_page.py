@@ -274,7 +274,7 @@ def test_what_the_prose_says_of_the_runs():
 def test_what_the_prose_says_of_shorter_dense_runs():
     frame = study.runs("gpu")
     recorded = [arm for arm in plans.PLANNED if arm in set(frame["arm"])]
-    assert len(recorded) == len(study.losses(frame, plans.PLANNED)) >= 2
+    assert len(recorded) == len(study.losses(frame, plans.PLANNED)) == 5
     for arm in recorded:
         planned = frame[frame["arm"] == arm].set_index("seed")
         steps = planned["record"].iloc[0].config["steps"]
@@ -282,8 +282,9 @@ def test_what_the_prose_says_of_shorter_dense_runs():
         for seed, whole in frame[frame["arm"] == "dense"].set_index("seed")["record"].items():
             at, loss = zip(*whole.results["valid_losses"], strict=True)
             above.append(planned.loc[seed, "valid_loss"] - float(np.interp(steps, at, loss)))
-        assert statistics.summary(above).mean > -0.003, (
-            "planned runs end no lower than the full one stopped there"
+        stats = statistics.summary(above)
+        assert (stats.mean > -0.003) if steps >= 2500 else stats.high < 0, (
+            f"{arm}: only much shorter ones win"
         )
 
 
@@ -323,7 +324,10 @@ def test_what_the_prose_says_of_width():
     found, times = width.trade(study.runs("gpu")), width.times()
     wider = found[(found["d_ff"] > 1) & (found["loss"].map(lambda loss: loss.n) >= 3)]
     assert (wider["loss"].map(lambda loss: loss.mean) < 0).all(), "held-out losses below the dense model's"
-    both = [row.arm for row in wider.itertuples() if row.loss.mean <= -0.03 and min(times[row.arm]) <= 1.05]
-    assert len(wider) and not both, "no arm that ran on three seeds has both"
-    assert not set(found["arm"]) & {arm for arm in plans.everything("gpu") if arm.startswith("experts")}
+    timed = wider[wider["arm"].isin(times)]
+    both = [row.arm for row in timed.itertuples() if row.loss.mean <= -0.03 and min(times[row.arm]) <= 1.05]
+    assert len(timed) and not both, "no arm that ran on three seeds has both"
+    assert not any(arm.startswith("experts") for arm in times), "it has no time here"
+    learned = study.contrast(study.runs("gpu"), ("experts x4, 8 of 64", "wide x4, 16 of 64"), study.HELD)
+    assert learned.high < 0, "what it gains by learning"
     assert width.timed().device == "NVIDIA H200"
