@@ -92,19 +92,16 @@ def switches(scale: str, runs: pd.DataFrame) -> Figure:
 
 def recovery(studies: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss above dense over a run: a panel for each scale and each reading that has a mix."""
-    bases = [b for b in READINGS if any(b + MIXES["50 %"] in set(part["arm"]) for part in studies.values())]
-    rows, columns = (len(bases), len(studies)) if len(studies) > 1 else (1, len(bases))
-    size = (max(6.5, 4.3 * columns), 0.7 + 3.4 * rows)
-    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    panels = [(base, scale) for base in bases for scale in studies]
-    for ax, (base, scale) in zip(axes.flat, panels, strict=True):
+    panels = [(b, s) for b in READINGS for s in studies if b + MIXES["50 %"] in set(studies[s]["arm"])]
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    fig = plt.figure(figsize=(max(6.5, 5.5 * columns), 0.7 + 3.4 * rows))
+    for i, (base, scale) in enumerate(panels):
+        ax = fig.add_subplot(rows, columns, i + 1)
         _draw_recovery(ax, scale, studies[scale], base)
         ax.set_title(f"{scale}: {READINGS[base]}", fontsize=10)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("training loss above dense (nats)")
-    for ax in axes[-1]:
-        ax.set_xlabel("step")
-    known = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels())}
+        ax.set(xlabel="step", ylabel="" if i % columns else "training loss above dense (nats)")
+    known = {name: line for ax in fig.axes for line, name in zip(*ax.get_legend_handles_labels())}
     look = {"title": "sparse steps; dashed: back to dense", "fontsize": 9, "title_fontsize": 9, "ncols": 5}
     fig.legend(known.values(), known.keys(), loc="outside lower center", **look)
     return fig

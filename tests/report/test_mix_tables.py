@@ -64,6 +64,8 @@ def test_what_did_not_run_is_left_out(recorded):
     both = {"gpu": pretended(part["gpu"], SAME_HALF, tables.HALF)}
     assert len(mix_plots.recovery(both).axes) == 2
     assert len(mix_tables.endings(both)) == len(table) + 1
+    axes = mix_plots.recovery({"laptop": recorded["laptop"].query("arm in ('dense', 'recipe')")} | part).axes
+    assert [ax.get_title() for ax in axes] == ["gpu: backward as printed"], "no panel without a mix"
 
 
 def test_endings_are_drawn_where_they_lie(recorded):
