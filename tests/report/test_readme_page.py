@@ -6,7 +6,7 @@ import pandas as pd
 
 from replicate import paper
 from replicate.paper.table import shipped_table
-from replicate.report import pages, study_tables, width
+from replicate.report import chapter_values, pages, step_table, study_tables, width
 from replicate.study import results
 from replicate.system import paths
 
@@ -25,6 +25,9 @@ def test_what_the_prose_says():
     for interval in stopped[line == "below"]:  # a change of 1 % in a step's time moves it by as much
         high = float(re.search(r"to ≈(\S+),", interval)[1])
         assert high > -0.001, "nothing clearly beats stopping sooner"
+    values = chapter_values.values()
+    for model in step_table.MODELS:
+        assert values[f"surely below planned {model}"] == "nothing", "nor being planned shorter"
     study = results.recorded_study("gpu")
     gap = results.differences(study, column="final_loss")
     assert gap["act24"].low < 0 < gap["act24"].high, "our runs cannot tell it from nothing"
