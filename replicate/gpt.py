@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
-from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
+from replicate.ffn import INIT_STD, SparseFFN, SparseModel, new_weight, relu2
 from replicate.generate import KVCache, generate
 from replicate.training.attention import TORCH, attention_by
 from replicate.training.device import autocast_on
-from replicate.training.layer_state import PHASES
 
 
-class GPT(nn.Module):
+class GPT(SparseModel):
     """Decoder-only language model of `config`'s shape, with random initial weights.
 
     The weights come from torch's global generator: seed it for reproducible models. The matrices that
@@ -103,31 +102,10 @@ class GPT(nn.Module):
         _make_tables(self)
         return self
 
-    def ffns(self) -> list[SparseFFN]:
-        """The sparse-capable FFN of every block; empty for the SwiGLU and GELU baselines."""
-        return [block.ffn for block in self.blocks if isinstance(block.ffn, SparseFFN)]
-
-    def set_phase(self, phase: str) -> None:
-        """Run every FFN in phase "dense" or "sparse". Raises ValueError for any other name."""
-        if phase not in PHASES:
-            raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
-        for ffn in self.ffns():
-            ffn.phase = phase
-
-    def set_backend(self, backend: str | None) -> None:
-        """Compute the sparse phase of every FFN by this backend; see `SparseFFN`."""
-        for ffn in self.ffns():
-            ffn.backend = backend
-
     def set_attention(self, kernel: str) -> None:
         """Compute attention in every layer by this kernel; see `attention.attention_by`."""
         for block in self.blocks:
             block.attn.kernel = kernel
-
-    def hold_weights(self, hold: bool) -> None:
-        """Promise every FFN that its weights stay as they are until `hold` is False again."""
-        for ffn in self.ffns():
-            ffn.hold = hold
 
     def generate(
         self, idx: Tensor, n: int, temperature: float = 1.0, top_k: int | None = None, seed: int = 1,

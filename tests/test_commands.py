@@ -277,8 +277,9 @@ def test_notebooks_list_and_refresh(capsys, monkeypatch, tmp_path):
     (tmp_path / "04_ffn.ipynb").write_text(json.dumps(book))
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     assert run(capsys, "notebooks", "list")[1] == "04 The FFN (2.5 min)\n"
-    monkeypatch.setattr(notebooks, "refresh", lambda only: [f"refreshed {only}"])
-    assert run(capsys, "notebooks", "refresh", "--only", "4")[1] == "refreshed: refreshed ['4']\n"
+    monkeypatch.setattr(notebooks, "refresh", lambda only, folder: [f"{only} of {folder.name}"])
+    said = "refreshed: ['4'] of notebooks ['4'] of solutions\n"
+    assert run(capsys, "notebooks", "refresh", "--only", "4")[1] == said
 
 
 @pytest.mark.parametrize("name", ["study", "bench", "tokenizer"])

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import SparsityConfig
-from replicate.ffn import INIT_STD, SparseFFN
+from replicate.ffn import INIT_STD, SparseFFN, SparseModel
 from replicate.gpt import DenseFFN
 from replicate.settings.checks import at_least, check_types, one_of
 from replicate.training.attention import attention_by
-from replicate.training.layer_state import PHASES
 
 FREQUENCIES = 64  # sine and cosine pairs that stand for a time
 
@@ -85,7 +84,7 @@ def run_block(block: Block, h: Tensor, c: Tensor) -> Tensor:
     return block(h, c)
 
 
-class DiT(nn.Module):
+class DiT(SparseModel):
     """Velocity of pictures or clips at times t, given their classes; random initial weights of torch's
     global generator."""
 
@@ -136,22 +135,6 @@ class DiT(nn.Module):
         """[B, C, T, H, W] from the last block's tokens h [B, seq_len, D] and c [B, D]."""
         shift, scale = self.last(c)[:, None].chunk(2, -1)
         return unpatchify(self.out(modulated(h, shift, scale)).float(), self.config)
-
-    def ffns(self) -> list[SparseFFN]:
-        """The sparse-capable FFN of every block; empty with GELU."""
-        return [block.ffn for block in self.blocks if isinstance(block.ffn, SparseFFN)]
-
-    def set_phase(self, phase: str) -> None:
-        """Run every FFN in phase "dense" or "sparse". Raises ValueError for any other name."""
-        if phase not in PHASES:
-            raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
-        for ffn in self.ffns():
-            ffn.phase = phase
-
-    def hold_weights(self, hold: bool) -> None:
-        """Promise every FFN that its weights stay as they are until `hold` is False again."""
-        for ffn in self.ffns():
-            ffn.hold = hold
 
 
 class Block(nn.Module):

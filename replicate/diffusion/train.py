@@ -117,8 +117,7 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
         torch.manual_seed(config.seed)
         model = DiT(config.model)
     model.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
-    for ffn in model.ffns():
-        ffn.backend = config.backend
+    model.set_backend(config.backend)
     data = Glyphs(config.model.frames, config.model.size, device)
     optimizer = make_optimizer(model, config)
     step_once = OptimizerStep(model, loss_of(model, config.compile), optimizer, config, autocast)

@@ -7,6 +7,7 @@ from replicate import paper
 from replicate.paper.command import show
 from replicate.report import notebooks, runner
 from replicate.study.command import outlook
+from replicate.system import paths
 from replicate.system.console import again
 
 
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(book.title + ("" if minutes is None else f" ({minutes:g} min)"))
         return 0
     if args.action == "refresh":
-        print("refreshed:", *notebooks.refresh(args.only))
+        folders = (paths.NOTEBOOKS, paths.NOTEBOOKS / "solutions")
+        print("refreshed:", *(name for folder in folders for name in notebooks.refresh(args.only, folder)))
         return 0
     if args.profile != "smoke":
         print(outlook(args.profile, args.seed), flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ LABELS = {
     "block16": "Venom by votes of 64 tokens",
     "tile24": "2:4 tiles of tokens and features",
 }
+LOSS = "held-out squared error"
 SPLITS = {"poses": "new poses of trained fonts", "fonts": "fonts never trained on"}
 
 
@@ -109,7 +110,7 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
             if ours:
                 ax.vlines(np.mean(ours), y - 0.3, y + 0.3, color=colour, lw=2)
         ax.axvline(0, color=figures.PALETTE["dense"], lw=1)
-        ax.set(title=title, xlabel="held-out loss minus dense", yticks=range(len(arms)))
+        ax.set(title=title, xlabel=f"{LOSS} minus dense", yticks=range(len(arms)))
         ax.margins(y=0.12)
     axes[0].set_yticklabels([LABELS[arm] for arm in arms])
     axes[0].invert_yaxis()
@@ -117,18 +118,20 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
 
 
 def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figure:
-    """Held-out loss minus dense over the flow's time, means of seeds: where on the way an arm loses."""
+    """Held-out loss minus dense over the flow's time, mean of shared seeds: where an arm loses."""
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots()
-    dense = _curve(by_arm["dense"], split)
-    middles = (np.arange(len(dense)) + 0.5) / len(dense)
     for arm, by_seed in by_arm.items():
-        if arm != "dense":
-            look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "X"}
-            ax.plot(middles, _curve(by_seed, split) - dense, label=LABELS[arm], ms=5, **look)
+        shared = by_seed.keys() & by_arm["dense"].keys()
+        if arm == "dense" or not shared:
+            continue
+        apart = _curve(by_seed, split, shared) - _curve(by_arm["dense"], split, shared)
+        look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "P"}
+        label = f"{LABELS[arm]} ({len(shared)} seed{'s' * (len(shared) > 1)})"
+        ax.plot((np.arange(len(apart)) + 0.5) / len(apart), apart, label=label, ms=5, **look)
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
-    ax.set(xlabel="t, from picture (0) to noise (1)", ylabel="held-out loss minus dense")
+    ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense", title=SPLITS[split])
     ax.legend(fontsize=8)
     return fig
 
@@ -201,5 +204,5 @@ def _loss(record: Record, split: str) -> float:
     return record.results["valid"][split]["loss"]
 
 
-def _curve(by_seed: dict[int, Record], split: str) -> np.ndarray:
-    return np.mean([record.results["valid"][split]["by_time"] for record in by_seed.values()], 0)
+def _curve(by_seed: dict[int, Record], split: str, seeds: Iterable[int]) -> np.ndarray:
+    return np.mean([by_seed[seed].results["valid"][split]["by_time"] for seed in seeds], 0)

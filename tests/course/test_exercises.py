@@ -67,6 +67,15 @@ def test_the_solutions_are_right(book, monkeypatch, tmp_path):
 
 
 @each_chapter
+def test_the_solutions_have_their_outputs(book):
+    """Whoever reads them without running them sees that they are right."""
+    cells = [cell for cell in SOLUTIONS[book.number].content["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells), "run: python -m replicate notebooks refresh"
+    said = "".join("".join(out.get("text", "")) for cell in cells for out in cell["outputs"])
+    assert re.findall(r"(?m)^(\d\d\.\d): right", said) == exercises.named(book.number)
+
+
+@each_chapter
 def test_each_typical_mistake_gets_its_hint(book, capsys):
     mistakes = wrong(book.number)
     for name in exercises.named(book.number):

@@ -85,8 +85,9 @@ def test_gaps_show_every_seed_and_which_choices_a_text_forbids(store):
 def test_the_loss_over_time_is_minus_dense(store):
     figures.theme()
     lines = diffusion_plots.by_time(diffusion_plots.runs("image", store)).axes[0].lines
-    assert lines[1].get_label() == diffusion_plots.LABELS["act24"]
-    assert lines[1].get_ydata() == pytest.approx([OFFSET["act24"]] * 8)
+    for line, arm, seeds in zip(lines, ("gelu", "act24"), ("1 seed", "2 seeds")):
+        assert line.get_label() == f"{diffusion_plots.LABELS[arm]} ({seeds})"
+        assert line.get_ydata() == pytest.approx([OFFSET[arm]] * 8), "against dense runs of the same seeds"
 
 
 def test_samples_stand_beside_samples(store):
