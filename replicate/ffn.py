@@ -21,7 +21,7 @@ from replicate.experts import LearnedRouter, mixture
 from replicate.sparsity import mask24, prune24, soft_threshold24
 from replicate.system.once import once
 from replicate.training.device import autocast_on
-from replicate.training.layer_state import PHASES, LayerState
+from replicate.training.layer_state import LayerState
 from replicate.training.sharded import agreed, settle, whole, write
 
 INIT_STD = 0.02
@@ -200,31 +200,6 @@ class SparseFFN(LayerState):
         """The 2:4 weight masks in force by name (w1, w2, w2_t, w1_t), for flip rates."""
         oriented = zip(("w1", "w2", "w2_t", "w1_t"), self._oriented(), strict=True)
         return {name: mask24(whole(w), dim) for name, (w, dim) in oriented if getattr(self.config, name)}
-
-
-class SparseModel(nn.Module):
-    """A model of `blocks`, each with an `ffn`, that tells its sparse-capable ones what a run needs."""
-
-    def ffns(self) -> list[SparseFFN]:
-        """The sparse-capable FFN of every block; empty for baselines with another activation."""
-        return [block.ffn for block in self.blocks if isinstance(block.ffn, SparseFFN)]
-
-    def set_phase(self, phase: str) -> None:
-        """Run every FFN in phase "dense" or "sparse". Raises ValueError for any other name."""
-        if phase not in PHASES:
-            raise ValueError(f"phase is {phase!r}; choose one of {', '.join(PHASES)}")
-        for ffn in self.ffns():
-            ffn.phase = phase
-
-    def set_backend(self, backend: str | None) -> None:
-        """Compute the sparse phase of every FFN by this backend; see `SparseFFN`."""
-        for ffn in self.ffns():
-            ffn.backend = backend
-
-    def hold_weights(self, hold: bool) -> None:
-        """Promise every FFN that its weights stay as they are until `hold` is False again."""
-        for ffn in self.ffns():
-            ffn.hold = hold
 
 
 class _SparseProducts(torch.autograd.Function):

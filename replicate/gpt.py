@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import ACTIVATIONS, ModelConfig
-from replicate.ffn import INIT_STD, SparseFFN, SparseModel, new_weight, relu2
+from replicate.ffn import INIT_STD, SparseFFN, new_weight, relu2
 from replicate.generate import KVCache, generate
 from replicate.training.attention import TORCH, attention_by
 from replicate.training.device import autocast_on
+from replicate.training.sparse_model import SparseModel
 
 
 class GPT(SparseModel):

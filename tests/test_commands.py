@@ -274,8 +274,10 @@ def test_a_run_ends_with_the_claims_and_says_what_failed(capsys, monkeypatch, tm
 def test_notebooks_list_and_refresh(capsys, monkeypatch, tmp_path):
     book = {"cells": [{"cell_type": "markdown", "source": "# 04 The FFN", "metadata": {}}],
             "metadata": {"replicate": {"minutes": {"smoke": 2.5}}}}  # fmt: skip
-    (tmp_path / "04_ffn.ipynb").write_text(json.dumps(book))
-    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "04_ffn.ipynb").write_text(json.dumps(book))
+    monkeypatch.setattr(paths, "NOTEBOOKS", folder)
     assert run(capsys, "notebooks", "list")[1] == "04 The FFN (2.5 min)\n"
     monkeypatch.setattr(notebooks, "refresh", lambda only, folder: [f"{only} of {folder.name}"])
     said = "refreshed: ['4'] of notebooks ['4'] of solutions\n"

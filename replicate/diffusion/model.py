@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate.config import SparsityConfig
-from replicate.ffn import INIT_STD, SparseFFN, SparseModel
+from replicate.ffn import INIT_STD, SparseFFN
 from replicate.gpt import DenseFFN
 from replicate.settings.checks import at_least, check_types, one_of
 from replicate.training.attention import attention_by
+from replicate.training.sparse_model import SparseModel
 
 FREQUENCIES = 64  # sine and cosine pairs that stand for a time
 
