@@ -70,6 +70,16 @@ def check_shape(name: str, t: Tensor, *want: int) -> None:
         raise ValueError(f"{name} must be {list(want)}, rows and columns the other operands need, got {got}")
 
 
+def check_factor(factor: Tensor | None, out: Tensor) -> None:
+    """Raise ValueError unless factor is None or has a float32 for each row of `out`, on its device."""
+    right = factor is None or (
+        factor.shape == out.shape[:1] and factor.dtype == torch.float32 and factor.is_contiguous()
+    )
+    if not right or (factor is not None and factor.device != out.device):
+        got = f"{factor.dtype} {tuple(factor.shape)} on {factor.device}"
+        raise ValueError(f"factor must be [{len(out)}] float32 on {out.device}, contiguous, got {got}")
+
+
 def cluster_width(d_ff: int, n_clusters: int) -> int:
     """Neurons of one of n equal clusters. Raises ValueError unless that is a multiple of 8."""
     unit = 8 * n_clusters

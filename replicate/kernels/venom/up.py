@@ -11,10 +11,12 @@ never stored and dy1 inherits the forward's mask. Output is compact, [R, W]; pad
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.venom.common import (
+    check_factor,
     check_operands,
     check_shape,
     cluster_width,
@@ -58,9 +60,9 @@ def _finish_halves(acc, y2, out, token, row, col, BACKWARD: tl.constexpr, INNER:
 @on_its_device
 @triton.jit
 def _venom_up_kernel(
-    x, tokens, block_cluster, n_blocks, w, y2, out, d_model, width,
-    BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    BACKWARD: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    x, tokens, block_cluster, n_blocks, w, y2, out, factor, d_model, width,
+    BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BACKWARD: tl.constexpr, TRANSPOSED: tl.constexpr,
+    FACTOR: tl.constexpr, INNER: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tiles [BLOCK, N] of the compact output; a program takes every num_programs-th, columns first."""
     n_cols = tl.cdiv(width, N)
@@ -81,12 +83,14 @@ def _venom_up_kernel(
                 a = tl.load(x_rows + k0)
             else:
                 a = tl.load(x_rows + k0, mask=(k0 + k)[None, :] < d_model, other=0.0)
-            if BACKWARD:
+            if TRANSPOSED:
                 b = w.load([first, k0]).T
             else:
                 b = w.load([k0, first])
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
         owner = tl.load(tokens + row + tl.arange(0, BLOCK))
+        if FACTOR:
+            acc *= tl.load(factor + row + tl.arange(0, BLOCK))[:, None]
         # In parts: small staging buffers leave room for one more pipeline stage.
         if BACKWARD:  # stages y2 as well
             left, right = halves(acc)
@@ -96,33 +100,43 @@ def _venom_up_kernel(
             _finish_halves(acc, y2, out, owner, row, col, BACKWARD, INNER)
 
 
-def venom_up(x: Tensor, w1: Tensor, lists: BlockLists, *, inner: bool = True) -> Tensor:
+def venom_up(
+    x: Tensor, w1: Tensor, lists: BlockLists, *, inner: bool = True, transposed: bool = False,
+    factor: Tensor | None = None, dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """Squared-ReLU activations of each token's own clusters, compact (equations 1 and 2, figure 4d).
 
     Args:
-        x: [T, D]. w1: [D, F] with neurons in cluster order. lists: from `token_lists`.
+        x: [T, D]. w1: [D, F] with neurons in cluster order, or its transpose [F, D] if `transposed`, as FP8
+            needs it. lists: from `token_lists`.
         inner: also keep 2 of each 4 adjacent neurons.
+        factor: [R] float32, by which a row's y1 is multiplied. dtype: of y2, x's by default.
 
     Returns:
-        y2 [R, F / n] in x's dtype; rows past the last used block are not written.
+        y2 [R, F / n]; rows past the last used block are not written.
 
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
     check_operands(x=x, w1=w1)
-    if x.shape[1] != w1.shape[0]:
+    d_model, d_ff = w1.shape[::-1] if transposed else w1.shape
+    if x.shape[1] != d_model:
         raise ValueError(f"x {tuple(x.shape)} and w1 {tuple(w1.shape)} differ in d_model")
-    return _launch(x, w1, None, lists, cluster_width(w1.shape[1], len(lists.starts)), inner)
+    width = cluster_width(d_ff, len(lists.starts))
+    return _launch(x, w1, None, lists, width, inner, transposed, factor, dtype or x.dtype)
 
 
-def venom_up_backward(dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists) -> Tensor:
+def venom_up_backward(
+    dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists, *, factor: Tensor | None = None
+) -> Tensor:
     """Gradient before the activation, compact (equations 4 and 6 under the forward's mask).
 
     Args:
         dy3: [T, D]. w2: [F, D] with neurons in cluster order. y2: [R, F / n] from `venom_up`.
+        factor: [R] float32, by which a row's dy2 is multiplied.
 
     Returns:
-        dy1 [R, F / n]; rows past the last used block are not written.
+        dy1 [R, F / n] in y2's dtype; rows past the last used block are not written.
 
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
@@ -132,21 +146,27 @@ def venom_up_backward(dy3: Tensor, w2: Tensor, y2: Tensor, lists: BlockLists) ->
         raise ValueError(f"dy3 {tuple(dy3.shape)} and w2 {tuple(w2.shape)} differ in d_model")
     width = cluster_width(w2.shape[0], len(lists.starts))
     check_shape("y2", y2, len(lists.tokens), width)
-    return _launch(dy3, w2, y2, lists, width, True)
+    return _launch(dy3, w2, y2, lists, width, True, True, factor, y2.dtype)
 
 
-def _launch(x: Tensor, w: Tensor, y2: Tensor | None, lists: BlockLists, width: int, inner: bool) -> Tensor:
+def _launch(
+    x: Tensor, w: Tensor, y2: Tensor | None, lists: BlockLists, width: int, inner: bool, transposed: bool,
+    factor: Tensor | None, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     tile, block = fit_tile(x, width, x.shape[1]), lists.block
-    out = x.new_empty(len(lists.tokens), width)
+    out = x.new_empty(len(lists.tokens), width, dtype=dtype)
     if out.numel() == 0:
         return out
+    check_factor(factor, out)
     backward = y2 is not None
-    weights = descriptor(w, tile.n, tile.k) if backward else descriptor(w, tile.k, tile.n)
+    weights = descriptor(w, tile.n, tile.k) if transposed else descriptor(w, tile.k, tile.n)
     part = tile.n // 4 if backward else tile.n // 2
     grid = (programs(x, len(lists.block_cluster) * triton.cdiv(width, tile.n)),)
     _venom_up_kernel[grid](
         x, lists.tokens, lists.block_cluster, lists.n_blocks, weights,
-        descriptor(y2 if backward else out, block, part), descriptor(out, block, part), x.shape[1], width,
-        BLOCK=block, BACKWARD=backward, INNER=inner, EVEN=x.shape[1] % tile.k == 0, **tile.options(x),
+        descriptor(y2 if backward else out, block, part), descriptor(out, block, part),
+        lists.tokens if factor is None else factor, x.shape[1], width, BLOCK=block, BACKWARD=backward,
+        TRANSPOSED=transposed, FACTOR=factor is not None, INNER=inner, EVEN=x.shape[1] % tile.k == 0,
+        **tile.options(x),
     )  # fmt: skip
     return out

@@ -94,6 +94,31 @@ def test_up_backward_carries_the_forward_mask(device, dtype, shape):
     assert (ours[used(y2, lists) == 0] == 0).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_factors_multiply_rows_before_the_activation_and_its_derivative(device, shape, transposed):
+    x, w1, w2, dy3, lists = problem(shape, torch.float32, device)
+    factor = torch.rand(len(lists.tokens), device=device) + 0.5
+    factor[used(lists.tokens, lists).lt(0).nonzero()[:, 0]] = float("nan")  # of padding rows
+    w = w1.T.contiguous() if transposed else w1
+    y2 = venom_up(x, w, lists, inner=False, transposed=transposed, factor=factor)
+    square = factor[: int(lists.n_blocks) * lists.block, None].nan_to_num().square()
+    plain = used(venom_up_reference(x, w1, lists, False), lists)
+    assert_close(used(y2, lists), plain * square, torch.float32)
+    dy1 = used(venom_up_backward(dy3, w2, y2, lists, factor=factor), lists)
+    without = used(venom_up_backward(dy3, w2, y2, lists), lists)
+    assert_close(dy1, without * square.sqrt(), torch.float32)
+
+
+@pytest.mark.parametrize("wrong", [(3,), (1, 16), torch.float16])
+def test_a_factor_that_does_not_fit_is_named(device, wrong):
+    x, w1, _, _, lists = problem((16, 32, 64, 2, 2, 16), torch.float32, device)
+    dtype = wrong if isinstance(wrong, torch.dtype) else torch.float32
+    shape = wrong if isinstance(wrong, tuple) else lists.tokens.shape
+    with pytest.raises(ValueError, match=r"factor must be \[\d+\] float32"):
+        venom_up(x, w1, lists, factor=torch.ones(shape, dtype=dtype, device=device))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("transposed", [False, True])
