@@ -4,9 +4,9 @@
     y3 = sum over clusters c of g_c relu(x W1_c)^2 W2_c
 
 Gates are trained through g. The load is evened without a loss (2408.15664): after each pass with gradients,
-an expert's bias rises by RATE if it got fewer tokens than the mean, and falls if it got more. Experts are
-dense masks here, so the layer is as slow as a dense one of its width; `SparsityConfig` names it by routing
-"learned".
+an expert's bias rises by RATE if it got fewer tokens than the mean, and falls if it got more. `SparsityConfig`
+names it by routing "learned". Here experts are dense masks, which say what is right; on a GPU the kernels of
+Venom's blocks compute the same in the chosen experts alone, see `kernels.venom.gates`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ class LearnedRouter(nn.Module):
         self.register_buffer("bias", torch.zeros(n_experts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [T, D] to (chosen experts [T, k], gates [T, n], whose mean over the chosen is 1), in float32."""
+        """x [T, D] to (chosen experts [T, k], their gates [T, k] in float32, whose mean is 1)."""
         scores = (x.to(self.weight.dtype) @ self.weight.T).sigmoid()
         chosen = (scores + self.bias).detach().topk(self.top_k, dim=1).indices
-        kept = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))
+        kept = scores.gather(1, chosen)
         return chosen, self.top_k * kept / kept.sum(1, keepdim=True)
+
+    def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a pass of the layer, which evens out the load if it has gradients."""
+        chosen, gates = self(x)
+        if torch.is_grad_enabled():
+            self.even_out(chosen)
+        return chosen, gates
 
     @torch.no_grad()
     def even_out(self, chosen: Tensor) -> None:
@@ -50,10 +57,9 @@ class LearnedRouter(nn.Module):
 
 def mixture(ffn: SparseFFN, x: Tensor) -> Tensor:
     """y3 [T, D] of `ffn`, whose experts are its clusters, on x [T, D]; evens out the load in training."""
-    chosen, gates = ffn.experts(x)
-    if torch.is_grad_enabled():
-        ffn.experts.even_out(chosen)
+    chosen, gates = ffn.experts.assign(x)
     n, d_ff = ffn.config.n_clusters, ffn.w1.shape[1]
+    gates = gates.new_zeros(len(x), n).scatter(1, chosen, gates)
     y2 = (x @ ffn.w1.to(x.dtype)).relu().square()
     kept = y2 * gates.to(x.dtype).repeat_interleave(d_ff // n, 1)
     if ffn.collect:

@@ -3,6 +3,7 @@
     activation "venom", weights dense     figure 4d: all six products in the selected blocks
     activation "venom", W1 or W2^T 2:4    algorithms 1 and 2: 2:4 products 1, 3, Venom products 2, 4, 5, 6
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
+    routing "learned"                     the same blocks, chosen and weighed by the gates of `experts`
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
     activation "dense", weights 2:4       2:4 products with the compressed weights
 
@@ -39,7 +40,7 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return "there are no tokens"
     if c.activation != "dense" and c.selection != "magnitude":
         return f"selection {c.selection!r} has no kernel"
-    if c.activation == "venom" and c.routing not in ("token", "activation", "static"):
+    if c.activation == "venom" and c.routing not in ("token", "activation", "static", "learned"):
         return f"routing {c.routing!r} has no kernel"
     if not c.mask_reuse:
         return "mask_reuse=False has no kernel"
@@ -103,7 +104,7 @@ def describe(ffn: SparseFFN, x: Tensor) -> str:
 
 
 def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
-    """y3 [T, D] of the configured sparse FFN, differentiable in x [T, D], W1 and W2."""
+    """y3 [T, D] of the configured sparse FFN, differentiable in x [T, D] and the layer's weights."""
     engine = choose(ffn, x)
     if engine == "reference":
         return ffn.by_reference(x)
@@ -115,9 +116,14 @@ def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:
     asked = engines.requested(ffn.backend)
     how = execution(ffn.formats, asked, x.device, x.dtype, n_tokens, d_model, d_ff)
     scale = ffn.scale / ffn.scaled if c.weight_scale else None
-    clusters = ffn.fixed_clusters() if c.activation == "venom" and c.routing == "static" else None
+    clusters, gates = None, None
+    if c.activation == "venom" and c.routing == "static":
+        clusters = ffn.fixed_clusters()
+    elif ffn.experts is not None:
+        clusters, gates = ffn.experts.assign(x)
+        gates = gates.float()
     held = _held(ffn, scale, x.dtype, how)
-    return operators.sparse_ffn(x.contiguous(), ffn.w1, ffn.w2, scale, clusters, held, how)
+    return operators.sparse_ffn(x.contiguous(), ffn.w1, ffn.w2, scale, clusters, gates, held, how)
 
 
 def _held(ffn: SparseFFN, scale: Tensor | None, dtype: torch.dtype, how: str) -> list[Tensor]:

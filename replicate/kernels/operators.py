@@ -1,7 +1,7 @@
 """The sparse FFN as operators of PyTorch: forward, backward, and the weights as products read them.
 
     replicate::sparse_ffn            y3 and what the backward pass needs
-    replicate::sparse_ffn_backward   dx, dW1, dW2
+    replicate::sparse_ffn_backward   dx, dW1, dW2, and the gradient of gates
     replicate::sparse_ffn_operands   every form of the weights, for several passes over the same ones
 
 They have fake implementations and a derivative, so that torch.compile, torch.export, CUDA graphs and
@@ -9,9 +9,9 @@ activation checkpointing take a layer whole. Three families by what is sparse:
 
     two_four    activation "dense" or "24": products 1 to 6 over all neurons, some operands 2:4
     routed      W1 or W2^T 2:4, or clusters by activations: y1 in full, the other products in Venom's blocks
-    venom       figure 4d: all six products in the selected blocks of dense weights
+    venom       figure 4d: all six products in the selected blocks of dense weights, clusters gated or not
 
-Saved for the backward pass: x, and relu(y1), the compressed y2 or the compact y2 with its lists.
+Saved for the backward pass: x, and relu(y1), the compressed y2 or the compact y2 with its lists and factors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from replicate.ablations import token_order
+from replicate.kernels.backend import check
 from replicate.kernels.execution import Execution
 from replicate.kernels.operands import Operands
 from replicate.kernels.two_four.compressed24 import Compressed24, empty_outputs, unpack24
@@ -30,6 +31,7 @@ from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune2
 from replicate.kernels.two_four.tile_prune24 import tile_prune24
 from replicate.kernels.two_four.wgrad24 import column_blocks, product_into, weight_gradient24
 from replicate.kernels.venom.down import venom_down
+from replicate.kernels.venom.gates import gate_factors, gate_gradient
 from replicate.kernels.venom.route_active import route_active
 from replicate.kernels.venom.route_topk import route_topk
 from replicate.kernels.venom.select import venom_select
@@ -39,25 +41,29 @@ from replicate.kernels.venom.wgrad import venom_wgrad
 from replicate.router import route
 from replicate.system.once import once
 
-Gradients = tuple[Tensor, Tensor, Tensor]  # dx, dW1, dW2
+Gradients = tuple[Tensor, ...]  # dx, dW1, dW2, and dg [T, k] where there are gates
+_MISFIT = "routing 'learned', and no other, takes clusters and gates; got routing {!r}, clusters={}, gates={}"
 
 
 def sparse_ffn(
-    x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, clusters: Tensor | None, held: Sequence[Tensor],
-    how: str,
+    x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, clusters: Tensor | None, gates: Tensor | None,
+    held: Sequence[Tensor], how: str,
 ) -> Tensor:  # fmt: skip
-    """y3 [T, D] of the sparse FFN, differentiable in x, W1 and W2.
+    """y3 [T, D] of the sparse FFN, differentiable in x, W1, W2 and the gates.
 
     Args:
         x: [T, D], contiguous. w1: [D, F]. w2: [F, D], in x's dtype or float32, which their gradients get.
         scale: [4], S-STE's scales, or None.
         clusters: [T, k] of each token or [k] of all; None where the tokens choose.
+        gates: [T, k] float32, by which each of the clusters counts; of routing "learned" alone.
         held: from `operands`, or empty: then the pass makes them itself.
         how: the text of an `Execution`.
+
+    Raises ValueError for routing "learned" without gates or clusters, or gates of another routing.
     """
     if torch.compiler.is_compiling():
-        return _forward(x, w1, w2, scale, clusters, list(held), how)[0]
-    return _SparseFFN.apply(x, w1, w2, scale, clusters, how, *held)[0]
+        return _forward(x, w1, w2, scale, clusters, gates, list(held), how)[0]
+    return _SparseFFN.apply(x, w1, w2, scale, clusters, gates, how, *held)[0]
 
 
 def operands(w1: Tensor, w2: Tensor, scale: Tensor | None, dtype: torch.dtype, how: str) -> list[Tensor]:
@@ -67,23 +73,25 @@ def operands(w1: Tensor, w2: Tensor, scale: Tensor | None, dtype: torch.dtype, h
 
 @torch.library.custom_op("replicate::sparse_ffn", mutates_args=())
 def _forward(
-    x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, clusters: Tensor | None, held: list[Tensor],
-    how: str,
+    x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, clusters: Tensor | None, gates: Tensor | None,
+    held: list[Tensor], how: str,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """y3, and the saved activations followed by the forms of the weights that are read again."""
     weights = _weights(w1, w2, scale, x.dtype, how, held)
     c = weights.how.config
+    told = [t is not None for t in (clusters, gates)]
+    check(told[1] == _gated(weights.how) and (told[0] or not told[1]), _MISFIT.format(c.routing, *told))
     if c.activation != "venom":
         y3, saved = _two_four_forward(x, weights)
     elif c.w1 or c.w2_t or c.routing == "activation":
         y3, saved = _routed_forward(x, clusters, weights)
     else:
-        y3, saved = _venom_forward(x, clusters, weights)
+        y3, saved = _venom_forward(x, clusters, gates, weights)
     return y3, saved if held else [*saved, *weights.all(weights.kept())]
 
 
 @_forward.register_fake
-def _(x, w1, w2, scale, clusters, held, how):
+def _(x, w1, w2, scale, clusters, gates, held, how):
     weights = _weights(w1, w2, scale, x.dtype, how, held)
     saved = _saved(x, w1.shape[1], weights.how)
     return torch.empty_like(x), saved if held else [*saved, *map(weights.empty, weights.kept())]
@@ -93,23 +101,26 @@ def _(x, w1, w2, scale, clusters, held, how):
 def _backward(
     dy3: Tensor, x: Tensor, w1: Tensor, w2: Tensor, scale: Tensor | None, saved: list[Tensor],
     held: list[Tensor], how: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx in x's dtype, dW1 and dW2 in that of the weights."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx in x's dtype, dW1 and dW2 in that of the weights, and of gates float32; empty without gates."""
     weights = _weights(w1, w2, scale, x.dtype, how, held)
     if not held and (kept := weights.kept()):
         saved, again = saved[: -len(kept)], saved[-len(kept) :]
         weights.made.update(zip(kept, again, strict=True))
     c, dy3 = weights.how.config, dy3.to(x.dtype).contiguous()
     if c.activation == "dense":
-        return _dense_backward(dy3, x, *saved, weights)
-    if c.activation == "24":
-        return _two_four_backward(dy3, x, saved, weights)
-    return _venom_backward(dy3, x, saved[0], BlockLists(*saved[1:]), weights)
+        found = _dense_backward(dy3, x, *saved, weights)
+    elif c.activation == "24":
+        found = _two_four_backward(dy3, x, saved, weights)
+    else:
+        found = _venom_backward(dy3, x, saved, weights)
+    return found if _gated(weights.how) else (*found, _gate_slopes(x, weights.how))
 
 
 @_backward.register_fake
 def _(dy3, x, w1, w2, scale, saved, held, how):
-    return torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2)
+    dgates = _gate_slopes(x, Execution.parse(how))
+    return torch.empty_like(x), torch.empty_like(w1), torch.empty_like(w2), dgates
 
 
 @torch.library.custom_op("replicate::sparse_ffn_operands", mutates_args=())
@@ -128,22 +139,22 @@ class _SparseFFN(torch.autograd.Function):
     """The operators for PyTorch outside of compiled code: half the overhead, and torch.func."""
 
     @staticmethod
-    def forward(x, w1, w2, scale, clusters, how, *held):
-        y3, saved = _forward(x, w1, w2, scale, clusters, list(held), how)
+    def forward(x, w1, w2, scale, clusters, gates, how, *held):
+        y3, saved = _forward(x, w1, w2, scale, clusters, gates, list(held), how)
         return y3, *saved
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w1, w2, scale, clusters, how, *held = inputs
-        _setup_context(ctx, (x, w1, w2, scale, clusters, held, how), (output[0], output[1:]))
+        x, w1, w2, scale, clusters, gates, how, *held = inputs
+        _setup_context(ctx, (x, w1, w2, scale, clusters, gates, held, how), (output[0], output[1:]))
 
     @staticmethod
     def backward(ctx, dy3, *_):
-        return *_gradients(ctx, dy3), None, None, None, *[None] * ctx.n_held
+        return *_gradients(ctx, dy3), None, *[None] * ctx.n_held
 
 
 def _setup_context(ctx, inputs, output):
-    x, w1, w2, scale, _, held, ctx.how = inputs
+    x, w1, w2, scale, _, _, held, ctx.how = inputs
     saved, ctx.n_held = output[1], len(held)
     ctx.mark_non_differentiable(*saved)
     ctx.set_materialize_grads(False)
@@ -151,16 +162,27 @@ def _setup_context(ctx, inputs, output):
 
 
 def _gradients(ctx, dy3):
+    """Of x, W1, W2, scale, clusters and gates."""
     if dy3 is None:
-        return None, None, None
+        return [None] * 6
     x, w1, w2, scale, *rest = ctx.saved_tensors
-    return once(_backward, dy3, x, w1, w2, scale, rest[ctx.n_held :], rest[: ctx.n_held], ctx.how)
+    *found, dgates = once(_backward, dy3, x, w1, w2, scale, rest[ctx.n_held :], rest[: ctx.n_held], ctx.how)
+    return *found, None, None, dgates if _gated(Execution.parse(ctx.how)) else None
 
 
 _forward.register_autograd(
-    lambda ctx, dy3, _: (*_gradients(ctx, dy3), None, None, [None] * ctx.n_held, None),
-    setup_context=_setup_context,
+    lambda ctx, dy3, _: (*_gradients(ctx, dy3), [None] * ctx.n_held, None), setup_context=_setup_context
 )
+
+
+def _gated(how: Execution) -> bool:
+    return how.config.routing == "learned"
+
+
+def _gate_slopes(x: Tensor, how: Execution) -> Tensor:
+    """Uninitialised gradient of the gates of x [T, D]; empty if there are none."""
+    shape = (x.shape[0], how.config.top_k) if _gated(how) else (0,)
+    return x.new_empty(shape, dtype=torch.float32)
 
 
 def _weights(
@@ -182,7 +204,9 @@ def _saved(x: Tensor, d_ff: int, how: Execution) -> list[Tensor]:
         return [buffer, dense] if how.keeps_dense else [buffer]
     choices = x.new_empty((n_tokens, c.top_k), dtype=torch.int32)
     lists = empty_lists(choices, c.n_clusters, _block(choices, how))
-    return [x.new_empty(lists.tokens.shape[0], d_ff // c.n_clusters), *lists]
+    rows = lists.tokens.shape[0]
+    factors = [x.new_empty(rows, dtype=torch.float32)] if _gated(how) else []
+    return [x.new_empty(rows, d_ff // c.n_clusters), *lists, *factors]
 
 
 def _two_four_forward(x: Tensor, weights: Operands) -> tuple[Tensor, list[Tensor]]:
@@ -272,23 +296,30 @@ def _routed_forward(x: Tensor, clusters: Tensor | None, weights: Operands) -> tu
     return venom_down(y2, weights.dense("w2"), lists), [y2, *lists]
 
 
-def _venom_forward(x: Tensor, clusters: Tensor | None, weights: Operands) -> tuple[Tensor, list[Tensor]]:
-    """Figure 4d: products 1 and 2 in the selected blocks."""
+def _venom_forward(
+    x: Tensor, clusters: Tensor | None, gates: Tensor | None, weights: Operands
+) -> tuple[Tensor, list[Tensor]]:
+    """Figure 4d: products 1 and 2 in the selected blocks, y2 times the gates if there are any."""
     lists = _lists(x, clusters, weights)
-    y2 = venom_up(x, weights.dense("w1"), lists, inner=weights.how.config.inner)
-    return venom_down(y2, weights.dense("w2"), lists), [y2, *lists]
+    factor = None if gates is None else gate_factors(gates, lists)
+    y2 = venom_up(x, weights.dense("w1"), lists, inner=weights.how.config.inner, factor=factor)
+    saved = [y2, *lists] if factor is None else [y2, *lists, factor]
+    return venom_down(y2, weights.dense("w2"), lists), saved
 
 
-def _venom_backward(dy3: Tensor, x: Tensor, y2: Tensor, lists: BlockLists, weights: Operands) -> Gradients:
-    """Products 3 to 6; dx needs most memory, so it comes before the weight gradients."""
+def _venom_backward(dy3: Tensor, x: Tensor, saved: list[Tensor], weights: Operands) -> Gradients:
+    """Products 3 to 6 and the gates' gradient; dx needs most memory: it comes before the weight gradients."""
+    y2, *runs, factor = saved if _gated(weights.how) else (*saved, None)
+    lists = BlockLists(*runs)
     w1, w2 = weights.weights.values()
     if weights.how.config.w2_t:
         dy1 = venom_select(weights.times(dy3, "w2_t"), lists, y2)
     else:  # the forward's mask says which blocks of dy2 are needed
-        dy1 = venom_up_backward(dy3, weights.dense("w2_t"), y2, lists)
+        dy1 = venom_up_backward(dy3, weights.dense("w2_t"), y2, lists, factor=factor)
+    dgates = [] if factor is None else [gate_gradient(dy1, y2, factor, lists)]
     dx = venom_down(dy1, weights.dense("w1_t"), lists, transposed=True)
     dw1 = venom_wgrad(x, dy1, lists, dtype=w1.dtype)
-    return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype)
+    return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype), *dgates
 
 
 def _lists(x: Tensor, clusters: Tensor | None, weights: Operands) -> BlockLists:

@@ -65,7 +65,7 @@ def venom_ffn(
     if clusters.dim() != 2 or len(clusters) != n_tokens:
         raise ValueError(f"clusters must be [{n_tokens}, k], got shape {tuple(clusters.shape)}")
     cluster_width(d_ff, n_clusters)
-    return sparse_ffn(x, w1, w2, None, clusters, [], _how(n_clusters, clusters.shape[1], inner, block))
+    return sparse_ffn(x, w1, w2, None, clusters, None, [], _how(n_clusters, clusters.shape[1], inner, block))
 
 
 @torch.compiler.assume_constant_result
