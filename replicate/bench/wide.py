@@ -34,7 +34,8 @@ MICRO = (1, 4)  # micro-batches of the two timings
 LR = 1e-6
 ARMS = (
     *("venom16", "wide x2, 32 of 64", "wide x2, 16 of 64", "wide x4, 16 of 64", "wide x4, 8 of 64"),
-    *("wide x2, 16 of 64 by activations", "wide x4, 8 of 64 by activations", "dense, wide x1.5"),
+    *("wide x2, 16 of 64 by activations", "wide x4, 8 of 64 by activations"),
+    *("wide x4, 4 of 64 by activations", "experts x4, 16 of 64", "experts x4, 8 of 64", "dense, wide x1.5"),
 )
 Row = dict[str, Any]
 

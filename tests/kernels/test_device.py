@@ -28,6 +28,7 @@ CONFIGS = {
     **{name: SPARSITY_PRESETS[name] for name in ("venom16", "recipe", "active16", "static16")},
     "scaled": SparsityConfig(w1=True, w2_t=True, activation="24", weight_scale=True),
     "learned": SparsityConfig(activation="24", selection="learned"),
+    "experts": SparsityConfig(activation="venom", routing="learned", inner=False),
 }
 
 

@@ -31,6 +31,7 @@ CONFIGS = {
     "act24 and W2^T": SparsityConfig(w2_t=True, activation="24"),
     "venom16, cosine": replace(SPARSITY_PRESETS["venom16"], metric="cosine"),
 }
+EXPERTS = replace(SPARSITY_PRESETS["venom16"], routing="learned", inner=False)  # more in test_experts.py
 
 
 def layer(config, backend=BACKEND, seed=1):
@@ -54,7 +55,7 @@ def arguments(ffn, x, sparse=None):
     c = ffn.config
     scale = ffn.scale / ffn.scaled if c.weight_scale else None
     clusters = ffn.fixed_clusters() if c.activation == "venom" and c.routing == "static" else None
-    return [x, ffn.w1, ffn.w2, scale, clusters, [], how]
+    return [x, ffn.w1, ffn.w2, scale, clusters, None, [], how]
 
 
 def gradients(fn, ffn, x):
@@ -78,12 +79,12 @@ def test_operators_are_well_formed(name, zeroed):
 @pytest.mark.parametrize("name", ["recipe, same, scaled", "act24 and W2^T"])
 def test_weights_may_be_held_or_in_half_precision(name, zeroed):
     ffn = layer(CONFIGS[name])
-    x, w1, w2, scale, clusters, _, how = arguments(ffn, tokens())
+    x, w1, w2, scale, clusters, _, _, how = arguments(ffn, tokens())
     torch.library.opcheck(operators._operands, (w1.detach(), w2.detach(), scale, HALF, how))
     held = operators.operands(w1, w2, scale, HALF, how)
-    torch.library.opcheck(operators._forward, (x, w1, w2, scale, clusters, held, how))
+    torch.library.opcheck(operators._forward, (x, w1, w2, scale, clusters, None, held, how))
     half = [w.detach().to(HALF).requires_grad_() for w in (w1, w2)]
-    torch.library.opcheck(operators._forward, (x, *half, scale, clusters, [], how))
+    torch.library.opcheck(operators._forward, (x, *half, scale, clusters, None, [], how))
 
 
 @pytest.mark.parametrize("sparse", [(), ("w1", "w2_t", "y2", "dy1"), ("y2",), ("w1", "dy1")])
@@ -138,10 +139,10 @@ def trained(net, forward, phases, accumulate=1):
 
 
 @pytest.mark.parametrize("backend", [BACKEND, "reference"])
-@pytest.mark.parametrize("name", ["dense", *CONFIGS])
+@pytest.mark.parametrize("name", ["dense", *CONFIGS, "experts"])
 def test_a_model_compiles_in_one_piece(name, backend):
     """fullgraph=True; equal losses as the weights change; one graph a phase, however many steps."""
-    config = SPARSITY_PRESETS[name] if name == "dense" else CONFIGS[name]
+    config = (CONFIGS | {"dense": SPARSITY_PRESETS["dense"], "experts": EXPERTS})[name]
     if backend == "reference" and config.wgrad != "dense":
         pytest.skip("tokens are drawn apart from compiled code")
     graphs = []

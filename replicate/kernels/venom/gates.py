@@ -76,7 +76,7 @@ def gate_gradient(dy1: Tensor, kept: Tensor, factor: Tensor, lists: BlockLists) 
     check_factor(factor, dy1)
     out = dy1.new_empty(lists.inverse.shape, dtype=torch.float32)
     n = min(512, triton.next_power_of_2(dy1.shape[1]))
-    choices = max(4, 2048 // n) if dy1.is_cuda else 256
+    choices = 8192 // n if dy1.is_cuda else 256
     if out.numel():
         _gate_gradient_kernel[(triton.cdiv(out.numel(), choices),)](
             dy1, kept, factor, lists.inverse, out, out.numel(), dy1.shape[1], CHOICES=choices, N=n
