@@ -4,9 +4,9 @@
     y3 = sum over clusters c of g_c relu(x W1_c)^2 W2_c
 
 Gates are trained through g. The load is evened without a loss (2408.15664): after each pass with gradients,
-an expert's bias rises by RATE if it got fewer tokens than the mean, and falls if it got more. `SparsityConfig`
-names it by routing "learned". Here experts are dense masks, which say what is right; on a GPU the kernels of
-Venom's blocks compute the same in the chosen experts alone, see `kernels.venom.gates`.
+an expert's bias rises by RATE if it got fewer tokens than the mean, and falls if it got more. Here experts
+are dense masks, which say what is right; on a GPU the kernels of Venom's blocks compute the chosen experts
+alone, see `kernels.venom.gates`. `SparsityConfig` names it by routing "learned".
 """
 
 from __future__ import annotations

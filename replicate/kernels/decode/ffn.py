@@ -57,6 +57,8 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return f"no kernel computes in {x.dtype}"
     if c.activation != "dense" and c.selection != "magnitude":
         return f"selection {c.selection!r} has no kernel"
+    if c.routing == "learned":
+        return "routing 'learned' weighs clusters by gates, which decoding does not"
     if c.activation == "venom" and c.routing not in ("token", "activation", "static"):
         return f"routing {c.routing!r} has no kernel"
     if d_model % 16 or d_ff % 16:

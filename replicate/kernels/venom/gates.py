@@ -1,6 +1,6 @@
 """Gates of a mixture of experts in the compact products: what a chosen cluster adds counts g times.
 
-A gate is moved into the squared ReLU, so that the products stay as they are. Row r has gate g_r, f_r = sqrt(g_r):
+A gate goes into the squared ReLU, so that the products stay as they are. Row r has gate g_r, f_r its root:
 
     kept[r] = g_r relu(y1[r])^2 = relu(f_r y1[r])^2                       `venom_up` with factor f
     dy1[r]  = 2 g_r dkept[r] relu(y1[r]) = 2 f_r dkept[r] sqrt(kept[r])   `venom_up_backward`, the same f

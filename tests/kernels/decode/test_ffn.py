@@ -144,6 +144,7 @@ def test_changed_weights_are_seen_once_they_are_held_anew():
     ("changes", "reason"),
     [
         ({"selection": "learned"}, "selection 'learned'"),
+        ({"routing": "learned", "inner": False}, "routing 'learned' weighs clusters by gates"),
         ({"routing": "oracle-block"}, "routing 'oracle-block'"),
     ],
 )
