@@ -98,3 +98,12 @@ def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             w, scale, out, turned, n_rows, n_cols, SIDE=side, num_warps=4
         )
     return out, turned, scale
+
+
+def fp8_product(y: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+    """y w^T [T, N] in y's dtype of y [T, K], rounded here, and w [N, K] in FP8 with its scale."""
+    values, rows = quantise_rows(y)
+    columns = scale.expand(1, len(w)).contiguous()
+    if y.is_cuda:
+        return torch._scaled_mm(values, w.t(), rows[:, None], columns, out_dtype=y.dtype, use_fast_accum=True)
+    return (values.float() @ w.float().t() * rows[:, None] * columns).to(y.dtype)
