@@ -2,6 +2,7 @@
 
     activation "venom", weights dense     figure 4d: all six products in the selected blocks
     activation "venom", W1 or W2^T 2:4    algorithms 1 and 2: 2:4 products 1, 3, Venom products 2, 4, 5, 6
+    the same with fp8                     its products 1, 2, 3 and 5 of operands in FP8
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
     activation "dense", weights 2:4       2:4 products with the compressed weights
@@ -54,8 +55,11 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return f"no kernel computes in {x.dtype}"
     if pairs and (d_model % TILE or d_ff % TILE):
         return f"2:4 compression needs d_model and d_ff in multiples of {TILE}, not {d_model} and {d_ff}"
-    if c.activation == "venom" and (d_model % 8 or d_ff % (8 * c.n_clusters)):
-        return f"clusters of {d_ff / c.n_clusters:g} neurons and d_model {d_model} are no multiples of 8"
+    unit = 32 if c.fp8 else 8
+    if c.activation == "venom" and (d_model % unit or d_ff % (unit * c.n_clusters)):
+        return f"clusters of {d_ff / c.n_clusters:g} neurons and d_model {d_model} are no multiples of {unit}"
+    if c.fp8 and c.routing == "activation" and x.is_cuda and x.dtype != torch.bfloat16:
+        return f"dense products in FP8 come out in bfloat16, not {x.dtype}"
     return ""
 
 

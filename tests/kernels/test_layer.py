@@ -45,6 +45,13 @@ OTHERS = {
     "act24 and both weights, same": SparsityConfig(w1=True, w2_t=True, activation="24"),
     "act24, tiles of neighbours": SparsityConfig(activation="24", wgrad="tile", wgrad_permute=False),
 }
+FP8 = SparsityConfig(activation="venom", n_clusters=4, top_k=2, fp8=True)  # needs clusters of 32 neurons
+OTHERS |= {
+    "FP8": FP8,
+    "FP8, no inner": replace(FP8, inner=False),
+    "FP8, static": replace(FP8, routing="static"),
+    "FP8, by activations": replace(FP8, routing="activation"),
+}
 CONFIGS = {**{name: SPARSITY_PRESETS[name] for name in NAMES}, **OTHERS}
 
 
@@ -95,7 +102,7 @@ def test_outputs_and_gradients_are_the_references(name):
         assert mine <= max(near * theirs, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "active16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "active16", "w1+w2+t", "FP8"])
 @pytest.mark.parametrize("n", [1, 8, 37])
 def test_any_number_of_tokens(name, n):
     x = tokens(n).to(HALF).float()
@@ -103,7 +110,7 @@ def test_any_number_of_tokens(name, n):
     assert max(distances(run(layer(CONFIGS[name], BACKEND), x, HALF), exact)) <= 2 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "active16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "active16", "w1+w2+t", "FP8"])
 def test_no_tokens_at_all(name):
     y3, dx, dw1, dw2 = run(layer(CONFIGS[name], BACKEND), tokens(0), HALF)
     assert y3.shape == dx.shape == (0, D_MODEL)
@@ -113,7 +120,7 @@ def test_no_tokens_at_all(name):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t", "FP8"])
 def test_a_pass_after_an_optimiser_step_sees_the_new_weights(name, fused):
     """Fused AdamW changes weights without counting it in their version."""
     ffn, x = layer(CONFIGS[name], BACKEND), tokens()

@@ -3,7 +3,7 @@
     rows       s[r] = max over c of |t[r, c]| / 448,   q[r, c] = round(t[r, c] / s[r])
     weight     s    = max of |w| / 448,                q = round(w / s), and the same transposed
 
-448 is E4M3's largest number; where all is zero, s is 1. Tensor cores read FP8 along the axis that a product
+448 is E4M3's largest number; where all is zero, or too small for a scale, s is 1. Tensor cores read FP8 along the axis that a product
 sums over, so a weight, which two products sum over different axes, is stored both ways.
 """
 
@@ -16,13 +16,15 @@ from replicate.kernels.backend import INTERPRETED, check, on_its_device, tl, tri
 from replicate.kernels.venom.common import FP8, cuda_or_interpreted
 
 ELEMENTS = 4096  # of a program, but at least a row
+LEAST = tl.constexpr(2.0**-126)  # smallest normal float32
 SIDE = 64  # of a program's square of a weight
 
 
 @triton.jit
 def _scale(largest):
     """Of the largest magnitude; NaN stays."""
-    return tl.where(largest == 0, 1.0, largest / 448.0)
+    scale = largest / 448.0
+    return tl.where(scale < LEAST, 1.0, scale)
 
 
 @triton.jit
@@ -90,7 +92,8 @@ def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     cuda_or_interpreted(w)
     check(w.dim() == 2 and w.is_contiguous(), f"w must be a contiguous matrix, got strides {w.stride()}")
     (n_rows, n_cols), largest = w.shape, torch.linalg.vector_norm(w, torch.inf).float()
-    scale = torch.where(largest == 0, 1.0, largest / 448.0)
+    scale = largest / 448.0
+    scale = torch.where(scale < LEAST.value, 1.0, scale)
     out, turned = w.new_empty((n_rows, n_cols), dtype=FP8), w.new_empty((n_cols, n_rows), dtype=FP8)
     side = SIDE if w.is_cuda else 512
     if w.numel():
