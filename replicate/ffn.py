@@ -123,7 +123,10 @@ class SparseFFN(LayerState):
         """`a` [T, K] times what product `name` reads, see `sparse_weight`; with fp8 both are rounded."""
         w = self.sparse_weight(name, self.w1.dtype if self.config.fp8 else a.dtype, w)
         w = w.T if name.endswith("_t") else w
-        return fp8.product(a, w) if self.config.fp8 else a @ w
+        if not self.config.fp8:
+            return a @ w
+        own = self.config.activation == "venom" and name in ("w2", "w1_t")  # a cluster's neurons have a scale
+        return fp8.product(a, w, groups=self.config.n_clusters if own else 1)
 
     def _oriented(self) -> list[tuple[Tensor, int]]:
         """(weight, axis of its groups of four) for w1, w2, w2_t, w1_t: the axis the product sums over."""

@@ -1,6 +1,7 @@
 """FP8 beside the method: products 1, 2, 3 and 5 read both operands rounded to 8 bits, 3 of them mantissa.
 
-    s = max |t| / 448, one a row of x, y2, dy3 and dy1, one a matrix of W1 and W2
+    s = max |t| / 448, one a row of x, y2, dy3 and dy1 (of Venom's y2 and dy1 one a token and cluster), one a
+    matrix of W1 and W2
     t8 = E4M3(t / s)        a b = (a8 b8) s_a s_b, summed and scaled in float32
 
 448 is the largest number of E4M3 (2209.05433). Gradients pass the rounding straight through, and weight
@@ -42,14 +43,16 @@ def rounded(t: Tensor, rows: bool) -> Tensor:
     return (values.to(torch.promote_types(t.dtype, torch.float32)) * scale).to(t.dtype)
 
 
-def product(a: Tensor, w: Tensor, *, on_cores: bool = False) -> Tensor:
+def product(a: Tensor, w: Tensor, *, groups: int = 1, on_cores: bool = False) -> Tensor:
     """a [T, K] times a weight w [K, N], both rounded, in a's dtype.
 
     Args:
+        groups: parts of a row of a, each of which has a scale of its own; on tensor cores 1.
         on_cores: multiply on FP8 tensor cores, see `why_not`; else `rounded` operands in a's dtype.
     """
     if not on_cores:
-        return rounded(a, rows=True) @ rounded(w, rows=False).to(a.dtype)
+        parts = rounded(a.reshape(len(a) * groups, a.shape[1] // groups), rows=True)
+        return parts.view(a.shape) @ rounded(w, rows=False).to(a.dtype)
     (a, of_rows), (w, of_matrix) = quantise(a, rows=True), quantise(w, rows=False)
     w = w.t().contiguous().t()  # these cores read both operands along the axis that is summed
     of_columns = of_matrix.expand(1, w.shape[1]).contiguous()

@@ -8,7 +8,8 @@ pass. Each form is a tensor under a key:
     ("unpacked", p)     the same values, not compressed, where p's product runs dense
     ("dense", p)        the same values as a contiguous W1 [D, F] or W2 [F, D], for its weight's other product
     ("means", "")       ExpertMeans [n, D] of the router
-    ("fp8", w)          the stored weight in FP8; ("turned", w) its transpose, ("scale", w) the scale of both
+    ("fp8", w)          the stored weight in FP8, as bytes, because PyTorch cannot compute with FP8;
+                        ("turned", w) its transpose, ("scale", w) the scale of both
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Operands:
     def fp8(self, name: str) -> tuple[Tensor, Tensor]:
         """The weight of product `name` in FP8, contiguous along the axis that it sums over, and its scale."""
         weight = name.removesuffix("_t")
-        return self._get("fp8" if name.endswith("_t") else "turned", weight), self._get("scale", weight)
+        values = self._get("fp8" if name.endswith("_t") else "turned", weight)
+        return values.view(FP8), self._get("scale", weight)
 
     def means(self) -> Tensor:
         """ExpertMeans [n, D]."""
@@ -98,7 +100,7 @@ class Operands:
             return torch.empty_like(w, dtype=self.dtype)
         if kind in IN_FP8:
             shape = {"fp8": w.shape, "turned": w.shape[::-1], "scale": ()}[kind]
-            return w.new_empty(shape, dtype=torch.float32 if kind == "scale" else FP8)
+            return w.new_empty(shape, dtype=torch.float32 if kind == "scale" else torch.uint8)
         rows, cols = self._compressed_shape(name)
         if kind == "packed":
             return new_buffer(True, rows, cols, w, self.dtype)
@@ -116,8 +118,9 @@ class Operands:
             self.made |= dict(zip(TOGETHER, both, strict=True))
             return
         if kind in IN_FP8:
-            both = quantise_weight(w.contiguous())
-            self.made |= {(form, name): made for form, made in zip(IN_FP8, both, strict=True)}
+            values, turned, scale = quantise_weight(w.contiguous())
+            made = values.view(torch.uint8), turned.view(torch.uint8), scale
+            self.made |= {(form, name): part for form, part in zip(IN_FP8, made, strict=True)}
             return
         if kind == "cast":
             made = w.to(self.dtype)

@@ -3,8 +3,8 @@
     rows       s[r] = max over c of |t[r, c]| / 448,   q[r, c] = round(t[r, c] / s[r])
     weight     s    = max of |w| / 448,                q = round(w / s), and the same transposed
 
-448 is E4M3's largest number; where all is zero, or too small for a scale, s is 1. Tensor cores read FP8 along the axis that a product
-sums over, so a weight, which two products sum over different axes, is stored both ways.
+448 is E4M3's largest number; where all is zero, or too small for a scale, s is 1. Tensor cores read FP8 along
+the axis that a product sums over. Two products sum a weight over different axes, so it is stored both ways.
 """
 
 from __future__ import annotations
