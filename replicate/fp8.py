@@ -73,11 +73,15 @@ def why_not(device: torch.device, dtype: torch.dtype, d_model: int, d_ff: int) -
     return ""
 
 
+@torch.compiler.assume_constant_result
 def too_old(device: torch.device) -> str:
     """Why this GPU has no FP8 tensor cores; empty if it has, and elsewhere."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
+    if device.type != "cuda":
         return ""
-    return "FP8 needs compute capability 8.9, not {}.{}".format(*torch.cuda.get_device_capability(device))
+    if torch.version.hip:
+        return "FP8 is that of NVIDIA's GPUs"
+    found = torch.cuda.get_device_capability(device)
+    return "" if found >= (8, 9) else "FP8 needs compute capability 8.9, not {}.{}".format(*found)
 
 
 def dense_ffn(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
     if x.dtype not in (*HALF, torch.float32):
         return f"no kernel computes in {x.dtype}"
     if c.fp8:
-        return "FP8 has no kernel for a few tokens"
+        return "decoding reads weights in x's dtype, not in FP8"
     if c.activation != "dense" and c.selection != "magnitude":
         return f"selection {c.selection!r} has no kernel"
     if c.activation == "venom" and c.routing not in ("token", "activation", "static"):
