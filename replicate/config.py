@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from replicate.ablations import SELECTIONS, WGRADS
 from replicate.router import METRICS, READS_Y2, RULES
-from replicate.settings.checks import at_least, check_types, near, one_of
+from replicate.settings.checks import alone, at_least, check_types, near, one_of
 
 ACTIVATIONS = ("relu2", "gelu", "swiglu")  # functions, of `ModelConfig.activation`
 ORDERS = ("sparse-dense", "dense-sparse", "interleaved")
@@ -65,6 +65,9 @@ class SparsityConfig:
     v: int = 64  # tokens of a block of "oracle-block"; kernels take theirs from venom_ffn.block_rows
     refresh_every: int = 0  # sparse steps between re-clusterings; 0 never
 
+    # Of both phases: products 1, 2, 3 and 5 read both operands in FP8, weight gradients do not, see `fp8`.
+    fp8: bool = False
+
     def __post_init__(self) -> None:
         check_types(self)
         one_of("weight_method", self.weight_method, ("soft", "hard"))
@@ -97,6 +100,8 @@ class SparsityConfig:
                 "weight_scale=True undoes the shrinking by weight_method='soft'; 'hard' shrinks nothing: "
                 "set weight_scale=False or weight_method='soft'"
             )
+        if self.fp8:
+            self._check_fp8()
         if self.routing == "learned":
             self._check_experts()
         clusters = self.inner and self.routing != "oracle-block"
@@ -106,22 +111,24 @@ class SparsityConfig:
                 "'oracle-block' has V:N:M's own: set selection='magnitude'"
             )
 
-        for name, value in {"activation": "24", "mask_reuse": True, "wgrad": "dense"}.items():
-            if self.selection == "tile" and (ours := getattr(self, name)) != value:
-                raise ValueError(f"{name} is {ours!r}; selection 'tile' needs {name}={value!r}")
+        if self.selection == "tile":
+            alone(self, "selection 'tile'", activation=("24",), mask_reuse=(True,), wgrad=("dense",))
+
+    def _check_fp8(self) -> None:
+        """Raise ValueError for formats that are not computed in FP8."""
+        alone(self, "fp8=True", **dict.fromkeys(("w1", "w2", "w2_t", "w1_t"), (False,)))
+        alone(self, "fp8=True", activation=("dense", "venom"), routing=("token", "static", "activation"))
+        alone(self, "fp8=True", selection=("magnitude",), mask_reuse=(True,), wgrad=("dense",))
 
     def _check_experts(self) -> None:
         """Raise ValueError for what a mixture of experts does not have."""
-        plain = {"activation": "venom", "inner": False, "mask_reuse": True, "wgrad": "dense"}
-        for name, value in (plain | dict.fromkeys(("w1", "w2_t"), False)).items():
-            if (ours := getattr(self, name)) != value:
-                raise ValueError(
-                    f"{name} is {ours!r}; routing 'learned' has dense experts alone: set {name}={value!r}"
-                )
+        plain = {"activation": ("venom",), "inner": (False,), "mask_reuse": (True,), "wgrad": ("dense",)}
+        dense = dict.fromkeys(("w1", "w2_t"), (False,))
+        alone(self, "routing 'learned', which has dense experts,", **plain, **dense)
 
     @property
     def any(self) -> bool:
-        """True if the sparse phase differs from the dense one."""
+        """True if the sparse phase differs from the dense one; FP8, which is of both, is no difference."""
         weights = self.w1 or self.w2 or self.w1_t or self.w2_t
         return weights or self.activation != "dense" or self.wgrad != "dense"
 
@@ -184,6 +191,13 @@ class SparsityConfig:
             row("dW1^T = dy1^T x", "", tokens),
         ]
 
+    def check_model(self, activation: str, d_model: int, d_ff: int) -> None:
+        """Raise ValueError if a model with this activation function and shape cannot have these formats."""
+        if (self.any or self.fp8) and activation != "relu2":
+            what = "sparsity" if self.any else "fp8=True"
+            raise ValueError(f"{what} needs activation='relu2', not {activation!r}")
+        self.check_shape(d_model, d_ff)
+
     def check_shape(self, d_model: int, d_ff: int) -> None:
         """Raise ValueError if an FFN of this shape cannot carry these formats."""
         for name, value in (("d_model", d_model), ("d_ff", d_ff)):
@@ -230,10 +244,7 @@ class ModelConfig:
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}")
-        if self.sparsity.any:
-            if self.activation != "relu2":
-                raise ValueError(f"sparsity needs activation='relu2', not {self.activation!r}")
-            self.sparsity.check_shape(self.d_model, self.d_ff)
+        self.sparsity.check_model(self.activation, self.d_model, self.d_ff)
 
     @property
     def kv_heads(self) -> int:

@@ -2,7 +2,7 @@
 
 `SparseFFN` is a squared-ReLU FFN whose `SparsityConfig` says which operand of each product is sparse. Masks
 are applied to dense tensors here: this file defines what is right, and computes it on a CPU. On a GPU in half
-precision `kernels.layer` computes the same. In the dense phase the layer is the plain dense FFN, bit for bit.
+precision `kernels.layer` computes the same. The dense phase is the plain dense FFN, bit for bit, or `fp8`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replicate import ablations, router
+from replicate import ablations, fp8, router
 from replicate.config import SparsityConfig
 from replicate.experts import LearnedRouter, mixture
 from replicate.sparsity import mask24, prune24, soft_threshold24
@@ -70,10 +70,13 @@ class SparseFFN(LayerState):
         if autocast_on(x):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if not self.config.any or self.phase == "dense":
-            y2 = relu2(x @ self.w1.to(x.dtype))
+            if self.config.fp8:
+                y3, y2 = fp8.dense_ffn(x, self.w1, self.w2, backend=self.backend)
+            else:
+                y2 = relu2(x @ self.w1.to(x.dtype))
+                y3 = y2 @ self.w2.to(x.dtype)
             if self.collect:
                 self.note(y2, y2, None)
-            y3 = y2 @ self.w2.to(x.dtype)
             return y3 if self.score is None else ablations.with_score(y3, self.score)
         with torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext():
             return self._sparse(x.reshape(-1, x.shape[-1])).view(x.shape)
@@ -115,6 +118,15 @@ class SparseFFN(LayerState):
             scale = self.beta(index) if self.config.weight_scale else None
             w = soft_threshold24(w, dim, scale) if self.config.weight_method == "soft" else prune24(w, dim)
         return w.to(dtype)
+
+    def product(self, name: str, a: Tensor, w: Tensor | None = None) -> Tensor:
+        """`a` [T, K] times what product `name` reads, see `sparse_weight`; with fp8 both are rounded."""
+        w = self.sparse_weight(name, self.w1.dtype if self.config.fp8 else a.dtype, w)
+        w = w.T if name.endswith("_t") else w
+        if not self.config.fp8:
+            return a @ w
+        own = self.config.activation == "venom" and name in ("w2", "w1_t")  # a cluster's neurons have a scale
+        return fp8.product(a, w, groups=self.config.n_clusters if own else 1)
 
     def _oriented(self) -> list[tuple[Tensor, int]]:
         """(weight, axis of its groups of four) for w1, w2, w2_t, w1_t: the axis the product sums over."""
@@ -207,12 +219,12 @@ class _SparseProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w1: Tensor, w2: Tensor, score: Tensor | None, ffn: SparseFFN) -> tuple[Any, ...]:
-        relu_y1 = F.relu(x @ ffn.sparse_weight("w1", x.dtype, w1))  # product 1
+        relu_y1 = F.relu(ffn.product("w1", x, w1))  # product 1
         y2 = relu_y1.square()
         kept, mask = (y2, None) if ffn.config.activation == "dense" else ffn.activation_mask(x, y2)
         if ffn.collect:
             ffn.note(y2, kept, ffn.seen.get("clusters"))
-        return kept @ ffn.sparse_weight("w2", x.dtype, w2), relu_y1, kept, mask  # product 2
+        return ffn.product("w2", kept, w2), relu_y1, kept, mask  # product 2
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -234,13 +246,13 @@ def _sparse_gradients(
     """dx, dW1, dW2, dscore."""
     c, dy3 = ffn.config, dy3.to(x.dtype)
     over_tokens = _over_tokens if c.wgrad == "dense" else ablations.token_reduction(kept, c)
-    dy2 = dy3 @ ffn.sparse_weight("w2_t", x.dtype, w2).T  # product 3
+    dy2 = ffn.product("w2_t", dy3, w2)  # product 3
     dw2 = over_tokens(kept, dy3)  # product 4
     dscore = None if score is None else ablations.score_gradient(relu_y1.square(), mask, dy2, score)
     dy1 = 2 * dy2 * relu_y1
     if mask is not None:
         dy1 = dy1.masked_fill(~mask, 0) if c.mask_reuse else ablations.own_gradient_mask(dy1, c)
-    dx = dy1 @ ffn.sparse_weight("w1_t", x.dtype, w1).T  # product 5
+    dx = ffn.product("w1_t", dy1, w1)  # product 5
     dw1 = over_tokens(dy1, x).T  # product 6
     return dx, dw1.to(w1.dtype), dw2.to(w2.dtype), dscore
 

@@ -151,7 +151,7 @@ def by_token(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
 
 def by_activation(ffn: SparseFFN, x: Tensor, y2: Tensor | None = None) -> Tensor:
     """The clusters in which the token fires most, known once product 1 is there in full."""
-    y2 = (x @ ffn.sparse_weight("w1", x.dtype)).relu().square() if y2 is None else y2
+    y2 = ffn.product("w1", x).relu().square() if y2 is None else y2
     return top_clusters(y2, ffn.config.n_clusters, ffn.config.top_k)
 
 

@@ -116,7 +116,7 @@ def test_budgets_of_lines():
     count = {name: lines(path) for name, path in modules().items()}
     core = sum(n for name, n in count.items() if name in METHOD)
     inner = sum(n for name, n in count.items() if not folder(name) or folder(name) in ("kernels", "training"))
-    assert set(METHOD) <= set(count) and count["ffn"] <= 250
+    assert set(METHOD) <= set(count) and count["ffn"] <= 260
     assert core <= BUDGETS[0] and inner <= BUDGETS[1] and sum(count.values()) <= BUDGETS[2]
 
 

@@ -107,7 +107,7 @@ MUTATIONS = [
         "gates-missing-in-the-backward-pass",
         "replicate/kernels/operators.py",
         "_venom_backward",
-        "y2, lists, factor=factor)",
+        "y2, lists, factor)",
         "y2, lists)",
         "tests/kernels/test_experts.py",
         "outputs_and_gradients and shape0",

@@ -1,11 +1,11 @@
 """Benchmark of one FFN layer, forward and backward, sparse against dense, all in one process.
 
 A step is a training step's, in bf16 with float32 weights: outputs, gradients of x, W1 and W2, routing and
-permutation, and once a step the weights cast or compressed. The dense side is the same layer in its dense
-phase, compiled by torch.compile, by hand (`dense_peers`), and eager (cuBLAS and torch's element-wise
-kernels). Times are compared with the faster of the first two (`baseline`), memory with the compiled layer.
-Correctness comes first: nothing is timed before every sparse layer, and the dense one by hand, agreed with
-the reference on the inputs that are timed.
+permutation, and once a step the weights cast, compressed or, by arms in FP8, quantised. The dense side is the
+same layer in its dense phase, compiled by torch.compile, by hand (`dense_peers`), and eager (cuBLAS and
+torch's element-wise kernels). Times are compared with the faster of the first two (`baseline`), memory with
+the compiled layer. Correctness comes first: nothing is timed before every sparse layer, the one in FP8 and
+the dense one by hand agreed with the reference on the inputs that are timed.
 """
 
 import re
@@ -25,6 +25,7 @@ from replicate.ffn import INIT_STD, SparseFFN
 from replicate.kernels import layer as fused_ffn
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.study import records
+from replicate.training.compiled import allow_recompiling
 
 KIND = "bench-ffn"
 SHAPES = ((16384, 4096, 16384), (16384, 2048, 8192))  # tokens, d_model, d_ff: the 7B and the 1B model
@@ -37,7 +38,8 @@ PAPERS = (
     *("act24", "act24+tile", "all24"),
 )
 ACTIVE = ("active16", "active64", "active16x32", "active64x32")  # clusters by a token's own activations
-SPARSITIES = (*PAPERS, *ACTIVE)
+FP8 = ("fp8", "venom16, fp8")  # the dense layer in FP8 too: compiled, as DENSE is
+SPARSITIES = (*PAPERS, *ACTIVE, *FP8)
 DENSE, BY_HAND, EAGER = "dense", "dense, by hand", "dense, eager"
 PARTS = ("y3", "dx", "dW1", "dW2")
 TOLERANCE, SLACK, LIMIT = 2e-2, 1.5, 0.2  # see `errors`
@@ -60,12 +62,13 @@ def config(
 ) -> Row:
     """What identifies a run: shapes (tokens, d_model, d_ff), sparsity presets, repeats and seed.
 
-    Raises ValueError for an unknown or dense preset, or a shape that a preset cannot carry.
+    Raises ValueError for an unknown preset, for the dense one, which is always there, and for a shape that a
+    preset cannot carry.
     """
     for name in sparsity:
-        if name not in SPARSITY_PRESETS or not SPARSITY_PRESETS[name].any:
-            known = ", ".join(known for known, c in SPARSITY_PRESETS.items() if c.any)
-            raise ValueError(f"sparsity {name!r} is none of the sparse presets {known}")
+        if name not in SPARSITY_PRESETS or name == DENSE:
+            known = ", ".join(known for known in SPARSITY_PRESETS if known != DENSE)
+            raise ValueError(f"sparsity {name!r} is none of the presets {known}")
         for _, d_model, d_ff in shapes:
             SPARSITY_PRESETS[name].check_shape(d_model, d_ff)
     c = {"shapes": [list(shape) for shape in shapes], "sparsity": list(sparsity)}
@@ -91,19 +94,26 @@ class LayerCase:
         self.w2 = nn.Parameter(randn(self.d_ff, self.d_model) * INIT_STD)
 
     def layer(self, name: str, backend: str | None = None) -> SparseFFN:
-        """A layer on the shared weights: preset `name` in its sparse phase, or DENSE."""
+        """A layer on the shared weights: preset `name` in its sparse phase, if it has one, or DENSE."""
         with torch.device(self.device):
             ffn = SparseFFN(self.d_model, self.d_ff, SPARSITY_PRESETS[name])
         ffn.w1, ffn.w2, ffn.backend = self.w1, self.w2, backend
         ffn.clustered.fill_(True)
-        ffn.phase = DENSE if name == DENSE else "sparse"
+        ffn.phase = "sparse" if ffn.config.any else "dense"
         return ffn
 
     def forward(self, name: str, backend: str | None = None) -> Callable[[Tensor], Tensor]:
-        """What computes arm `name`: a preset's layer, DENSE, or BY_HAND, which is DENSE with a backend."""
+        """What computes arm `name`: a preset's layer, DENSE, or BY_HAND, which is DENSE with a backend.
+
+        On a GPU, and with no backend, layers in their dense phase are compiled.
+        """
         if name == BY_HAND and backend is None:
             return partial(dense_by_hand, w1=self.w1, w2=self.w2)
-        return self.layer(DENSE if name == BY_HAND else name, backend)
+        layer = self.layer(DENSE if name == BY_HAND else name, backend)
+        if backend is not None or self.device == "cpu" or layer.phase == "sparse":
+            return layer
+        allow_recompiling()
+        return torch.compile(layer, dynamic=False)
 
     def step(self, forward: Callable[[Tensor], Tensor], x: Tensor | None = None) -> tuple[Tensor, ...]:
         """y3, dx, dW1 and dW2; the weights are cast or compressed anew, as in every training step."""
@@ -143,7 +153,8 @@ def errors(p: LayerCase, name: str) -> dict[str, dict[str, float]]:
     """{"error": relative errors of y3, dx, dW1 and dW2, "limit": of each}.
 
     The reference is the reference backend in float32. Where two activations of a group differ by less than
-    bf16 resolves, either may be kept, and each such pair counts as an error; so the limit is TOLERANCE, or
+    bf16 resolves, either may be kept, and each such pair counts as an error, as does a number that bf16 moves
+    over a border of FP8; so the limit is TOLERANCE, or
     SLACK times the error of the reference backend itself in bf16 where that is more, and LIMIT at most. Both
     route by the same means, rounded to bf16.
     """
@@ -193,11 +204,9 @@ def profile(c: Row, p: LayerCase) -> Row:
 
 
 def _steps(p: LayerCase, sparsity: Sequence[str]) -> timing.Calls:
-    """A step of every arm: DENSE, compiled on a GPU, BY_HAND, the presets, and EAGER."""
+    """A step of every arm: DENSE, BY_HAND, the presets, and EAGER."""
     forwards: dict[str, Callable] = {name: p.forward(name) for name in (DENSE, BY_HAND, *sparsity)}
-    forwards[EAGER] = forwards[DENSE]
-    if p.device != "cpu":
-        forwards[DENSE] = torch.compile(forwards[DENSE], dynamic=False)
+    forwards[EAGER] = p.layer(DENSE)
     return {name: partial(p.step, forward) for name, forward in forwards.items()}
 
 

@@ -29,7 +29,7 @@ PRESETS = ("llama1b", "llama7b")
 DEPTHS = dict.fromkeys(("llama7b", "width2048", "width3072", "width4096"), (2, 4, 6))
 PAPERS = ("venom16", "venom32", "venom64", "recipe", "recipe32", "recipe64", "act24")
 ACTIVE = ("active16", "active16x32", "active64x32")  # clusters by a token's own activations
-SPARSITIES = (*PAPERS, *ACTIVE)
+SPARSITIES = (*PAPERS, *ACTIVE, *ffn.FP8)
 Row = dict[str, Any]
 
 

@@ -58,10 +58,7 @@ class DiTConfig:
                     f"{whole} is {getattr(self, whole)}, no multiple of {part} = {getattr(self, part)}"
                 )
         one_of("activation", self.activation, ("relu2", "gelu"))
-        if self.sparsity.any:
-            if self.activation != "relu2":
-                raise ValueError(f"sparsity needs activation='relu2', not {self.activation!r}")
-            self.sparsity.check_shape(self.d_model, self.d_ff)
+        self.sparsity.check_model(self.activation, self.d_model, self.d_ff)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,10 +2,12 @@
 
     activation "venom", weights dense     figure 4d: all six products in the selected blocks
     activation "venom", W1 or W2^T 2:4    algorithms 1 and 2: 2:4 products 1, 3, Venom products 2, 4, 5, 6
+    the same with fp8                     its products 1, 2, 3 and 5 of operands in FP8
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
     routing "learned"                     the same blocks, chosen and weighed by the gates of `experts`
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
     activation "dense", weights 2:4       2:4 products with the compressed weights
+    activation "venom", fp8               figure 4d with operands of products 1, 2, 3, 5 in FP8
 
 Weights are compressed, and cast, once per pass, or once per optimiser step if `SparseFFN.hold` says when they
 stay as they are. A 2:4 product that cuSPARSELt does not make faster runs dense on the same values. While the
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from replicate import fp8
 from replicate.kernels import backend as engines
 from replicate.kernels import operators
 from replicate.kernels.backend import HALF
@@ -42,6 +45,8 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return f"selection {c.selection!r} has no kernel"
     if c.activation == "venom" and c.routing not in ("token", "activation", "static", "learned"):
         return f"routing {c.routing!r} has no kernel"
+    if c.fp8 and (reason := fp8.too_old(x.device)):
+        return reason
     if not c.mask_reuse:
         return "mask_reuse=False has no kernel"
     if c.wgrad != "dense" and (c.wgrad != "tile" or c.activation != "24"):
@@ -55,8 +60,11 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return f"no kernel computes in {x.dtype}"
     if pairs and (d_model % TILE or d_ff % TILE):
         return f"2:4 compression needs d_model and d_ff in multiples of {TILE}, not {d_model} and {d_ff}"
-    if c.activation == "venom" and (d_model % 8 or d_ff % (8 * c.n_clusters)):
-        return f"clusters of {d_ff / c.n_clusters:g} neurons and d_model {d_model} are no multiples of 8"
+    unit = 32 if c.fp8 else 8
+    if c.activation == "venom" and (d_model % unit or d_ff % (unit * c.n_clusters)):
+        return f"clusters of {d_ff / c.n_clusters:g} neurons and d_model {d_model} are no multiples of {unit}"
+    if c.fp8 and c.routing == "activation" and x.is_cuda and x.dtype != torch.bfloat16:
+        return f"dense products in FP8 come out in bfloat16, not {x.dtype}"
     return ""
 
 
@@ -92,7 +100,13 @@ def choose(ffn: SparseFFN, x: Tensor) -> str:
 
 
 def describe(ffn: SparseFFN, x: Tensor) -> str:
-    """One line: which engine computes the sparse phase of this layer on x [T, D], and why."""
+    """One line: which engine computes the sparse phase of this layer on x [T, D], and why.
+
+    A layer that is dense in both phases, but in FP8, is never computed by these kernels, see `fp8.why_not`.
+    """
+    if ffn.config.fp8 and not ffn.config.any:
+        reason = fp8.why_not(x.device, x.dtype, *ffn.w1.shape)
+        return f"reference ({reason})" if reason else "dense in FP8 by torch._scaled_mm"
     engine = choose(ffn, x)
     if engine == "reference":
         return f"reference ({why_not(ffn, x) or engines.report(x.device)})"
@@ -100,7 +114,7 @@ def describe(ffn: SparseFFN, x: Tensor) -> str:
         return f"decoding of {len(x)} tokens by triton, weights by rows"
     kinds = dict.fromkeys(kind for _, _, kind in ffn.config.products() if kind != "dense")
     by = {"2:4": engine, "venom": "triton", "sampled": "triton"}
-    return ", ".join(f"{kind} by {by[kind]}" for kind in kinds)
+    return ", ".join(f"{kind} by {by[kind]}" for kind in kinds) + ", in FP8" * ffn.config.fp8
 
 
 def sparse_phase(ffn: SparseFFN, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ pass. Each form is a tensor under a key:
     ("unpacked", p)     the same values, not compressed, where p's product runs dense
     ("dense", p)        the same values as a contiguous W1 [D, F] or W2 [F, D], for its weight's other product
     ("means", "")       ExpertMeans [n, D] of the router
+    ("fp8", w)          the stored weight in FP8, as bytes, because PyTorch cannot compute with FP8;
+                        ("turned", w) its transpose, ("scale", w) the scale of both
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from replicate.kernels.two_four.compressed24 import Compressed24, new_buffer, un
 from replicate.kernels.two_four.matmul24 import matmul24
 from replicate.kernels.two_four.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.venom.cast_means import cast_means
+from replicate.kernels.venom.common import FP8
+from replicate.kernels.venom.quantise import fp8_product, quantise_weight
 from replicate.router import ordered_cluster_means
 
 Key = tuple[str, str]
 TOGETHER: tuple[Key, Key] = ("cast", "w1"), ("means", "")  # made from one read of W1
 FORWARD, BACKWARD = ("w1", "w2"), ("w2_t", "w1_t")
+IN_FP8 = ("fp8", "turned", "scale")  # made together
 
 
 class Operands:
@@ -64,12 +69,20 @@ class Operands:
         source = self.how.config.source(name)
         return self._get("dense", source) if source else self._get("cast", name.removesuffix("_t"))
 
+    def fp8(self, name: str) -> tuple[Tensor, Tensor]:
+        """The weight of product `name` in FP8, contiguous along the axis that it sums over, and its scale."""
+        weight = name.removesuffix("_t")
+        values = self._get("fp8" if name.endswith("_t") else "turned", weight)
+        return values.view(FP8), self._get("scale", weight)
+
     def means(self) -> Tensor:
         """ExpertMeans [n, D]."""
         return self._get("means", "")
 
     def times(self, y: Tensor, name: str) -> Tensor:
         """The product that reads weight `name`: y W1, y W2, dy3 W2^T or dy1 W1^T."""
+        if self.how.config.fp8:
+            return fp8_product(y, *self.fp8(name))
         if not getattr(self.how.config, name):
             weight = self.dense(name)
             return y @ (weight.t() if name.endswith("_t") else weight)
@@ -85,6 +98,9 @@ class Operands:
             return w.new_empty((self.how.config.n_clusters, w.shape[0]), dtype=self.dtype)
         if kind in ("cast", "dense"):
             return torch.empty_like(w, dtype=self.dtype)
+        if kind in IN_FP8:
+            shape = {"fp8": w.shape, "turned": w.shape[::-1], "scale": ()}[kind]
+            return w.new_empty(shape, dtype=torch.float32 if kind == "scale" else torch.uint8)
         rows, cols = self._compressed_shape(name)
         if kind == "packed":
             return new_buffer(True, rows, cols, w, self.dtype)
@@ -100,6 +116,11 @@ class Operands:
         if (kind, name) in TOGETHER and set(TOGETHER) <= set(self.forms()):
             both = cast_means(w.contiguous(), c.n_clusters, self.dtype)
             self.made |= dict(zip(TOGETHER, both, strict=True))
+            return
+        if kind in IN_FP8:
+            values, turned, scale = quantise_weight(w.contiguous())
+            made = values.view(torch.uint8), turned.view(torch.uint8), scale
+            self.made |= {(form, name): part for form, part in zip(IN_FP8, made, strict=True)}
             return
         if kind == "cast":
             made = w.to(self.dtype)
@@ -150,6 +171,8 @@ def _forms(products: tuple[str, ...], how: Execution, there: tuple[str, ...]) ->
 def _chain(name: str, how: Execution) -> list[Key]:
     """The forms behind the weight that product `name` reads, each made from the one before."""
     source = how.config.source(name)
+    if how.config.fp8:
+        return [(form, name.removesuffix("_t")) for form in IN_FP8]
     if not source:
         return [("cast", name.removesuffix("_t"))]
     unpacked = name == source and name not in how.sparse

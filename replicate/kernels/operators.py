@@ -9,7 +9,7 @@ activation checkpointing take a layer whole. Three families by what is sparse:
 
     two_four    activation "dense" or "24": products 1 to 6 over all neurons, some operands 2:4
     routed      W1 or W2^T 2:4, or clusters by activations: y1 in full, the other products in Venom's blocks
-    venom       figure 4d: all six products in the selected blocks of dense weights, clusters gated or not
+    venom       figure 4d: all six products in the selected blocks, of dense weights or in FP8, gated or not
 
 Saved for the backward pass: x, and relu(y1), the compressed y2 or the compact y2 with its lists and factors.
 """
@@ -30,13 +30,12 @@ from replicate.kernels.two_four.matmul24 import matmul24
 from replicate.kernels.two_four.relu2_prune24 import relu2_prune24, relu2_prune24_backward
 from replicate.kernels.two_four.tile_prune24 import tile_prune24
 from replicate.kernels.two_four.wgrad24 import column_blocks, product_into, weight_gradient24
-from replicate.kernels.venom.down import venom_down
+from replicate.kernels.venom import products
 from replicate.kernels.venom.gates import gate_factors, gate_gradient
 from replicate.kernels.venom.route_active import route_active
 from replicate.kernels.venom.route_topk import route_topk
 from replicate.kernels.venom.select import venom_select
 from replicate.kernels.venom.token_lists import BlockLists, block_rows, empty_lists, token_lists
-from replicate.kernels.venom.up import venom_up, venom_up_backward
 from replicate.kernels.venom.wgrad import venom_wgrad
 from replicate.router import route
 from replicate.system.once import once
@@ -293,7 +292,7 @@ def _routed_forward(x: Tensor, clusters: Tensor | None, weights: Operands) -> tu
     lists = _lists(x, clusters, weights)
     y2 = venom_select(y1, lists, inner=c.inner)
     del y1
-    return venom_down(y2, weights.dense("w2"), lists), [y2, *lists]
+    return products.down(y2, weights, "w2", lists), [y2, *lists]
 
 
 def _venom_forward(
@@ -302,9 +301,9 @@ def _venom_forward(
     """Figure 4d: products 1 and 2 in the selected blocks, y2 times the gates if there are any."""
     lists = _lists(x, clusters, weights)
     factor = None if gates is None else gate_factors(gates, lists)
-    y2 = venom_up(x, weights.dense("w1"), lists, inner=weights.how.config.inner, factor=factor)
+    y2 = products.up(x, weights, lists, factor)
     saved = [y2, *lists] if factor is None else [y2, *lists, factor]
-    return venom_down(y2, weights.dense("w2"), lists), saved
+    return products.down(y2, weights, "w2", lists), saved
 
 
 def _venom_backward(dy3: Tensor, x: Tensor, saved: list[Tensor], weights: Operands) -> Gradients:
@@ -315,9 +314,9 @@ def _venom_backward(dy3: Tensor, x: Tensor, saved: list[Tensor], weights: Operan
     if weights.how.config.w2_t:
         dy1 = venom_select(weights.times(dy3, "w2_t"), lists, y2)
     else:  # the forward's mask says which blocks of dy2 are needed
-        dy1 = venom_up_backward(dy3, weights.dense("w2_t"), y2, lists, factor=factor)
+        dy1 = products.up_backward(dy3, weights, y2, lists, factor)
     dgates = [] if factor is None else [gate_gradient(dy1, y2, factor, lists)]
-    dx = venom_down(dy1, weights.dense("w1_t"), lists, transposed=True)
+    dx = products.down(dy1, weights, "w1_t", lists)
     dw1 = venom_wgrad(x, dy1, lists, dtype=w1.dtype)
     return dx, dw1, venom_wgrad(dy3, y2, lists, transposed=True, dtype=w2.dtype), *dgates
 

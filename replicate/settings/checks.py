@@ -24,6 +24,13 @@ def at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} is {value}; choose {low} or more")
 
 
+def alone(config: Any, what: str, **allowed: tuple) -> None:
+    """Raise ValueError for the first setting that has none of the values which go with `what`."""
+    for name, values in allowed.items():
+        if (ours := getattr(config, name)) not in values:
+            raise ValueError(f"{name} is {ours!r}; {what} needs {name}={' or '.join(map(repr, values))}")
+
+
 def check_types(config: Any) -> None:
     """Refuse values of a wrong type; 1 becomes 1.0 where a float stands, so that equal configs hash alike."""
     numeric = {"int": numbers.Integral, "float": numbers.Real}

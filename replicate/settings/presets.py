@@ -41,6 +41,9 @@ SPARSITY_PRESETS: dict[str, SparsityConfig] = {
     "active64": SparsityConfig(activation="venom", top_k=1, routing="activation"),
     "active16x32": SparsityConfig(activation="venom", n_clusters=32, top_k=8, routing="activation"),
     "active64x32": SparsityConfig(activation="venom", n_clusters=32, top_k=2, routing="activation"),
+    # Beyond the paper: products 1, 2, 3 and 5 in FP8, in both phases
+    "fp8": SparsityConfig(fp8=True),
+    "venom16, fp8": SparsityConfig(activation="venom", top_k=4, fp8=True),
     # Controls
     "static16": SparsityConfig(activation="venom", top_k=4, routing="static"),
     "block16": SparsityConfig(activation="venom", top_k=4, routing="oracle-block"),

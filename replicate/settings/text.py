@@ -22,6 +22,8 @@ NOT_HASHED = (
 # Settings younger than some records: at the value that says what was done before, they do not enter the hash.
 # `SparsityConfig.backward` is one too, see `config_hash`.
 YOUNGER = {"fold": False, "residual": "float32"}
+# Settings of `SparsityConfig`, younger too, at the value that no configuration in text says.
+SILENT = (("fp8", False),)
 # A setting that is gone, at the only value that records have.
 GONE = {"outputs": "full"}
 
@@ -54,8 +56,13 @@ def with_changes(config: Any, changes: dict[str, Any]) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON types; `from_dict` inverts it."""
-    return dataclasses.asdict(config)
+    """The configuration as plain JSON types; `from_dict` inverts it.
+
+    SILENT settings go unsaid, so that records, and hashes of all that a configuration is part of, stay.
+    """
+    return dataclasses.asdict(
+        config, dict_factory=lambda pairs: {k: v for k, v in pairs if (k, v) not in SILENT}
+    )
 
 
 def from_dict(data: dict[str, Any]) -> TrainConfig:

@@ -68,9 +68,9 @@ VARIANTS: Arms = {
     "recipe, hard, 50% sparse first": ("recipe", {**HARD, "sparse_share": 0.5}),
     "recipe, scaled, 50% sparse first": ("recipe", {**SCALED, "sparse_share": 0.5}),
 }
-ARMS: Arms = (
-    {name: (name, {}) for name in (*TABLE3, *SAME, *ACTIVE, *CONTROLS)} | MIXES | SAME_MIXES | VARIANTS
-)
+FP8: Arms = {"dense, FP8": ("fp8", {}), "venom16, FP8": ("venom16, fp8", {})}  # in both phases
+AS_THEY_STAND: Arms = {name: (name, {}) for name in (*TABLE3, *SAME, *ACTIVE, *CONTROLS)}
+ARMS = AS_THEY_STAND | MIXES | SAME_MIXES | VARIANTS | FP8
 
 # Groups with arms of `_of_scale`
 SWEEP = ("dense", "dense, lr x 0.5", "dense, lr x 2")
@@ -235,7 +235,7 @@ def queue(
     """(arm name, configuration) of a scale's runs, most important first, each once.
 
     The dense model's learning rate, checked with the first seed; Table 3 and the recipe, seed by seed;
-    Table 4's mixes; clusters by activations; shorter dense runs; one seed of all variants, then all else.
+    Table 4's mixes; clusters by activations; shorter dense runs; FP8; a seed of all variants, then the rest.
     At "gpu40m" only AT_40M, seed by seed.
 
     With `names` only these arms, in this order, seed by seed; ValueError for one that does not exist.
@@ -245,7 +245,7 @@ def queue(
     else:
         plan, first = everything(profile, seeds), seeds[:1]
         stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES | SAME_MIXES, seeds), (ACTIVE, seeds)]
-        stages += [(PLANNED, seeds), (VARIANTS, first), (plan, seeds)]
+        stages += [(PLANNED, seeds), (FP8, seeds), (VARIANTS, first), (plan, seeds)]
         stages = [(AT_40M, seeds)] if profile == "gpu40m" else stages
     runs: dict[str, tuple[str, TrainConfig]] = {}
     for group, some_seeds in stages:

@@ -77,9 +77,14 @@ def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, y: Tensor, targets: Te
     return F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
 
 
+def allow_recompiling() -> None:
+    """Let code be compiled up to RECOMPILE_LIMIT times; beyond torch's own limit, 8, it would run as it is."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+
+
 @functools.cache
 def compiled_piece(piece: Callable, backend: str) -> Callable:
     """`piece` compiled for fixed shapes, once a process."""
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
+    allow_recompiling()
     return torch.compile(piece, backend=backend, dynamic=False)

@@ -63,8 +63,8 @@ def made_up(by_hand=None):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([SHAPE], ["venom8"]), "none of the sparse presets"),
-        (([SHAPE], ["dense"]), "none of the sparse presets"),
+        (([SHAPE], ["venom8"]), "'venom8' is none of the presets w1, .*, fp8, venom16, fp8"),
+        (([SHAPE], ["dense"]), "'dense' is none of the presets w1"),
         (([(8, 64, 96)], ["venom16"]), "multiple of 64"),
     ],
 )

@@ -45,6 +45,13 @@ OTHERS = {
     "act24 and both weights, same": SparsityConfig(w1=True, w2_t=True, activation="24"),
     "act24, tiles of neighbours": SparsityConfig(activation="24", wgrad="tile", wgrad_permute=False),
 }
+FP8 = SparsityConfig(activation="venom", n_clusters=4, top_k=2, fp8=True)  # needs clusters of 32 neurons
+OTHERS |= {
+    "FP8": FP8,
+    "FP8, no inner": replace(FP8, inner=False),
+    "FP8, static": replace(FP8, routing="static"),
+    "FP8, by activations": replace(FP8, routing="activation"),
+}
 CONFIGS = {**{name: SPARSITY_PRESETS[name] for name in NAMES}, **OTHERS}
 
 
@@ -95,15 +102,16 @@ def test_outputs_and_gradients_are_the_references(name):
         assert mine <= max(near * theirs, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "active16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "active16", "w1+w2+t", "FP8"])
 @pytest.mark.parametrize("n", [1, 8, 37])
 def test_any_number_of_tokens(name, n):
     x = tokens(n).to(HALF).float()
     exact = run(layer(CONFIGS[name], "reference"), x, torch.float32)
-    assert max(distances(run(layer(CONFIGS[name], BACKEND), x, HALF), exact)) <= 2 * TOLERANCE
+    limit = 5 if name == "FP8" else 2  # its rounding makes a last bit a sixteenth
+    assert max(distances(run(layer(CONFIGS[name], BACKEND), x, HALF), exact)) <= limit * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "active16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "active16", "w1+w2+t", "FP8"])
 def test_no_tokens_at_all(name):
     y3, dx, dw1, dw2 = run(layer(CONFIGS[name], BACKEND), tokens(0), HALF)
     assert y3.shape == dx.shape == (0, D_MODEL)
@@ -113,7 +121,7 @@ def test_no_tokens_at_all(name):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t", "FP8"])
 def test_a_pass_after_an_optimiser_step_sees_the_new_weights(name, fused):
     """Fused AdamW changes weights without counting it in their version."""
     ffn, x = layer(CONFIGS[name], BACKEND), tokens()
@@ -129,7 +137,7 @@ def test_a_pass_after_an_optimiser_step_sees_the_new_weights(name, fused):
     assert not torch.equal(after[0], before[0])
 
 
-@pytest.mark.parametrize("name", ["act24", "recipe", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "recipe", "w1+w2+t", "FP8"])
 def test_operands_are_shared_while_the_weights_are_held(name):
     ffn, x = layer(CONFIGS[name], BACKEND), tokens()
     before = run(ffn, x, HALF)
@@ -190,6 +198,8 @@ def test_shapes_and_dtypes_without_kernels_are_named():
         ffn(tokens(d_model=68).to(HALF))
     with pytest.raises(ValueError, match="float32"):
         layer(SPARSITY_PRESETS["recipe"], "triton")(tokens())
+    with pytest.raises(ValueError, match="16 neurons and d_model 64 are no multiples of 32"):
+        layer(replace(FP8, n_clusters=16, top_k=4), "triton")(tokens().to(HALF))
     tile = layer(SPARSITY_PRESETS["act24+tile"], "triton")
     with pytest.raises(ValueError, match="65 tokens are no multiple of 64"):
         tile(tokens(65).to(HALF))
@@ -229,7 +239,7 @@ def test_an_unknown_backend_is_an_error():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t", "FP8"])
 def test_a_cuda_graph_replays_with_the_weights_of_its_time(name):
     d_model, d_ff, n = 512, 2048, 2048
     ffn = layer(CONFIGS[name], "auto", d_model=d_model, d_ff=d_ff)
@@ -270,7 +280,7 @@ def test_named_cusparselt_runs_every_two_four_product_there(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["act24", "recipe", "venom16"])
+@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "FP8"])
 def test_under_torch_compile(name):
     ffn, x = layer(CONFIGS[name], "auto"), tokens()
     eager = run(ffn, x, HALF)

@@ -30,6 +30,10 @@ CONFIGS = {
     "recipe, same, scaled": replace(SPARSITY_PRESETS["recipe, same"], weight_scale=True),
     "act24 and W2^T": SparsityConfig(w2_t=True, activation="24"),
     "venom16, cosine": replace(SPARSITY_PRESETS["venom16"], metric="cosine"),
+    "FP8": SparsityConfig(activation="venom", n_clusters=4, top_k=2, fp8=True),
+    "FP8, by activations": SparsityConfig(
+        activation="venom", n_clusters=4, top_k=2, routing="activation", fp8=True
+    ),
 }
 EXPERTS = replace(SPARSITY_PRESETS["venom16"], routing="learned", inner=False)  # more in test_experts.py
 
@@ -180,7 +184,7 @@ def test_compiled_code_takes_any_number_of_tokens(name):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["recipe", "act24"])
+@pytest.mark.parametrize("name", ["recipe", "act24", "FP8"])
 def test_micro_batches_share_operands_in_compiled_code(name):
     """The first makes them, the others read them: two graphs, not one a micro-batch."""
     graphs = []

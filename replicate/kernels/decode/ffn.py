@@ -55,6 +55,8 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return f"{len(x)} tokens are not 1 to {MOST_TOKENS}"
     if x.dtype not in (*HALF, torch.float32):
         return f"no kernel computes in {x.dtype}"
+    if c.fp8:
+        return "decoding reads weights in x's dtype, not in FP8"
     if c.activation != "dense" and c.selection != "magnitude":
         return f"selection {c.selection!r} has no kernel"
     if c.routing == "learned":

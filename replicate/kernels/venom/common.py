@@ -16,7 +16,8 @@ if HAVE_TRITON:
 
 HOPPER_SHARED = 232448  # bytes of shared memory a program may have on sm_90
 REFERENCE = "use the operation's *_reference function, or SparseFFN(..., backend='reference')"
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FP8 = torch.float8_e4m3fn
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, FP8)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ def cuda_or_interpreted(first: Tensor, *others: Tensor) -> None:
 
 
 def check_operands(**operands: Tensor) -> None:
-    """Raise ValueError unless all are contiguous matrices of one dtype, rows a multiple of 8 wide."""
+    """Raise ValueError unless all are contiguous matrices of one dtype, 8 n columns wide, in FP8 32 n."""
     cuda_or_interpreted(*operands.values())
     dtype = next(iter(operands.values())).dtype
+    unit = 32 if dtype == FP8 else 8
     for name, t in operands.items():
         if t.dim() != 2:
             raise ValueError(f"{name} must be a matrix, got shape {tuple(t.shape)}")
@@ -57,8 +59,8 @@ def check_operands(**operands: Tensor) -> None:
             raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
         if t.dtype != dtype or dtype not in DTYPES:
             raise ValueError(f"{name} is {t.dtype}; use one of {DTYPES}, the same for all")
-        if t.size(1) % 8:
-            raise ValueError(f"{name} has {t.size(1)} columns; kernels need a multiple of 8")
+        if t.size(1) % unit:
+            raise ValueError(f"{name} has {t.size(1)} columns; kernels need a multiple of {unit}")
     if dtype == torch.bfloat16 and interpreted():
         raise ValueError("interpreted Triton gets bfloat16 wrong; use float32 or float16 on a CPU")
 
@@ -99,9 +101,10 @@ def _device_limits(device: torch.device) -> tuple[int, int]:
 
 
 @lru_cache
-def _fitted(device: torch.device, wide: bool, n: int, k: int) -> Tile:
+def _fitted(device: torch.device, bytes_each: int, n: int, k: int) -> Tile:
     tile = Tile(128, 32, 8, 3) if _device_limits(device)[1] < HOPPER_SHARED else Tile()
-    most_n, most_k = (min(tile.n, 64), min(tile.k, 32)) if wide else (tile.n, tile.k)
+    most_n, most_k = (min(tile.n, 64), min(tile.k, 32)) if bytes_each == 4 else (tile.n, tile.k)
+    most_k = 2 * most_k if bytes_each == 1 else most_k
     widths = [most_n >> i for i in range(4) if most_n >> i >= 32]
     best = min(widths, key=lambda width: (-(-n // width) * width, -width))
     steps = [most_k >> i for i in range(3) if most_k >> i >= 16]
@@ -109,11 +112,11 @@ def _fitted(device: torch.device, wide: bool, n: int, k: int) -> Tile:
 
 
 def fit_tile(like: Tensor, n: int, k: int) -> Tile:
-    """The device's tile fitted to n output columns and a reduction of k; smaller for float32.
+    """The device's tile fitted to n output columns and a reduction of k; smaller for float32, deeper for FP8.
 
     The width is the one that wastes the fewest columns, the step one that divides k if there is any.
     """
-    return _fitted(like.device, like.dtype == torch.float32, n, k)
+    return _fitted(like.device, like.dtype.itemsize, n, k)
 
 
 def programs(like: Tensor, tiles: int) -> int:

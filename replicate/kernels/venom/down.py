@@ -6,15 +6,18 @@ Row r of cluster e multiplies only e's rows of the weight; a token's k partial r
     backward    p[r] = dy1[r] W1[:, C_e]^T, dx[t] = sum_j p[inverse[t, j]]       equation 7
 
 The partial results p [R, D] are stored once and gathered in a second pass, in the order of the token's
-choices: the same sum on every run, which atomic additions would not give.
+choices: the same sum on every run, which atomic additions would not give. Where a row has a factor, for
+the scales of FP8 operands, p[r] is multiplied by it.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.venom.common import (
+    check_factor,
     check_operands,
     check_shape,
     cluster_width,
@@ -38,9 +41,9 @@ def venom_down_reference(y: Tensor, w: Tensor, lists: BlockLists, transposed: bo
 @on_its_device
 @triton.jit
 def _venom_down_kernel(
-    y, w, out, block_cluster, n_blocks, d_model, width,
+    y, w, out, block_cluster, n_blocks, factor, d_model, width,
     BLOCK: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    TRANSPOSED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, FACTOR: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Tiles [BLOCK, N] of the partial results; a program takes every num_programs-th, columns first."""
     n_cols = tl.cdiv(d_model, N)
@@ -61,6 +64,8 @@ def _venom_down_kernel(
             if not EVEN:  # a is zero past its width, but the next cluster's weight might not be finite
                 b = tl.where((k0 + tl.arange(0, K))[:, None] < width, b, 0.0)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        if FACTOR:
+            acc *= tl.load(factor + block * BLOCK + tl.arange(0, BLOCK))[:, None]
         # Stored by halves: the smaller staging buffer leaves room for one more pipeline stage.
         left, right = halves(acc)
         out.store([block * BLOCK, col], left.to(out.dtype))
@@ -85,38 +90,48 @@ def _gather_sum_kernel(
     tl.store(where, acc.to(out.dtype.element_ty), mask=(token < n_tokens)[:, None] & inside)
 
 
-def venom_down(y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False) -> Tensor:
+def venom_down(
+    y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False, factor: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """Product of the compact activations with the weight's selected clusters, summed per token.
 
     Args:
-        y: [R, F / n], y2 or dy1. w: W2 [F, D], or W1 [D, F] if transposed; neurons in cluster order.
-        lists: from `token_lists`.
+        y: [R, F / n], y2 or dy1. w: W2 [F, D], or if transposed W1 [D, F] or the transpose of W2, which FP8
+            needs; neurons in cluster order. lists: from `token_lists`.
+        factor: [R] float32, by which a row's partial result is multiplied.
+        dtype: of the result, y's by default.
 
     Returns:
-        y3 or dx, [T, D] in y's dtype; the k partial results are rounded to it before they are added.
+        y3 or dx, [T, D]; the k partial results are rounded to its dtype before they are added.
 
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
-    return gather_sum(down_parts(y, w, lists, transposed=transposed), lists.inverse)
+    parts = down_parts(y, w, lists, transposed=transposed, factor=factor, dtype=dtype)
+    return gather_sum(parts, lists.inverse)
 
 
-def down_parts(y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False) -> Tensor:
+def down_parts(
+    y: Tensor, w: Tensor, lists: BlockLists, *, transposed: bool = False, factor: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """`venom_down`'s partial results p [R, D] alone; rows past the last used block are not written."""
     check_operands(y=y, w=w)
     d_model, d_ff = w.shape if transposed else w.shape[::-1]
     width = cluster_width(d_ff, len(lists.starts))
     check_shape("y", y, len(lists.tokens), width)
     tile, block = fit_tile(y, d_model, width), lists.block
-    out = y.new_empty(len(lists.tokens), d_model)
+    out = y.new_empty(len(lists.tokens), d_model, dtype=dtype or y.dtype)
     if out.numel() == 0:
         return out
+    check_factor(factor, out)
     weights = descriptor(w, tile.n, tile.k) if transposed else descriptor(w, tile.k, tile.n)
     grid = (programs(y, len(lists.block_cluster) * triton.cdiv(d_model, tile.n)),)
     _venom_down_kernel[grid](
         descriptor(y, block, tile.k), weights, descriptor(out, block, tile.n // 2), lists.block_cluster,
-        lists.n_blocks, d_model, width, BLOCK=block, TRANSPOSED=transposed, EVEN=width % tile.k == 0,
-        **tile.options(y),
+        lists.n_blocks, lists.block_cluster if factor is None else factor, d_model, width, BLOCK=block,
+        TRANSPOSED=transposed, FACTOR=factor is not None, EVEN=width % tile.k == 0, **tile.options(y),
     )  # fmt: skip
     return out
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from replicate.kernels.backend import on_its_device, tl, triton
 from replicate.kernels.venom.common import (
+    FP8,
     check_factor,
     check_operands,
     check_shape,
@@ -141,7 +142,8 @@ def venom_up_backward(
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
-    check_operands(dy3=dy3, w2=w2, y2=y2)
+    check_operands(dy3=dy3, w2=w2, **({} if dy3.dtype == FP8 else {"y2": y2}))
+    check_operands(y2=y2)
     if dy3.shape[1] != w2.shape[1]:
         raise ValueError(f"dy3 {tuple(dy3.shape)} and w2 {tuple(w2.shape)} differ in d_model")
     width = cluster_width(w2.shape[0], len(lists.starts))

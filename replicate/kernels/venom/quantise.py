@@ -1,0 +1,112 @@
+"""Operands of Venom's products in FP8 (E4M3): tokens and activations by rows, weights as wholes.
+
+    rows       s[r] = max over c of |t[r, c]| / 448,   q[r, c] = round(t[r, c] / s[r])
+    weight     s    = max of |w| / 448,                q = round(w / s), and the same transposed
+
+448 is E4M3's largest number; where all is zero, or too small for a scale, s is 1. Tensor cores read FP8 along
+the axis that a product sums over. Two products sum a weight over different axes, so it is stored both ways.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replicate.kernels.backend import INTERPRETED, check, on_its_device, tl, triton
+from replicate.kernels.venom.common import FP8, cuda_or_interpreted
+
+ELEMENTS = 4096  # of a program, but at least a row
+LEAST = tl.constexpr(2.0**-126)  # smallest normal float32
+SIDE = 64  # of a program's square of a weight
+
+
+@triton.jit
+def _scale(largest):
+    """Of the largest magnitude; NaN stays."""
+    scale = largest / 448.0
+    return tl.where(scale < LEAST, 1.0, scale)
+
+
+@triton.jit
+def _to_fp8(value):
+    """float32 to E4M3, to nearest, ties to even."""
+    if INTERPRETED:  # it rounds without a carry, 1.97 to 1, and NaN to 384
+        bits = value.to(tl.int32, bitcast=True)
+        bits = tl.where(value == value, (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000, 0x7FF00000)
+        normal = bits.to(tl.float32, bitcast=True)
+        value = tl.where(tl.abs(value) < 1 / 64, (value + 24576.0) - 24576.0, normal)
+    return value.to(tl.float8e4nv)
+
+
+@on_its_device
+@triton.jit
+def _quantise_rows_kernel(t, out, scale, n_rows, n_cols, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """ROWS whole rows."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tl.arange(0, COLUMNS)
+    mask = (row < n_rows)[:, None] & (col < n_cols)[None, :]
+    at = row.to(tl.int64)[:, None] * n_cols + col[None, :]
+    value = tl.load(t + at, mask=mask, other=0.0).to(tl.float32)
+    own = _scale(tl.max(tl.abs(value), axis=1))
+    tl.store(scale + row, own, mask=row < n_rows)
+    tl.store(out + at, _to_fp8(value / own[:, None]), mask=mask)
+
+
+@on_its_device
+@triton.jit
+def _quantise_weight_kernel(w, scale, out, turned, n_rows, n_cols, SIDE: tl.constexpr):
+    """A square of w, as it is and turned."""
+    row = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
+    col = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
+    mask = (row < n_rows)[:, None] & (col < n_cols)[None, :]
+    at = row.to(tl.int64)[:, None] * n_cols + col[None, :]
+    value = _to_fp8(tl.load(w + at, mask=mask, other=0.0).to(tl.float32) / tl.load(scale))
+    tl.store(out + at, value, mask=mask)
+    at = col.to(tl.int64)[:, None] * n_rows + row[None, :]
+    tl.store(turned + at, value.T, mask=(col < n_cols)[:, None] & (row < n_rows)[None, :])
+
+
+def quantise_rows(t: Tensor) -> tuple[Tensor, Tensor]:
+    """t [R, C], contiguous, in FP8 and the float32 scale [R] of each row; the reference is `fp8.quantise`.
+
+    Raises ValueError if t is no contiguous matrix.
+    """
+    cuda_or_interpreted(t)
+    check(t.dim() == 2 and t.is_contiguous(), f"t must be a contiguous matrix, got strides {t.stride()}")
+    n_rows, n_cols = t.shape
+    out, scale = t.new_empty((n_rows, n_cols), dtype=FP8), t.new_empty(n_rows, dtype=torch.float32)
+    columns = triton.next_power_of_2(n_cols)
+    rows = max(1, ELEMENTS // columns) if t.is_cuda else 512
+    if t.numel():
+        _quantise_rows_kernel[(triton.cdiv(n_rows, rows),)](
+            t, out, scale, n_rows, n_cols, ROWS=rows, COLUMNS=columns, num_warps=8
+        )
+    return out, scale
+
+
+def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w [N, M], contiguous, in FP8; its transpose [M, N] in FP8; the scale, a float32 of no dimension.
+
+    Raises ValueError if w is no contiguous matrix.
+    """
+    cuda_or_interpreted(w)
+    check(w.dim() == 2 and w.is_contiguous(), f"w must be a contiguous matrix, got strides {w.stride()}")
+    (n_rows, n_cols), largest = w.shape, torch.linalg.vector_norm(w, torch.inf).float()
+    scale = largest / 448.0
+    scale = torch.where(scale < LEAST.value, 1.0, scale)
+    out, turned = w.new_empty((n_rows, n_cols), dtype=FP8), w.new_empty((n_cols, n_rows), dtype=FP8)
+    side = SIDE if w.is_cuda else 512
+    if w.numel():
+        _quantise_weight_kernel[(triton.cdiv(n_rows, side), triton.cdiv(n_cols, side))](
+            w, scale, out, turned, n_rows, n_cols, SIDE=side, num_warps=4
+        )
+    return out, turned, scale
+
+
+def fp8_product(y: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+    """y w^T [T, N] in y's dtype of y [T, K], rounded here, and w [N, K] in FP8 with its scale."""
+    values, rows = quantise_rows(y)
+    columns = scale.expand(1, len(w)).contiguous()
+    if y.is_cuda:
+        return torch._scaled_mm(values, w.t(), rows[:, None], columns, out_dtype=y.dtype, use_fast_accum=True)
+    return (values.float() @ w.float().t() * rows[:, None] * columns).to(y.dtype)
