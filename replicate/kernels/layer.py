@@ -2,7 +2,6 @@
 
     activation "venom", weights dense     figure 4d: all six products in the selected blocks
     activation "venom", W1 or W2^T 2:4    algorithms 1 and 2: 2:4 products 1, 3, Venom products 2, 4, 5, 6
-    the same with fp8                     its products 1, 2, 3 and 5 of operands in FP8
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
     routing "learned"                     the same blocks, chosen and weighed by the gates of `experts`
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
