@@ -108,7 +108,7 @@ def beta(w, dim):
 
 
 def product(x, w, forward, backward, c=None):
-    """x @ forward, whose gradient to x goes through `backward` and to w straight through; in FP8 if c says."""
+    """x @ forward, whose gradient to x goes through `backward` and to w straight through; in FP8 by c."""
     if c is None or not c.fp8:
         return x.detach() @ (w + (forward - w).detach()) + (x - x.detach()) @ backward
     to_x, to_w = (x - x.detach()) @ eight(backward, (0, 1)), x.detach() @ w
