@@ -97,7 +97,7 @@ def dense_ffn(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str | None = None) 
     asked = backend if backend not in (None, "auto") else os.environ.get("REPLICATE_BACKEND")
     on_cores = asked != "reference" and not why_not(x.device, x.dtype, *w1.shape)
     y3, _, y2 = _DenseProducts.apply(x.reshape(-1, x.shape[-1]), w1, w2, on_cores)
-    return y3.view(x.shape), y2.view(*x.shape[:-1], -1)
+    return y3.view(x.shape), y2.view(*x.shape[:-1], y2.shape[-1])
 
 
 class _DenseProducts(torch.autograd.Function):

@@ -12,6 +12,8 @@ from test_mutation import ROOT
 PRODUCTS = (
     "_SparseProducts",
     "_sparse_gradients",
+    "_DenseProducts",
+    "_dense_gradients",
     "_over_tokens",
     "own_gradient_mask",
     "score_gradient",

@@ -31,6 +31,7 @@ TESTS = {  # module -> the tests that must notice
     "router": ("test_router.py", "test_causality.py", "test_ffn.py"),
     "ffn": ("test_ffn.py", "test_causality.py", "training/test_layer_state.py"),
     "ablations": ("test_sparsity.py", "test_ffn.py", "training/test_layer_state.py"),
+    "fp8": ("test_fp8.py", "test_ffn.py"),
     "gpt": ("test_gpt.py", "test_causality.py"),
     "data": ("test_data.py",),
     "schedule": ("test_schedule.py",),

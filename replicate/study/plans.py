@@ -235,7 +235,7 @@ def queue(
     """(arm name, configuration) of a scale's runs, most important first, each once.
 
     The dense model's learning rate, checked with the first seed; Table 3 and the recipe, seed by seed;
-    Table 4's mixes; clusters by activations; shorter dense runs; FP8; a seed of all variants, then the rest.
+    Table 4's mixes; clusters by activations; shorter dense runs; one seed of all variants; FP8; all else.
     At "gpu40m" only AT_40M, seed by seed.
 
     With `names` only these arms, in this order, seed by seed; ValueError for one that does not exist.
@@ -245,7 +245,7 @@ def queue(
     else:
         plan, first = everything(profile, seeds), seeds[:1]
         stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES | SAME_MIXES, seeds), (ACTIVE, seeds)]
-        stages += [(PLANNED, seeds), (FP8, seeds), (VARIANTS, first), (plan, seeds)]
+        stages += [(PLANNED, seeds), (VARIANTS, first), (FP8, seeds), (plan, seeds)]
         stages = [(AT_40M, seeds)] if profile == "gpu40m" else stages
     runs: dict[str, tuple[str, TrainConfig]] = {}
     for group, some_seeds in stages:

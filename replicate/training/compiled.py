@@ -78,7 +78,7 @@ def head_loss(norm: nn.Module, weight: Tensor, x: Tensor, y: Tensor, targets: Te
 
 
 def allow_recompiling() -> None:
-    """Let code be compiled up to RECOMPILE_LIMIT times; beyond torch's own limit, 8, it would run as it is."""
+    """Let code be compiled up to RECOMPILE_LIMIT times; beyond torch's own limit, 8, it runs uncompiled."""
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILE_LIMIT)
 

@@ -9,7 +9,9 @@ from replicate.bench import ffn as ffn_bench
 from replicate.bench import timing
 from replicate.ffn import SparseFFN
 from replicate.gpt import DenseFFN
+from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.study import records
+from replicate.training.compiled import RECOMPILE_LIMIT
 
 SHAPE = (64, 64, 256)
 SMALL = ffn_bench.config([SHAPE], ("venom16", "recipe", "act24"), 1)
@@ -99,6 +101,31 @@ def test_the_arm_by_hand_is_the_dense_layer(problem):
     )
     layer = problem.forward("dense, by hand", "reference")
     assert isinstance(layer, SparseFFN) and layer.phase == "dense" and layer.w1 is problem.w1
+
+
+def test_arms_in_fp8_are_compared_with_the_reference_in_fp8(problem):
+    found = ffn_bench.check(problem, ["fp8", "venom16, fp8"])["errors"]
+    for errors in found.values():
+        assert all(1e-4 < error <= 0.03 for error in errors["error"].values()), errors
+    dense, eight, both = (problem.layer(name) for name in ("dense", *ffn_bench.FP8))
+    assert (eight.phase, both.phase) == ("dense", "sparse") and eight.config.fp8 and both.config.fp8
+    apart = timing.relative_error(problem.step(eight)[0], problem.step(dense)[0])
+    assert 0.03 < apart < 0.1, "far more than bfloat16's rounding"
+    assert set(ffn_bench.FP8) <= set(ffn_bench.SPARSITIES)
+
+
+def test_on_a_gpu_dense_layers_are_compiled_and_others_are_not(monkeypatch, problem):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda layer, **how: made.append((layer, how)) or layer)
+    problem.forward("fp8")
+    assert not made, "on a CPU nothing is"
+    problem.device = "cpu:0"  # any name but "cpu"
+    for name in ("fp8", "dense", "venom16, fp8", "dense, by hand"):
+        problem.forward(name)
+    problem.forward("fp8", "reference")
+    assert [layer.config for layer, _ in made] == [SPARSITY_PRESETS["fp8"], SPARSITY_PRESETS["dense"]]
+    assert [how for _, how in made] == 2 * [{"dynamic": False}]
+    assert torch._dynamo.config.recompile_limit >= RECOMPILE_LIMIT
 
 
 def test_errors_are_small_where_backends_agree(problem):

@@ -94,7 +94,7 @@ def test_defaults():
     assert fitted["layers"] == [2, 4, 6] and fitted["n_layer"] == 32 and fitted["sparsity"] == ["recipe"]
 
 
-@pytest.mark.parametrize("arm", ["recipe", "act24", DENSE, WHOLE])
+@pytest.mark.parametrize("arm", ["recipe", "act24", "fp8", "venom16, fp8", DENSE, WHOLE])
 def test_an_arm_is_the_model_of_its_configuration(case, arm):
     loss = case.loss(arm)
     assert [ffn.config for ffn in case.model.ffns()] == 2 * [SPARSITY_PRESETS[DENSE if arm == WHOLE else arm]]
@@ -103,13 +103,13 @@ def test_an_arm_is_the_model_of_its_configuration(case, arm):
         case.model.set_phase("dense")
         dense = case.model(case.inputs, case.targets)[1]
     assert torch.equal(loss, expected)
-    assert torch.equal(loss, dense) == (arm in (DENSE, WHOLE))
+    assert torch.equal(loss, dense) == (arm in (DENSE, WHOLE, "fp8"))
 
 
 def test_compiled_arms_take_turns_on_one_model(case, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "eager")
     turned = TrainingStep("smoke", 2, device="cpu")
-    for arm in (DENSE, "recipe", WHOLE, "act24", DENSE):
+    for arm in (DENSE, "recipe", "fp8", WHOLE, "act24", "venom16, fp8", DENSE):
         assert torch.equal(turned.loss(arm), case.loss(arm)), arm
 
 
