@@ -143,12 +143,7 @@ def few_colours(png: bytes) -> bytes:
 
 
 def both(
-    draw: Callable[..., Figure],
-    name: str,
-    *,
-    recorded: Mapping[str, Any],
-    fresh: Mapping[str, Any],
-    alt: str,
+    draw: Callable[..., Figure], name: str, *, recorded: Mapping[str, Any], fresh: Mapping[str, Any], alt: str
 ) -> None:
     """Draw, `show` and save a figure twice: of the recorded scales, and of those that this run has trained.
 

@@ -19,20 +19,18 @@ from replicate.system import paths
 from replicate.system.files import write_atomic
 
 NOT_RUN = "not run"
-_SEVERAL = {
-    HOLDS: "hold",
-    verdicts.DIRECTION: "hold in direction",
-    FAILS: "do not hold",
-}  # of a verdict, in a count
+# Of a verdict, in a count
+_SEVERAL = {HOLDS: "hold", verdicts.DIRECTION: "hold in direction", FAILS: "do not hold"}
 # Where a judged number comes from. What this run trained is shown and never judged: a verdict that hangs on a
 # seed or a processor is none.
 SOURCES = {"recorded": "recorded", "arithmetic": "arithmetic", "here": "checked here"}
+LONG = 8  # rows of a check cell's table that a reader takes in
 SHIPPED = paths.ROOT / "figures" / "claims.csv"
 COLOURS = dict(zip(VERDICTS, ("#1b7837", "#5a7d1b", "#8c510a", "#b2182b", "#6b6b6b"))) | {NOT_RUN: "#6b6b6b"}
 
 
 class ClaimTable(pd.DataFrame):
-    """A data frame that shows its cells in full and colours the verdict."""
+    """A data frame that shows its cells in full and colours the verdict; rows may be folded, see `show`."""
 
     def __repr__(self) -> str:
         return self.to_string()
@@ -41,7 +39,12 @@ class ClaimTable(pd.DataFrame):
         shown = pd.DataFrame(self).reset_index().map(html.escape)
         colours = shown["verdict"].map(COLOURS)
         shown["verdict"] = '<b style="color:' + colours + '">' + shown["verdict"] + "</b>"
-        table = shown.to_html(index=False, escape=False, justify="left", border=0)
+        folded = pd.Series(self.attrs.get("folded", [""] * len(shown)), dtype=str)
+        rows = {"index": False, "escape": False, "justify": "left", "border": 0}
+        table = shown[folded == ""].to_html(**rows)
+        if len(rest := folded[folded != ""]):
+            why = ", ".join(f"{n} {why}" for why, n in rest.value_counts().items())
+            table += f"<details><summary>and {why}</summary>{shown.loc[rest.index].to_html(**rows)}</details>"
         return table.replace("<td>", '<td style="text-align: left">')
 
 
@@ -120,15 +123,23 @@ def _stood_by(row: CheckRow) -> CheckRow:
 def show(check_rows: Iterable[CheckRow], against: str = "paper") -> pd.DataFrame:
     """The check cell's table: paper | ours | tolerance | verdict, one claim a row.
 
-    `against`: the first column's name, if it is not the paper that we compare with; then no reason is given.
+    Of more than `LONG` rows a notebook folds those that decide nothing and those of a claim that is judged
+    at a larger scale too. `against`: the first column's name, if it is not the paper; then without a reason.
     """
+    found = list(check_rows)
     rows = [
         _cells(row.claim, row.ours, row.verdict, row.source, row.n)
         | {"numbers": f"recorded, {row.profile} scale" if row.source == "recorded" else SOURCES[row.source]}
-        for row in check_rows
+        for row in found
     ]
     shown = pd.DataFrame(rows).rename(columns={"paper": against}).set_index("claim")
-    return ClaimTable(shown if against == "paper" else shown.drop(columns="because"))
+    table = ClaimTable(shown if against == "paper" else shown.drop(columns="because"))
+    if len(found) > LONG:
+        scale = pd.Series([PROFILES.index(row.profile) for row in found])
+        largest = scale.groupby([row.claim.id + row.claim.statement for row in found]).transform("max")
+        why = shown["verdict"].where(shown["verdict"] == verdicts.UNTESTABLE, "")
+        table.attrs["folded"] = why.mask((scale < largest).to_numpy(), "of smaller scales").tolist()
+    return table
 
 
 def claim_table(

@@ -39,6 +39,7 @@ SWITCHES = {  # -> what it is called, entry of the palette
     "recipe, folded, 50% sparse first": ("recipe, folded", "2:4 weights"),
     "active16x32, 50% sparse first": ("by activations, 8 of 32", "control"),
 }
+Answer = tuple[str, str, str, Mapping[str, Any]]  # one of `results.open_questions`
 _SCALES = {"laptop": "venom", "gpu": "2:4 activations", "gpu40m": "recipe"}
 
 
@@ -136,12 +137,22 @@ def switch_step(runs: pd.DataFrame) -> int:
     return schedule.phase_plan(from_dict(record.config))[-1][1]
 
 
-def open_questions(answers: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -> Figure:
+def telling(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers that some scale tells from zero: a 95 % interval of three seeds or more without it.
+
+    Dearest first, by the mean at the largest scale. Without the questions of chapter 08.
+    """
+    others = [answer for answer in answers if answer[0] not in ("threshold", "backward reads")]
+    clear = [a for a in others if any(s.n > 2 and s.low * s.high > 0 for s in a[3].values())]
+    return sorted(clear, key=lambda answer: -list(answer[3].values())[-1].mean)
+
+
+def open_questions(answers: Sequence[Answer]) -> Figure:
     """What one change to an arm costs in training loss, at each scale; answers: `results.open_questions`.
 
     The axis is linear between the dotted lines and logarithmic beyond.
     """
-    fig, ax = plt.subplots(figsize=(10.5, 0.25 * len(answers) + 1.4))
+    fig, ax = plt.subplots(figsize=(10.5, 0.3 * len(answers) + 1.4))
     scales = [scale for scale in _SCALES if any(scale in found for *_, found in answers)]
     for place, scale in enumerate(scales):
         rows = {f"{question}: {arm}": found.get(scale) for question, arm, _, found in answers}

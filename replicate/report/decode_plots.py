@@ -18,11 +18,7 @@ from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import train_preset
 
 _SHAPES = {"7B": PALETTE["2:4 weights"], "1B": PALETTE["recipe"]}
-_ARMS = {
-    "venom16": PALETTE["venom"],
-    "active16": PALETTE["control"],
-    "recipe, same": PALETTE["recipe"],
-}
+_ARMS = {"venom16": PALETTE["venom"], "active16": PALETTE["control"], "recipe, same": PALETTE["recipe"]}
 MEASURED = {  # column of `generate.rows` -> its name in a picture
     "x": "one token:\nFFN",
     "x step": "one token:\nwhole model",

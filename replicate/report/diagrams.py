@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -52,23 +53,31 @@ def draw_formats(ax: Axes, recipes: Mapping[str, SparsityConfig], title: str = "
 
     Where a product reads a pruned weight that is not its sparse operand, the cell says which.
     """
-    usual = [text for text, _, _ in SparsityConfig().products()]
-    columns = [_pretty(text) for text in usual]
-    for y, sparsity in enumerate(recipes.values()):
-        for x, (text, operand, kind) in enumerate(sparsity.products()):
+    said = in_words(recipes)
+    for y, (name, sparsity) in enumerate(recipes.items()):
+        for x, (_, operand, kind) in enumerate(sparsity.products()):
             fill, ink = _colours(operand, kind)
             ax.add_patch(Rectangle((x - 0.47, y - 0.44), 0.94, 0.88, fc=fill, ec="none"))
-            said = _format(operand, kind)
-            if text != usual[x]:
-                said += f"\nreads {_pretty(text.split()[-1])}"
-            ax.text(x, y, said, ha="center", va="center", color=ink, fontsize=8.5)
+            words = said.loc[name].iloc[x].replace(", ", "\n")
+            ax.text(x, y, words, ha="center", va="center", color=ink, fontsize=8.5)
     ax.set(xlim=(-0.5, 5.5), ylim=(len(recipes) - 0.5, -0.5), title=title)
-    ax.set_xticks(range(6), columns, fontsize=9)
+    ax.set_xticks(range(6), said.columns, fontsize=9)
     ax.set_yticks(range(len(recipes)), [_pretty(name) for name in recipes])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_visible(False)
+
+
+def in_words(recipes: Mapping[str, SparsityConfig]) -> pd.DataFrame:
+    """The cells of `draw_formats`: a row a recipe, by its name, and a column a product."""
+    usual, rows = [text for text, _, _ in SparsityConfig().products()], {}
+    for name, sparsity in recipes.items():
+        rows[name] = [
+            _format(operand, kind) + ("" if text == plain else f", reads {_pretty(text.split()[-1])}")
+            for plain, (text, operand, kind) in zip(usual, sparsity.products(), strict=True)
+        ]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[*map(_pretty, usual)]).rename_axis("arm")
 
 
 def _colours(operand: str, kind: str) -> tuple[str, str]:

@@ -156,7 +156,7 @@ def accuracies(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for arm, group in part.groupby("arm", sort=False):
             row = {"scale": scale, "sparse steps": f"{100 * shares()[arm]:.0f} %"}
             row["accuracy"] = about(group["accuracy"].mean())
-            row["above dense"] = results.interval(gaps[arm], "") if arm in gaps else ""
+            row["above dense"] = tables.brief(gaps.get(arm))
             row["paper: average"] = f"{theirs[arm]:.3f}"
             rows.append(row | {"paper: above dense": f"{theirs[arm] - theirs['dense']:+.3f}"})
     return pd.DataFrame(rows)

@@ -12,14 +12,7 @@ from replicate import figures, paper
 from replicate.bench import step
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
-from replicate.report import (
-    choice_plots,
-    kernel_tables,
-    layer_tables,
-    step_table,
-    study_coverage,
-    width,
-)
+from replicate.report import choice_plots, kernel_tables, layer_tables, step_table, study_coverage, width
 from replicate.report import study_tables as study
 from replicate.schedule import sparse_steps
 from replicate.study import noise, plans

@@ -19,13 +19,7 @@ FONT = 9  # size of labels
 
 
 def draw_matrix(
-    ax: Axes,
-    x: Tensor,
-    *,
-    v: int | None = None,
-    m: int = 4,
-    title: str = "",
-    row_labels: Sequence[int] = (),
+    ax: Axes, x: Tensor, *, v: int | None = None, m: int = 4, title: str = "", row_labels: Sequence[int] = ()
 ) -> None:
     """Draw a matrix with zeros white and magnitudes shaded, cut into blocks of v rows x m columns.
 

@@ -274,14 +274,14 @@ def frontier(runs: pd.DataFrame) -> Frontier:
         ranges[label] = tuple(flops.run_speedup(share, end) for end in timed[preset])
         over, where = side(runs, arm, x, ranges[label])
         points[label], stopped[label] = (x, gaps[arm], preset), over
-        row = {"training": label, "times as fast": f"{x:.3f}", "above dense": results.interval(gaps[arm], "")}
+        row = {"training": label, "times as fast": f"{x:.3f}", "above dense": study_tables.brief(gaps[arm])}
         row["dense stopped as early"] = about(float(np.interp(x, *early)), 2)
-        row["above its own dense, stopped"] = results.interval(over, "")
+        row["above its own dense, stopped"] = study_tables.brief(over)
         row["the line"] = where
         row["above its own dense, planned"] = "not run"
         if x <= dense.columns[-1]:  # nothing shorter was planned
             fair = _above(runs, arm, lambda seed, x=x: np.interp(x, dense.columns, dense.loc[seed]))
-            shorter[label], row["above its own dense, planned"] = fair, results.interval(fair, "")
+            shorter[label], row["above its own dense, planned"] = fair, study_tables.brief(fair)
         rows.append(row)
     return Frontier(points, early, ranges, dense.mean().to_dict(), pd.DataFrame(rows), stopped, shorter)
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from replicate import study
 from replicate.config import TrainConfig
-from replicate.figures import about
 from replicate.settings.presets import PRESET_OF, preset_of
 from replicate.settings.text import config_hash, from_dict
 from replicate.study import noise, plans, statistics, worker
@@ -193,8 +192,7 @@ def _named(runs: Sequence[tuple[str, Run]]) -> pd.DataFrame:
 
 
 def open_questions(
-    studies: Mapping[str, pd.DataFrame],
-    questions: Iterable[tuple[str, str, Sequence[str]]] = plans.OPEN,
+    studies: Mapping[str, pd.DataFrame], questions: Iterable[tuple[str, str, Sequence[str]]] = plans.OPEN
 ) -> list[tuple[str, str, str, dict[str, statistics.Stats]]]:
     """What one change to an arm costs, at each scale that has both: (question, arm, instead of, by scale).
 
@@ -232,13 +230,6 @@ def of_one_text(runs: pd.DataFrame) -> pd.DataFrame:
         return runs
     text = runs["record"].map(lambda record: (record.corpus or {}).get("sha256", ""))
     return runs[text.groupby(runs["seed"]).transform("nunique") == 1]
-
-
-def interval(stats: statistics.Stats, unit: str = "nats") -> str:
-    """For a notebook: "≈0.21 nats, 95 % interval ≈0.17 to ≈0.25, n = 3"; of one run "≈0.21 nats, n = 1"."""
-    mean, low, high = (about(value, 2) for value in (stats.mean, stats.low, stats.high))
-    spread = f", 95 % interval {low} to {high}" if stats.n > 1 else ""
-    return f"{mean} {unit}".rstrip() + f"{spread}, n = {stats.n}"
 
 
 def source(runs: pd.DataFrame) -> str:

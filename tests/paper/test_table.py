@@ -154,6 +154,19 @@ def test_show_has_the_four_columns_in_full(store):
     assert "<b" in page
 
 
+def test_a_long_table_folds_what_decides_nothing_and_smaller_scales(store):
+    recorded = {"n": 5, "source": "recorded", "store": store}
+    large = claims.check("figure6-speedup", 1.48, spread=0.01, profile="gpu", **recorded)
+    small = claims.check("figure6-speedup", 1.44, spread=0.01, profile="laptop", **recorded)
+    open_ = claims.check("moe", source="here", store=store)
+    frame = claims.show([small, large, open_] + [large] * (claims.LONG - 2))
+    shown, folded = frame._repr_html_().split("<details>")
+    assert shown.count("1.480 ±") == claims.LONG - 1 and "1.440 ±" not in shown
+    assert "1.440 ±" in folded and open_.claim.statement in folded and "1.480 ±" not in folded
+    assert "1 of smaller scales" in folded and f"1 {UNTESTABLE}" in folded and len(frame) == claims.LONG + 1
+    assert "<details>" not in claims.show([small, large, open_])._repr_html_(), "short tables stay whole"
+
+
 def test_an_aim_of_ours_is_judged_and_shown_but_not_stored(store, monkeypatch):
     monkeypatch.setattr(claims.records, "RecordStore", lambda: store)
     fixed = {"id": "", "place": "chapter 13", "unit": "x", "tolerance": 0.0, "how": "", "notebook": "13"}

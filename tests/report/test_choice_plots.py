@@ -10,6 +10,7 @@ from replicate.gpt import GPT
 from replicate.paper import audit
 from replicate.report import chapter_values, choice_plots, step_table, study_tables, time_to_loss
 from replicate.study import plans, results
+from replicate.study.statistics import Stats
 from replicate.training import flops
 
 
@@ -58,6 +59,21 @@ def test_every_open_question_has_a_row(gpu):
     known = [found["gpu"].mean for *_, found in answers if "gpu" in found]
     drawn = [float(bar[0].get_xdata()[0]) for bar in ax.containers]
     assert [x for x in drawn if np.isfinite(x)] == pytest.approx(known)
+
+
+def test_an_answer_that_tells_has_an_interval_without_zero():
+    def stats(mean, half, n=3):
+        return Stats(mean=mean, std=half, low=mean - half, high=mean + half, n=n)
+
+    answers = [
+        ("a", "dear once", "base", {"laptop": stats(0.5, 0.1), "gpu": stats(0.01, 0.02)}),
+        ("b", "never told", "base", {"laptop": stats(0.2, 0.3), "gpu": stats(0.1, 0.2)}),
+        ("c", "two seeds", "base", {"gpu": stats(0.9, 0.1, n=2)}),
+        ("d", "helps", "base", {"gpu": stats(-0.2, 0.1)}),
+        ("threshold", "of chapter 08", "base", {"gpu": stats(0.9, 0.1)}),
+        ("e", "dear", "base", {"gpu": stats(0.3, 0.1)}),
+    ]
+    assert [arm for _, arm, *_ in choice_plots.telling(answers)] == ["dear", "dear once", "helps"]
 
 
 def test_the_frontier_is_speed_and_loss_of_runs(gpu):

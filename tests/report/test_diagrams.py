@@ -38,6 +38,11 @@ def test_the_grid_has_a_cell_for_each_recipe_and_product(ax):
     assert len(ax.patches) == 18
     assert texts(ax)[:6] == ["dense"] * 6
     assert texts(ax)[6] == "W1: 2:4"
+    said = diagrams.in_words(recipes | {"w1, same": SPARSITY_PRESETS["w1, same"]})
+    assert said.loc["w1, same", "dx = dy1 W1ᵀ"] == "dense, reads S24(W1)ᵀ" and list(said.index)[:3] == [
+        *recipes
+    ]
+    assert said.loc["recipe"].tolist() == texts(ax)[12:]
     assert texts(ax)[12:].count("y2: Venom") == 1
     assert [label.get_text() for label in ax.get_yticklabels()] == list(recipes)
 

@@ -126,7 +126,7 @@ def test_accuracy_is_above_dense_by_seed(recorded):
     assert "laptop" not in answered and set(answered["gpu"]["arm"]) == set(mix_tables.shares())
     table = mix_tables.accuracies(answered).query("scale == 'gpu'")
     gap = results.differences(answered["gpu"], column="accuracy")["recipe"]
-    assert table["above dense"].iloc[-1] == results.interval(gap, "")
+    assert table["above dense"].iloc[-1] == tables.brief(gap)
 
 
 def test_the_numbers_of_the_text_are_those_of_the_records(recorded):
