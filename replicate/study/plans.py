@@ -99,7 +99,7 @@ AT_40M = (
     *("dense", "recipe", "active16x32", "recipe, 50% sparse first"),
     *("venom16", "venom16, 64 clusters", "active16, 64 clusters", "act24"),
     *("w1", "w1+w1t", "w2", "w2+w2t", "w1+w2", "w1+w2+t", *SAME),
-    *("recipe, same, 50% sparse first", "wide x4, 16 of 64", "experts x4, 16 of 64"),
+    *("recipe, same, 50% sparse first", "wide x4, 16 of 64", "experts x4, 16 of 64", "experts x4, 8 of 64"),
     *("wide x4, 8 of 64 by activations", "wide x4, 4 of 64 by activations"),
 )
 ON_CPU = (11, 12, 13)  # seeds of laptop runs on a CPU, whose standard library is another text
