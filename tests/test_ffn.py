@@ -107,22 +107,26 @@ def beta(w, dim):
     return (rows * soft(rows)).sum() / soft(rows).square().sum()
 
 
-def product(x, w, forward, backward, c=None):
-    """x @ forward, whose gradient to x goes through `backward` and to w straight through; in FP8 by c."""
+def product(x, w, forward, backward, c=None, parts=(1, 1)):
+    """x @ forward, whose gradient to x goes through `backward` and to w straight through; in FP8 by c.
+
+    `parts` of a row of x and of the product's gradient have a scale each.
+    """
     if c is None or not c.fp8:
         return x.detach() @ (w + (forward - w).detach()) + (x - x.detach()) @ backward
     to_x, to_w = (x - x.detach()) @ eight(backward, (0, 1)), x.detach() @ w
     if to_x.requires_grad:
-        to_x.register_hook(lambda dy: eight(dy, 1))
-    return to_x + to_w + (eight(x.detach(), 1) @ eight(forward, (0, 1)) - to_w).detach()
+        to_x.register_hook(lambda dy: eight(dy, 2, parts[1]))
+    return to_x + to_w + (eight(x.detach(), 2, parts[0]) @ eight(forward, (0, 1)) - to_w).detach()
 
 
-def eight(t, axes):
-    """float64 to the nearest E4M3 number times a scale for all that lies along the axes."""
+def eight(t, axes, parts=0):
+    """float64 to the nearest E4M3 number times a scale for all along the axes, in `parts` [T, parts, rest]."""
+    t, shape = t.view(len(t), parts, -1) if parts else t, t.shape
     most = t.abs().amax(axes, keepdim=True)
     scale = torch.where(most == 0, 1, (most.float() / 448).double())
     step = 2.0 ** ((t / scale).abs().clamp_min(2.0**-6).log2().floor() - 3)
-    return (t / scale / step).round() * step * scale
+    return ((t / scale / step).round() * step * scale).view(shape)
 
 
 def best_clusters(values, top_k):
@@ -169,7 +173,8 @@ def outer_mask(c, x, y2, w1, static):
 
 def reference(c, x, w1, w2, score=None, static=(), scales=(1, 1, 1, 1)):
     """y3 with the gradients of algorithms 1 and 2, in one readable function."""
-    y1 = product(x, w1, *read(w1, c, (c.w1, 0, scales[0]), (c.w1_t, 1, scales[3])), c)
+    n = c.n_clusters if c.activation == "venom" else 1
+    y1 = product(x, w1, *read(w1, c, (c.w1, 0, scales[0]), (c.w1_t, 1, scales[3])), c, (1, n))
     y2 = F.relu(y1) ** 2
     weights = read(w2, c, (c.w2, 0, scales[1]), (c.w2_t, 1, scales[2]))
     if c.activation == "dense":
@@ -189,7 +194,7 @@ def reference(c, x, w1, w2, score=None, static=(), scales=(1, 1, 1, 1)):
         y2 = y2 * mask
     else:
         y1.register_hook(lambda dy1: prune_gradient(c, dy1))
-    return product(y2 + (kept - y2).detach(), w2, *weights, c)
+    return product(y2 + (kept - y2).detach(), w2, *weights, c, (n, 1))
 
 
 def prune_gradient(c, dy1):
