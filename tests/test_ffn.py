@@ -121,7 +121,7 @@ def product(x, w, forward, backward, c=None, parts=(1, 1)):
 
 
 def eight(t, axes, parts=0):
-    """float64 to the nearest E4M3 number times a scale for all along the axes, in `parts` [T, parts, rest]."""
+    """float64 to the nearest E4M3 number times a scale for all along the axes, of [T, parts, rest] if so."""
     t, shape = t.view(len(t), parts, -1) if parts else t, t.shape
     most = t.abs().amax(axes, keepdim=True)
     scale = torch.where(most == 0, 1, (most.float() / 448).double())
