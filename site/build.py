@@ -157,10 +157,17 @@ class Stage:
         return f"[{label}]({self.repository}/tree/HEAD/{name})" if self.repository else label
 
     def bring(self, name):
-        """Copy a picture or a file to download to where its page is."""
-        if name not in self.pages:
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.folder / name)
+        """Copy a picture or a file to download to where its page is; a table becomes a page of its own."""
+        if name in self.pages:
+            return
+        path = ROOT / name
+        if path.suffix == ".md":
+            title = f"Table {path.stem.replace('_', ' ')}"
+            text = path.read_text(encoding="utf-8")
+            self.write(name, f"---\norphan: true\n---\n\n# {title}\n\n{text}")
+            return
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, self.folder / name)
 
     def contents(self):
         """The site's table of contents, which stands at the side of every page."""
