@@ -32,9 +32,14 @@ def quantise(t: Tensor, rows: bool) -> tuple[Tensor, Tensor]:
     rounded to zero. A NaN or an infinity makes its row, or matrix, NaN when scaled back.
     """
     wide = t.to(torch.promote_types(t.dtype, torch.float32))
-    scale = wide.abs().amax(-1 if rows else (0, 1), keepdim=True).float() / LARGEST
-    scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1)
+    scale = scale_of(wide.abs().amax(-1 if rows else (0, 1), keepdim=True))
     return (wide / scale).to(FORMAT), scale
+
+
+def scale_of(largest: Tensor) -> Tensor:
+    """The float32 scale for numbers of at most these magnitudes, see `quantise`."""
+    scale = largest.float() / LARGEST
+    return scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1)
 
 
 def rounded(t: Tensor, rows: bool) -> Tensor:
@@ -54,9 +59,20 @@ def product(a: Tensor, w: Tensor, *, groups: int = 1, on_cores: bool = False) ->
         parts = rounded(a.reshape(len(a) * groups, a.shape[1] // groups), rows=True)
         return parts.view(a.shape) @ rounded(w, rows=False).to(a.dtype)
     (a, of_rows), (w, of_matrix) = quantise(a, rows=True), quantise(w, rows=False)
-    w = w.t().contiguous().t()  # these cores read both operands along the axis that is summed
-    of_columns = of_matrix.expand(1, w.shape[1]).contiguous()
-    return torch._scaled_mm(a, w, of_rows, of_columns, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return multiply(a, of_rows, w.t().contiguous(), of_matrix, torch.bfloat16)
+
+
+def multiply(a: Tensor, of_rows: Tensor, w: Tensor, of_matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """a [T, K] w^T [T, N] of operands in FP8, both contiguous along the sum, as tensor cores read them.
+
+    Args:
+        of_rows: [T, 1], the scales of a. w: [N, K]. of_matrix: its one scale.
+        dtype: of the result; bfloat16 by those cores, any other without them.
+    """
+    of_columns = of_matrix.expand(1, len(w)).contiguous()
+    if dtype == torch.bfloat16:
+        return torch._scaled_mm(a, w.t(), of_rows, of_columns, out_dtype=dtype, use_fast_accum=True)
+    return (a.float() @ w.float().t() * of_rows * of_columns).to(dtype)
 
 
 @torch.compiler.assume_constant_result

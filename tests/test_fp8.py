@@ -13,6 +13,7 @@ from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.kernels import layer
 from replicate.kernels.decode import ffn as decode
+from replicate.kernels.graph_time import captured
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.settings.text import config_hash, from_dict, to_dict, with_changes
 from replicate.study import plans
@@ -402,17 +403,9 @@ def test_the_layer_compiles_and_is_captured(hopper):
         y3 = whole(leaf)
         return y3.detach(), *torch.autograd.grad(y3, (leaf, ffn.w1, ffn.w2), dy3)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     graph.replay()
     ffn.backend = "reference"
     exact = gradients(ffn, x.float(), dy3.float())
-    for ours, theirs in zip(captured, exact, strict=True):
+    for ours, theirs in zip(found, exact, strict=True):
         assert 1e-4 < relative(ours, theirs) < 0.04

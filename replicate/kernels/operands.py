@@ -20,13 +20,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from replicate import fp8
 from replicate.kernels.execution import WEIGHTS, Execution
 from replicate.kernels.two_four.compressed24 import Compressed24, new_buffer, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
 from replicate.kernels.two_four.soft_threshold_prune24 import soft_threshold_prune24
 from replicate.kernels.venom.cast_means import cast_means
 from replicate.kernels.venom.common import FP8
-from replicate.kernels.venom.quantise import fp8_product, quantise_weight
+from replicate.kernels.venom.quantise import quantise_rows, quantise_weight
 from replicate.router import ordered_cluster_means
 
 Key = tuple[str, str]
@@ -82,7 +83,8 @@ class Operands:
     def times(self, y: Tensor, name: str) -> Tensor:
         """The product that reads weight `name`: y W1, y W2, dy3 W2^T or dy1 W1^T."""
         if self.how.config.fp8:
-            return fp8_product(y, *self.fp8(name))
+            (values, scale), (weight, of_weight) = quantise_rows(y), self.fp8(name)
+            return fp8.multiply(values, scale[:, None], weight, of_weight, y.dtype)
         if not getattr(self.how.config, name):
             weight = self.dense(name)
             return y @ (weight.t() if name.endswith("_t") else weight)

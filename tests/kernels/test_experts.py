@@ -16,6 +16,7 @@ from replicate.ffn import SparseFFN
 from replicate.kernels import layer as fused_ffn
 from replicate.kernels import operators
 from replicate.kernels.execution import execution
+from replicate.kernels.graph_time import captured
 from replicate.kernels.venom.gates import gate_factors, gate_gradient, gate_gradient_reference
 from replicate.kernels.venom.token_lists import token_lists
 from replicate.kernels.venom.up import venom_up, venom_up_backward
@@ -272,15 +273,7 @@ def test_a_captured_pass_in_bfloat16_evens_out_the_load(compiled):
         y3 = fn(x)
         return y3, *torch.autograd.grad(y3, (x, ffn.w1, ffn.w2, ffn.experts.weight), dy3)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     with torch.no_grad():
         ffn.w1.mul_(-0.5)
         ffn.experts.bias.normal_()
@@ -288,6 +281,6 @@ def test_a_captured_pass_in_bfloat16_evens_out_the_load(compiled):
     graph.replay()
     replayed = ffn.experts.bias.clone()
     ffn.experts.bias.copy_(before)
-    for mine, theirs in zip(captured, step(), strict=True):
+    for mine, theirs in zip(found, step(), strict=True):
         assert torch.equal(mine, theirs)
     assert torch.equal(replayed, ffn.experts.bias) and not torch.equal(replayed, before)

@@ -12,6 +12,7 @@ import torch
 from replicate import SPARSITY_PRESETS, SparseFFN, SparsityConfig
 from replicate.kernels import backend as engines
 from replicate.kernels import layer as fused_ffn
+from replicate.kernels.graph_time import captured
 
 pytest.importorskip("triton")
 
@@ -250,20 +251,12 @@ def test_a_cuda_graph_replays_with_the_weights_of_its_time(name):
         y3 = ffn(x)
         return y3, *torch.autograd.grad(y3, (x, ffn.w1, ffn.w2), dy3)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     with torch.no_grad():
         ffn.w1.mul_(-0.5)
         ffn.w2.mul_(2)
     graph.replay()
-    for mine, theirs in zip(captured, step()):
+    for mine, theirs in zip(found, step()):
         assert torch.equal(mine, theirs)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replicate.fp8 import FORMAT as FP8
 from replicate.kernels.backend import HAVE_TRITON, check, interpreted, tl, triton
 
 if HAVE_TRITON:
@@ -16,7 +17,6 @@ if HAVE_TRITON:
 
 HOPPER_SHARED = 232448  # bytes of shared memory a program may have on sm_90
 REFERENCE = "use the operation's *_reference function, or SparseFFN(..., backend='reference')"
-FP8 = torch.float8_e4m3fn
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, FP8)
 
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from replicate import fp8
 from replicate.kernels.backend import INTERPRETED, check, on_its_device, tl, triton
 from replicate.kernels.venom.common import FP8, cuda_or_interpreted
 
 ELEMENTS = 4096  # of a program, but at least a row
-LEAST = tl.constexpr(2.0**-126)  # smallest normal float32
+LARGEST, LEAST = tl.constexpr(fp8.LARGEST), tl.constexpr(2.0**-126)  # of E4M3; smallest normal float32
 SIDE = 64  # of a program's square of a weight
 
 
 @triton.jit
 def _scale(largest):
-    """Of the largest magnitude; NaN stays."""
-    scale = largest / 448.0
+    """`fp8.scale_of` in a kernel."""
+    scale = largest / LARGEST
     return tl.where(scale < LEAST, 1.0, scale)
 
 
@@ -91,9 +92,7 @@ def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     cuda_or_interpreted(w)
     check(w.dim() == 2 and w.is_contiguous(), f"w must be a contiguous matrix, got strides {w.stride()}")
-    (n_rows, n_cols), largest = w.shape, torch.linalg.vector_norm(w, torch.inf).float()
-    scale = largest / 448.0
-    scale = torch.where(scale < LEAST.value, 1.0, scale)
+    (n_rows, n_cols), scale = w.shape, fp8.scale_of(torch.linalg.vector_norm(w, torch.inf))
     out, turned = w.new_empty((n_rows, n_cols), dtype=FP8), w.new_empty((n_cols, n_rows), dtype=FP8)
     side = SIDE if w.is_cuda else 512
     if w.numel():
@@ -101,12 +100,3 @@ def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             w, scale, out, turned, n_rows, n_cols, SIDE=side, num_warps=4
         )
     return out, turned, scale
-
-
-def fp8_product(y: Tensor, w: Tensor, scale: Tensor) -> Tensor:
-    """y w^T [T, N] in y's dtype of y [T, K], rounded here, and w [N, K] in FP8 with its scale."""
-    values, rows = quantise_rows(y)
-    columns = scale.expand(1, len(w)).contiguous()
-    if y.is_cuda:
-        return torch._scaled_mm(values, w.t(), rows[:, None], columns, out_dtype=y.dtype, use_fast_accum=True)
-    return (values.float() @ w.float().t() * rows[:, None] * columns).to(y.dtype)
