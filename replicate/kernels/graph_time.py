@@ -27,7 +27,7 @@ def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 
 def median_ms(call: Callable[[], object], repeats: int = 7) -> float:
-    """Median milliseconds of a call on the GPU; a replayed graph leaves out Python and a library's planning."""
+    """Median milliseconds of a call on the GPU, replayed: without Python and a library's planning."""
     graph, _ = captured(call)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     graph.replay()
