@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import shutil
 import time
@@ -37,7 +38,7 @@ KEEP = 2  # checkpoints
 AGE = 3600  # seconds, after which nobody writes to a part any more
 SHARE = 0.02  # of the training time, which saving may take
 BYTES_PER_S = 1e8  # that saving is taken to reach before it was timed
-_NAME = re.compile(r"step-(\d+)\.json")
+_NAME = re.compile(r"step-(\d+)\.(json|safetensors|parts)")
 
 
 class CheckpointRefused(ValueError):
@@ -95,9 +96,8 @@ def _finish(folder: Path, step: int, head: dict[str, Any], state: dict[str, Any]
     path = folder / f"step-{step:08d}.json"
     write_atomic(path, json.dumps(head).encode())
     _sweep(folder, now=path.stat().st_mtime)
-    found = steps(folder)
-    kept = [other for other in found if other <= step][-KEEP:]
-    for other in set(found) - set(kept):
+    kept = [other for other in steps(folder) if other <= step][-KEEP:]
+    for other in _steps(folder) - set(kept):
         _remove(folder, other)
     return path
 
@@ -194,14 +194,23 @@ def latest(
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, oldest first, intact or not."""
+    return sorted(_steps(folder, "json"))
+
+
+def _steps(folder: Path, kind: str = "") -> set[int]:
+    """Steps of which `folder` holds the file of this kind, or any: a killed writer's tensors have no JSON."""
     names = (_NAME.fullmatch(p.name) for p in folder.iterdir()) if folder.is_dir() else ()
-    return sorted(int(match[1]) for match in names if match)
+    return {int(match[1]) for match in names if match and kind in ("", match[2])}
 
 
 def clear(folder: Path) -> None:
-    """Remove every checkpoint in `folder`, and the folder itself if nothing else is in it."""
-    for step in steps(folder):
+    """Remove every checkpoint in `folder`, and the folder itself if nothing else is in it.
+
+    What killed writers left goes too, however young: whoever clears a folder is its only writer.
+    """
+    for step in _steps(folder):
         _remove(folder, step)
+    _sweep(folder, now=math.inf)
     with contextlib.suppress(OSError):
         folder.rmdir()
 

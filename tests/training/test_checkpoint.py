@@ -183,6 +183,21 @@ def test_clear_removes_every_checkpoint(folder):
     assert not folder.exists()
 
 
+def test_what_killed_writers_left_goes_with_the_run(folder):
+    """Killed within a file: a young part. Killed between two files: tensors whose JSON never came."""
+    (folder / ".1.0123456789abcdef.part").touch()
+    (folder / "step-00000035.safetensors").write_bytes(b"whole, and of no use")
+    (folder / "step-00000036.parts").mkdir()
+    (folder / "step-00000036.parts" / "rank0").touch()
+    checkpoint.save(folder, 40, tensors(), STATE)
+    assert {path.name for path in folder.glob("step-*")} == {
+        f"step-000000{step}.{kind}" for step in (30, 40) for kind in ("json", "safetensors")
+    }
+    (folder / "step-00000045.safetensors").touch()
+    checkpoint.clear(folder)
+    assert not folder.exists()
+
+
 def test_pack_and_unpack_restore_model_and_optimiser():
     def build(seed):
         torch.manual_seed(seed)
