@@ -94,7 +94,7 @@ class SparseFFN(LayerState):
         apart = self.collect or self.config.wgrad != "dense" or self.config.selection == "tile"
         return self._apart(x) if apart else self.reference(x)
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # as torch.compiler.disable, which would import torch._dynamo here
     def _apart(self, x: Tensor) -> Tensor:
         return self.reference(x)
 

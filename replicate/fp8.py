@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from replicate.system.once import once
+from replicate.system.tracing import constant
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -75,7 +76,7 @@ def multiply(a: Tensor, of_rows: Tensor, w: Tensor, of_matrix: Tensor, dtype: to
     return (a.float() @ w.float().t() * of_rows * of_columns).to(dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def why_not(device: torch.device, dtype: torch.dtype, d_model: int, d_ff: int) -> str:
     """What keeps FP8 tensor cores from the dense layer [D, F], in a few words; empty if nothing does."""
     if reason := too_old(device):
@@ -89,7 +90,7 @@ def why_not(device: torch.device, dtype: torch.dtype, d_model: int, d_ff: int) -
     return ""
 
 
-@torch.compiler.assume_constant_result
+@constant
 def too_old(device: torch.device) -> str:
     """Why this GPU has no FP8 tensor cores; empty if it has, and elsewhere."""
     if device.type != "cuda":

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from functools import cache
 
@@ -138,6 +139,12 @@ def test_a_step_on_a_cpu_reads_no_kernel():
             sys.setprofile(None)
     assert any(file.endswith("ffn.py") for file in entered)
     assert not [file for file in entered if "/kernels/" in file.replace("\\", "/")]
+
+
+def test_to_import_the_package_is_quick():
+    """torch._dynamo takes a second; what needs it imports it when it compiles."""
+    code = "import sys, replicate.train; sys.exit('torch._dynamo' in sys.modules)"
+    assert not subprocess.run([sys.executable, "-c", code], check=False).returncode
 
 
 def test_a_new_rule_for_clusters_is_a_function_and_a_line(monkeypatch):

@@ -13,10 +13,10 @@ from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.kernels import layer
 from replicate.kernels.decode import ffn as decode
-from replicate.kernels.graph_time import captured
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.settings.text import config_hash, from_dict, to_dict, with_changes
 from replicate.study import plans
+from replicate.system.graph_time import captured
 
 T, D, FF = 48, 32, 128
 DENSE, VENOM = SPARSITY_PRESETS["fp8"], SPARSITY_PRESETS["venom16, fp8"]

@@ -43,11 +43,12 @@ SPARSITIES = (*PAPERS, *ACTIVE, *FP8)
 DENSE, BY_HAND, EAGER = "dense", "dense, by hand", "dense, eager"
 PARTS = ("y3", "dx", "dW1", "dW2")
 TOLERANCE, SLACK, LIMIT = 2e-2, 1.5, 0.2  # see `errors`
-PROFILED = ("recipe", "act24")
+PROFILED = ("recipe", "act24", "venom16, fp8")
 # Stages of a step and the kernels that belong to them, first match first; what matches none is element-wise.
 STAGES = {
     "weight refresh": r"soft_threshold_prune24",
     "routing and lists": r"route_topk|_energy_kernel|_top_k_kernel|_(count|scan|place)_kernel|gather_sum",
+    "FP8 rounding": r"quantise_",
     "Venom products": r"venom_(up|down|wgrad|gather)",
     "2:4 products": r"[a-z_]sparse|sptensor|spmma|cslt|Sparse(Gemm|Mma)",
     "dense products": r"gemm|nvjet|cutlass|cublas|aten::(add|b)?mm$",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from replicate.config import BACKENDS
+from replicate.system.tracing import constant
 
 try:
     import triton
@@ -73,7 +74,7 @@ def interpreted() -> bool:
 INTERPRETED = tl.constexpr(interpreted())  # for kernels
 
 
-@torch.compiler.assume_constant_result
+@constant
 def requested(backend: str | None = None) -> str:
     """The backend asked for; ValueError if unknown.
 
@@ -86,7 +87,7 @@ def requested(backend: str | None = None) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result
+@constant
 def select(device: torch.device | str, backend: str | None = None, dtype: torch.dtype | None = None) -> str:
     """The engine for tensors on `device`: "reference", "triton" or "cusparselt".
 

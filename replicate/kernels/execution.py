@@ -18,6 +18,7 @@ from replicate.config import SparsityConfig
 from replicate.kernels import backend as engines
 from replicate.kernels.two_four import plan24
 from replicate.kernels.two_four.compressed24 import layout, padded_rows
+from replicate.system.tracing import constant
 
 WEIGHTS = ("w1", "w2", "w2_t", "w1_t")  # operands of products 1, 2, 3 and 5
 
@@ -73,7 +74,7 @@ def compressed(config: SparsityConfig) -> list[str]:
     return [name for name in WEIGHTS if getattr(config, name)] + ["y2", "dy1"] * (config.activation == "24")
 
 
-@torch.compiler.assume_constant_result
+@constant
 def execution(
     formats: str, backend: str, device: torch.device, dtype: torch.dtype, n_tokens: int, d_model: int,
     d_ff: int,

@@ -33,6 +33,7 @@ STAGE_COLOURS = [PALETTE[name] for name in STAGES]
 LAYER_COLOURS = {  # of `ffn_bench.STAGES`, in their order
     "weight refresh": PALETTE["2:4 activations"],
     "routing and lists": PALETTE["paper"],
+    "FP8 rounding": PALETTE["venom"],
     "Venom products": PALETTE["recipe"],
     "2:4 products": PALETTE["2:4 weights"],
     "dense products": PALETTE["dense"],

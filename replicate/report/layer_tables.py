@@ -23,6 +23,8 @@ NAMES = {
     "act24": "2:4 activations",
     "act24+tile": "2:4 activations, weight gradients too",
     "all24": "all six products 2:4",
+    "fp8": "dense, in FP8",
+    "venom16, fp8": "figure 4d, 4 of 16, in FP8",
 }
 
 
@@ -48,6 +50,17 @@ def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str,
         if any(s["shape"][1] == d_model for s in record.results["shapes"]):
             found |= layer(record, d_model).set_index("arm")[column].to_dict()
     return found
+
+
+def fp8_gain(d_model: int, sparse: str = "venom16") -> float | None:
+    """A format's time over its own in FP8, by the newest record of this shape that has both, or None."""
+    arms = [sparse, f"{sparse}, fp8"]
+    both = [r for r in RecordStore().widest_last(ffn_bench.KIND) if set(arms) <= set(r.config["sparsity"])]
+    fits = [r for r in both if any(s["shape"][1] == d_model for s in r.results["shapes"])]
+    if not fits:
+        return None
+    in_bf16, in_fp8 = layer(max(fits, key=lambda r: r.date), d_model).set_index("arm").loc[arms, "ms"]
+    return float(in_bf16 / in_fp8)
 
 
 def smaller() -> pd.DataFrame:

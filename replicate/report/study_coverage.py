@@ -3,6 +3,7 @@
 All of it comes from records (data/recorded/) and from the study's plan; docs/replication.md shows it.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -14,7 +15,7 @@ import pandas as pd
 from replicate import figures
 from replicate.report.study_tables import HELD, SIZES, TRAIN, every_run, runs
 from replicate.settings.presets import PRESET_OF, train_preset
-from replicate.settings.text import from_dict, to_dict
+from replicate.settings.text import from_dict
 from replicate.study import noise, plans
 from replicate.study.records import Record, RecordStore
 from replicate.training.flops import param_count
@@ -41,6 +42,7 @@ TRIED = {
     "model.sparsity.routing": ("who chooses the clusters", "the paper's: the router, token by token"),
     "model.sparsity.n_clusters": ("number of clusters", f"the paper does not say; {BEFOREHAND}"),
     "model.sparsity.metric": ("the router's metric", f"the paper names three; {BEFOREHAND}"),
+    "model.sparsity.fp8": ("products in FP8", "none of the paper's is"),
     "model.sparsity.refresh_every": ("steps until new clusters", f"the paper does not say; {BEFOREHAND}"),
 }
 # In which they differ as well, because that is what the arm is.
@@ -126,8 +128,8 @@ def _used(some: Iterable[Record]) -> tuple[float, float]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """A configuration as dotted name -> value."""
-    return pd.json_normalize(to_dict(config)).to_dict("records")[0]
+    """A configuration as dotted name -> value, with all its settings."""
+    return pd.json_normalize(dataclasses.asdict(config)).to_dict("records")[0]
 
 
 def planned(scale: str) -> dict[str, dict[str, Any]]:

@@ -58,6 +58,11 @@ def every_run(scale: str) -> pd.DataFrame:
     return pd.concat([frame for frame in (runs(scale, plans.EVERY_SEED), named) if len(frame)])
 
 
+def fp8_beyond_sum(scale: str) -> statistics.Stats | None:
+    """Held-out loss that Venom in FP8 costs beyond the sum of what Venom and FP8 cost alone, in nats."""
+    return contrast(runs(scale), ("venom16, FP8", "venom16", "dense, FP8"), HELD)
+
+
 def run_seconds(scale: str) -> float:
     """Median seconds of the recorded runs: on a CPU at laptop scale, on a GPU at the larger ones."""
     device = "CPU" if scale == "laptop" else "NVIDIA"

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from replicate.config import ModelConfig, TrainConfig
-from replicate.kernels.graph_time import median_ms
 from replicate.system import paths
 from replicate.system.files import write_atomic
+from replicate.system.graph_time import median_ms
 from replicate.training.device import reproducible
 from replicate.training.parallel import Alone
 

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from replicate.system.tracing import constant
+
 
 def pick_device(name: str) -> torch.device:
     """The device called `name`: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one.
@@ -83,7 +85,7 @@ def autocast_on(x: Tensor) -> bool:
     return _has_autocast(x.device.type) and torch.is_autocast_enabled(x.device.type)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _has_autocast(kind: str) -> bool:
     """False for devices such as meta."""
     return torch.amp.is_autocast_available(kind)

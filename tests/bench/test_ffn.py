@@ -56,6 +56,7 @@ def made_up(by_hand=None):
                 "bfloat16_copy_kernel": 0.5,
                 "_route_topk_kernel": 0.125,
                 "_venom_select_kernel": 0.5,
+                "_quantise_rows_kernel": 0.75,
             },
         },
     }
@@ -206,6 +207,7 @@ def test_stages_add_up():
     assert found == {
         "weight refresh": 0.25,
         "routing and lists": 0.125,
+        "FP8 rounding": 0.75,
         "Venom products": 2.0,
         "2:4 products": 2.5,
         "dense products": 0.0,

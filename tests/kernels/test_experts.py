@@ -16,10 +16,10 @@ from replicate.ffn import SparseFFN
 from replicate.kernels import layer as fused_ffn
 from replicate.kernels import operators
 from replicate.kernels.execution import execution
-from replicate.kernels.graph_time import captured
 from replicate.kernels.venom.gates import gate_factors, gate_gradient, gate_gradient_reference
 from replicate.kernels.venom.token_lists import token_lists
 from replicate.kernels.venom.up import venom_up, venom_up_backward
+from replicate.system.graph_time import captured
 
 pytest.importorskip("triton")
 

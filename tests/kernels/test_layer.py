@@ -12,7 +12,7 @@ import torch
 from replicate import SPARSITY_PRESETS, SparseFFN, SparsityConfig
 from replicate.kernels import backend as engines
 from replicate.kernels import layer as fused_ffn
-from replicate.kernels.graph_time import captured
+from replicate.system.graph_time import captured
 
 pytest.importorskip("triton")
 

@@ -1,5 +1,7 @@
 """The recorded kernel timings as tables, docs/kernels.md, and the pictures of notebooks 06 and 07."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -171,6 +173,25 @@ def test_bounds_are_the_longer_of_computing_and_moving():
         assert compute == pytest.approx(flops / (1e12 * kernel_plots.PEAK_DENSE))
         assert compute24 == pytest.approx(flops / (1e12 * kernel_plots.PEAK_SPARSE))
         assert move == pytest.approx(moved / 4e12) and move24 < move
+
+
+def timed(date, **ms):
+    """A record of the layer at the 7B shape, its arms' milliseconds by name."""
+    ms = {"dense": 16.0, "dense, eager": 20.0} | {name.replace("_", ", "): t for name, t in ms.items()}
+    spreads = {name: {"ms": t, "ms_p10": t, "ms_p90": t} for name, t in ms.items()}
+    shape = {"shape": [16384, 4096, 16384], "graph": spreads, "launches": spreads, "errors": {}}
+    shape |= {"sustained": ms, "peak_bytes": dict.fromkeys(ms, 1)}
+    return SimpleNamespace(date=date, config={"sparsity": list(ms)}, results={"shapes": [shape]})
+
+
+def test_what_fp8_gains_is_read_where_both_were_timed_together(monkeypatch):
+    alone = [timed("2026-03", venom16=5.0), timed("2026-04", venom16_fp8=3.0)]
+    both = [timed("2026-02", venom16=6.0, venom16_fp8=4.0), timed("2026-01", venom16=6.0, venom16_fp8=6.0)]
+    for records, expected in ((alone, None), (alone + both, 1.5)):
+        store = SimpleNamespace(widest_last=lambda kind, records=records: records)
+        monkeypatch.setattr(layer_tables, "RecordStore", lambda store=store: store)
+        assert layer_tables.fp8_gain(4096) == expected
+        assert layer_tables.fp8_gain(2048) is None
 
 
 def test_every_stage_of_the_layer_has_a_colour():

@@ -34,6 +34,15 @@ def test_arms_of_one_to_three_seeds():
     assert set(study_tables.cells(None, "x").values()) == {""}
 
 
+def test_fp8_is_judged_by_what_it_costs_beyond_the_sum(monkeypatch):
+    arms = {"dense": [1.0, 2.0, 4.0], "dense, FP8": [1.1, 2.1, 4.1], "venom16": [1.5, 2.5, 4.5]}
+    arms["venom16, FP8"] = [1.61, 2.62, 4.63]
+    for there, expected in ((arms, 0.02), (dict(list(arms.items())[:-1]), None)):
+        monkeypatch.setattr(study_tables, "runs", lambda scale, there=there: frame(**there))
+        found = study_tables.fp8_beyond_sum("gpu")
+        assert found is None if expected is None else found.mean == pytest.approx(expected)
+
+
 def test_an_answer_to_every_open_question_has_its_row():
     table = study_tables.opened()
     arms = [arm for _, _, several in plans.OPEN for arm in several]

@@ -26,6 +26,7 @@ from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF, check, on_its_device, tl, triton
 from replicate.kernels.two_four.tile24 import band_rows, metadata_words, nibbles, spread
 from replicate.sparsity import mask24
+from replicate.system.tracing import constant
 
 TILE = 64  # rows and columns of a metadata tile
 # Tile and warps, the fastest of the configurations `python -m replicate bench kernels --tune` tries.
@@ -287,7 +288,7 @@ def fit_square(config: dict[str, int], rows: int, cols: int) -> tuple[tuple[int,
     return grid, {**config, **dict(zip(config, sizes))}
 
 
-@torch.compiler.assume_constant_result
+@constant
 def layout(device: torch.device | str, dtype: torch.dtype) -> str:
     """The layout operands on this device are compressed in: "sm90" or "vendor"; tested at first use."""
     device = torch.device(device)

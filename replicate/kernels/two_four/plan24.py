@@ -21,11 +21,11 @@ from torch import Tensor
 
 from replicate.kernels import backend as engines
 from replicate.kernels.backend import HALF
-from replicate.kernels.graph_time import median_ms
 from replicate.kernels.two_four.compressed24 import TILE, compress_by_library
 from replicate.sparsity import mask24
 from replicate.system import paths
 from replicate.system.files import write_atomic
+from replicate.system.graph_time import median_ms
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}  # relative Frobenius error of two rounded products
 MOST_ALGORITHMS = 256  # the library refuses numbers past its last algorithm, the 8th to 27th in 0.8.0

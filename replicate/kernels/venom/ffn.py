@@ -23,6 +23,7 @@ from replicate.kernels.operators import sparse_ffn
 from replicate.kernels.venom.common import check_operands, check_shape, cluster_width
 from replicate.router import ordered_cluster_mask
 from replicate.sparsity import prune24
+from replicate.system.tracing import constant
 
 
 def venom_ffn_reference(
@@ -68,7 +69,7 @@ def venom_ffn(
     return sparse_ffn(x, w1, w2, None, clusters, None, [], _how(n_clusters, clusters.shape[1], inner, block))
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _how(n_clusters: int, top_k: int, inner: bool, block: int) -> str:
     config = SparsityConfig(activation="venom", n_clusters=n_clusters, top_k=top_k, inner=inner)
     return Execution(json.dumps(vars(config)), block=block).text
