@@ -85,6 +85,7 @@ def _speed() -> str:
     for model, (preset, d_model) in step_table.MODELS.items():
         columns[f"FFN, {model} shape"] = layer_tables.over_dense(d_model, device=step_table.CARD)
         columns[f"whole step, {model}"] = step_table.speeds(preset)
-    shown = pd.DataFrame(columns).reindex([arm for arm in layer_tables.NAMES if not arm.startswith("dense")])
+    arms = [arm for arm in layer_tables.NAMES if not arm.startswith("dense")]
+    shown = pd.DataFrame(columns).reindex(arms).dropna(how="all")
     cells = shown.rename(index=layer_tables.NAMES).map(lambda x: "" if pd.isna(x) else f"{x:.2f}x")
     return figures.markdown(cells.rename_axis("times as fast as dense").reset_index())
