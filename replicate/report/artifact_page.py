@@ -26,6 +26,7 @@ ARMS: dict[str, tuple[str, ...]] = {  # claim -> arms it compares: two with each
     "mask-reuse": ("no-mask-reuse", "act24"),
     "mask-reuse-venom": ("venom16, no mask reuse", "venom16"),
     "static-worse": ("static16", "venom16"),
+    "quantisation-loss": study_tables.BEYOND_FP8,
     **weight_plots.CLAIMS,
     "table4-30k": (_HALF,),
     "table4-40k": (_MIXES[1],),
@@ -52,6 +53,7 @@ BENCHES: dict[str, tuple[str, ...]] = {  # claim -> benchmarks that it rests on
     "step-speedup": ("step --preset llama1b",),
     "time-is-flops": ("step --preset llama1b",),
     "headline": ("step --preset llama7b",),
+    "quantisation": ("ffn --sparsity venom16 'venom16, fp8'",),
 }
 RUN = "python -m replicate"
 
@@ -123,8 +125,10 @@ def _seeds(name: str) -> range:
 
 
 def _timed(bench: str) -> Record:
-    what, _, preset = bench.partition(" --preset ")
-    return step_table.recorded(preset) if preset else kernel_tables.recorded(f"bench-{what}")
+    what, *options = shlex.split(bench)
+    if "--preset" in options:
+        return step_table.recorded(options[1])
+    return kernel_tables.recorded(f"bench-{what}", options[1:] or None)
 
 
 def _reproduced(claim: Claim) -> dict[str, str]:

@@ -26,7 +26,6 @@ from replicate.report import study_tables as tables
 from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import train_preset
 from replicate.study import completion, gradients, results
-from replicate.training import flops
 from replicate.training.flops import param_count
 
 _LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+)")
@@ -89,18 +88,16 @@ def values() -> dict[str, str]:
 
 
 def _costs() -> dict[str, str]:
-    """The paper's costs by arm and ours over them, the layer's arithmetic, the flips of masks."""
+    """The paper's costs by arm and ours over them, and the flips of masks."""
     printed, runs = tables.paper_costs(), tables.runs("gpu")
     out = {f"printed {arm}": f"{cost:.3f}" for arm, cost in printed.items()}
     ours = results.differences(runs, column=tables.TRAIN)
     over = {arm: ours[arm].mean / cost for arm, cost in printed.items() if cost > 0}
     out |= {f"over the paper's {arm}": f"{times:.1f}" for arm, times in over.items()}
-    one = {arm: flops.ffn_speedup(8, n24=n, n_venom=v) for arm, n, v in (("w1", 1, 0), ("venom16", 0, 4))}
-    out |= {f"arithmetic {arm}": f"{x:.2f}" for arm, x in one.items()}
     for label, effect in weight_plots.EFFECTS.items():
         out[f"printed {label}"] = f"{printed[effect[0]] - sum(printed[arm] for arm in effect[1:]):.3f}"
     rates = weight_plots.flip_curve(runs, "recipe")[1]
-    return out | {"flips, most": f"{rates.max():.1f} %", "flips, at the end": f"{rates[-1]:.2f} %"}
+    return out | {"flips, at the end": f"{rates[-1]:.2f} %"}
 
 
 def _gradients() -> dict[str, str]:

@@ -102,7 +102,8 @@ def costs(studies: Mapping[str, pd.DataFrame]) -> Figure:
 
 def speeds() -> pd.DataFrame:
     """Layer, whole step and memory of every Venom format that was timed, over dense, on `step_table.CARD`."""
-    names = [arm for arm in layer_tables.NAMES if arm.startswith(("recipe", "venom", "active"))]
+    formats = {arm: SPARSITY_PRESETS[arm] for arm in layer_tables.NAMES if arm in SPARSITY_PRESETS}
+    names = [arm for arm, format in formats.items() if format.activation == "venom" and not format.fp8]
     over_dense = partial(layer_tables.over_dense, device=step_table.CARD)
     shapes = {model: d_model for model, (_, d_model) in step_table.MODELS.items()}
     columns = {f"layer, {model}": over_dense(d_model) for model, d_model in shapes.items()}

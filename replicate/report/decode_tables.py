@@ -29,7 +29,7 @@ def recorded(model: str) -> Record:
 def table(model: str) -> pd.DataFrame:
     """One row a sparsity and batch: how many times as fast as dense the FFN and the whole model are.
 
-    "limit": what the bytes of weights allow. "weights used": share of the clusters that any token of the
+    "limit": what the bytes of weights allow. "clusters used": share of the clusters that any token of the
     batch uses. "prompt": reading 2048 tokens of each text.
     """
     record = recorded(model)
@@ -37,7 +37,7 @@ def table(model: str) -> pd.DataFrame:
     found = found[found["arm"].isin(record.config["arms"])]
     columns = {
         "batch": "texts at a time",
-        "used": "weights used",
+        "used": "clusters used",
         "x limit": "limit",
         "x": "FFN",
         "x step": "whole token",
@@ -45,7 +45,7 @@ def table(model: str) -> pd.DataFrame:
         "x prefill": "prompt, whole",
     }
     shown = found[list(columns)].rename(columns=columns)
-    shown["weights used"] = [f"{share:.0%}" for share in shown["weights used"]]
+    shown["clusters used"] = [f"{share:.0%}" for share in shown["clusters used"]]
     for name in list(columns.values())[2:]:
         shown[name] = [f"{x:.2f}x" for x in shown[name]]
     shown.insert(0, "times as fast as dense", [NAMES[arm.removesuffix(", same")] for arm in found["arm"]])
@@ -165,7 +165,16 @@ def _of_record(model: str) -> list[CheckRow]:
             _row(f"Aim: FFN of {name}, {model}", at.loc[(1, arm), column], aim, stand_by=False, **times)
         )
     rows.append(_row(f"{gone}, {model}", few["x"], generate.GONE, **times | {"rule": "at most"}))
-    return [*rows, _row(f"2:4 weights make one token faster, {model}", packed, 1.0, expected=FAILS, **times)]
+    return [
+        *rows,
+        _row(
+            f"2:4 weights make one token faster than whole ones, {model}",
+            packed,
+            1.0,
+            expected=FAILS,
+            **times,
+        ),
+    ]
 
 
 def _row(

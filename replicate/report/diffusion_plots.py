@@ -99,7 +99,7 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
 
     losses(by_arm)
     arms = [arm for arm in by_arm if arm != "dense"]
-    fig, axes = plt.subplots(1, len(SPLITS), figsize=(9.5, 0.9 + 0.42 * len(arms)), sharey=True)
+    fig, axes = plt.subplots(1, len(SPLITS), figsize=(9.5, 0.9 + 0.42 * len(arms)), sharex=True, sharey=True)
     for ax, (split, title) in zip(axes, SPLITS.items(), strict=True):
         for y, arm in enumerate(arms):
             shared = by_arm[arm].keys() & by_arm["dense"].keys()

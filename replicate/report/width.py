@@ -102,7 +102,7 @@ def table(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> pd.D
         times: arm -> times of a 1B model's step over dense's, see `times`.
     """
     shown = found[["arm", "kind"]].rename(columns={"kind": "chosen by"})
-    columns = {"d_ff": "d_ff", "active": "neurons of a token", "parameters": "parameters"}
+    columns = {"d_ff": "d_ff", "active": "neurons in its clusters", "parameters": "parameters"}
     columns["FLOPs"] = "FLOPs of a run"
     for column, title in columns.items():
         shown[title] = found[column].map("{:.2f}".format)
@@ -125,8 +125,8 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
             f"{eight:.2f} times if eight micro-batches share one update of the weights."
         )
     return (
-        "Of the wider layers of ours with at most 1.2 times the dense run's multiplications, the lowest loss "
-        f"is that of `{best.arm}`: {_cost(best)} and {best.parameters:.2f} times the parameters.{clock}"
+        "Of the wider layers of ours with at most 1.2 times the dense run's multiplications, "
+        f"{_lowest(best)} and {best.parameters:.2f} times the parameters.{clock}"
     )
 
 
@@ -142,7 +142,7 @@ def peer(found: pd.DataFrame, runs: pd.DataFrame) -> str:
         for ours in rivals
     ]
     against = f" Seed by seed that is {' and '.join(beside)}." if beside else ""
-    return f"The lowest loss is that of `{best.arm}`: {_cost(best)}.{against}"
+    return f"Here {_lowest(best)}.{against}"
 
 
 def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
@@ -156,8 +156,10 @@ def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
     return min(rows.itertuples(), key=lambda row: row.loss.mean, default=None)
 
 
-def _cost(row: Any) -> str:
-    return f"{study_tables.brief(row.loss)} minus dense, at {row.FLOPs:.2f} times the multiplications"
+def _lowest(row: Any) -> str:
+    seeds = " of three seeds or more" if row.loss.n > 2 else ""
+    cost = f"{study_tables.brief(row.loss)} minus dense, at {row.FLOPs:.2f} times the multiplications"
+    return f"the lowest loss{seeds} is that of `{row.arm}`: {cost}"
 
 
 def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
@@ -168,8 +170,9 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
     line = [*zip(1 / speed[::-1], lost[::-1]), *((row.FLOPs, row.loss.mean) for row in full.itertuples())]
     ends = [0.0, *(end for s in found["loss"] for end in ((s.low, s.high) if s.n > 1 else (s.mean, s.mean)))]
     room, labels = max(ends) - min(ends), []
+    what = "dense: stopped early" + (", and wider" if len(full) else "")
     for ax, kinds in zip(axes, PANELS, strict=True):
-        ax.plot(*zip(*line), color=figures.PALETTE["dense"], lw=1.4, label="dense: stopped early, and wider")
+        ax.plot(*zip(*line), color=figures.PALETTE["dense"], lw=1.4, label=what)
         ax.plot(1, 0, "o", color=figures.PALETTE["dense"], ms=7)
         ax.set(xscale="log", ylim=(min(ends) - 0.1 * room, max(ends) + 0.15 * room))
         ax.set_xlim(0.85 * min(0.7, *found["FLOPs"]), 1.3 * max(1, *found["FLOPs"]))

@@ -16,14 +16,14 @@ def test_a_row_is_dense_time_over_own(model):
     assert float(fast["FFN"].removesuffix("x")) == pytest.approx(
         min(peers) / times["venom16"]["ms"], abs=0.006
     )
-    assert fast["limit"] == "4.00x" and fast["weights used"] == "25%", "4 of 16 clusters, of both weights"
+    assert fast["limit"] == "4.00x" and fast["clusters used"] == "25%", "4 of 16 clusters, of both weights"
     assert first.loc["by activations, 4 of 16", "limit"] == "1.60x", "all of W1 and a quarter of W2"
     assert len(frame) == len(record.config["arms"]) * len(record.config["batches"])
 
 
 def test_more_texts_use_more_of_the_weights():
     for model in decode_tables.MODELS:
-        used = decode_tables.table(model).groupby("texts at a time")["weights used"].min()
+        used = decode_tables.table(model).groupby("texts at a time")["clusters used"].min()
         shares = [int(share.removesuffix("%")) for share in used]
         assert shares == sorted(shares) and shares[0] == 25 and shares[-1] == 100
 
@@ -33,7 +33,7 @@ def test_numbers_of_the_readme():
     (row,) = decode_tables.table("7B").query("`texts at a time` == 1").iloc[[0]].to_dict("records")
     shown = float(values["decode 7B venom16 1"].removesuffix(" times"))
     assert shown == pytest.approx(float(row["FFN"].removesuffix("x")), abs=0.06)
-    assert values["used 7B venom16 1"] == row["weights used"]
+    assert values["used 7B venom16 1"] == row["clusters used"]
 
 
 def test_memory_is_the_line_through_two_depths_and_the_caches():
