@@ -148,6 +148,13 @@ def telling(answers: Sequence[Answer]) -> list[Answer]:
     return sorted(clear, key=lambda answer: -list(answer[3].values())[-1].mean)
 
 
+def _in_words(arm: str) -> str:
+    words = {"no-mask-reuse": "act24, no mask reuse", "venom16": "Venom", "static16": "fixed clusters"}
+    for name, text in (words | {"act24": "2:4 activations"}).items():
+        arm = arm.replace(name, text)
+    return arm
+
+
 def open_questions(answers: Sequence[Answer]) -> Figure:
     """What one change to an arm costs in training loss, at each scale; answers: `results.open_questions`.
 
@@ -156,16 +163,16 @@ def open_questions(answers: Sequence[Answer]) -> Figure:
     fig, ax = plt.subplots(figsize=(10.5, 0.3 * len(answers) + 1.4))
     scales = [scale for scale in _SCALES if any(scale in found for *_, found in answers)]
     for place, scale in enumerate(scales):
-        rows = {f"{question}: {arm}": found.get(scale) for question, arm, _, found in answers}
+        rows = {f"{question}: {_in_words(arm)}": found.get(scale) for question, arm, _, found in answers}
         colour, label = figures.PALETTE[_SCALES[scale]], f"{scale} scale"
         plots.draw_intervals(ax, rows, colour=colour, shift=0.24 * (place - 1), label=label)
     ax.set_xscale("symlog", linthresh=0.02)
     for edge in (-0.02, 0.02):
         ax.axvline(edge, color="0.6", lw=0.8, ls=":")
-    ticks = [-0.6, -0.2, -0.02, 0, 0.02, 0.1, 0.3, 1]
+    ticks = [-0.6, -0.2, -0.02, 0, 0.02, 0.1, 0.3, 1, 3]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set(xlim=(-1.2, 3), xlabel="training loss above the arm without the change (nats)")
+    ax.set(xlim=(-1.2, 5), xlabel="training loss above the arm without the change (nats)")
     ax.tick_params(axis="y", labelsize=9)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(scales))
     return fig

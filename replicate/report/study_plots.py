@@ -67,6 +67,8 @@ def draw_intervals(
 ) -> None:
     """One horizontal line a row, first row on top: a dot at the mean, a bar of the interval, empty for None.
 
+    A hollow dot has fewer than three seeds.
+
     Args:
         colour: of the dots, one for all or one a row. label: of the dots in a legend.
         shift: down, in rows, to draw a second set of numbers for the same rows.
@@ -74,7 +76,8 @@ def draw_intervals(
     for i, (name, stats) in enumerate(rows.items()):
         mean, half = (stats.mean, stats.half) if stats else (math.nan, 0)
         c = colour if isinstance(colour, str) else colour[name]
-        ax.errorbar(mean, i + shift, xerr=half, fmt="o", color=c, capsize=3, ms=6, label=None if i else label)
+        look = {"fmt": "o", "color": c, "mfc": "w" if stats and stats.n < 3 else c, "capsize": 3, "ms": 6}
+        ax.errorbar(mean, i + shift, xerr=half, label=None if i else label, **look)
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
 

@@ -7,6 +7,7 @@ import pytest
 
 from replicate import study
 from replicate.report import pages
+from replicate.settings.presets import PRESET_OF
 from replicate.system import paths
 from replicate.training.flops import param_count
 
@@ -79,7 +80,9 @@ def test_the_table_of_scales_is_that_of_the_presets():
     for scale in ("smoke", "laptop", "gpu", "gpu40m"):
         config = study.arms(scale, ["dense"])[0]
         size, tokens = param_count(config.model)["non_embedding"], config.steps * config.tokens_per_step
-        layers, width, *rest = re.search(rf"(?m)^\| `{scale}` \| (.+) \|$", text).group(1).split(" | ")
+        row = re.search(rf"(?m)^\| `{scale}` \| (.+) \|$", text).group(1)
+        preset, layers, width, *rest = row.split(" | ")
+        assert preset == f"`{PRESET_OF[scale]}`"
         assert (int(layers), int(width)) == (config.model.n_layer, config.model.d_model)
         for said, true in zip(rest, (size, tokens), strict=True):
             assert abs(float(said.removesuffix(" million")) * 1e6 / true - 1) < 0.1, scale
