@@ -29,7 +29,7 @@ def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
     fig, ax = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
     study_plots.draw_intervals(ax, rows, colour=_COLOURS["2:4"])
     ax.set_xlabel("held-out loss above selection by magnitude (nats), 95 % intervals")
-    ax.set_title("Only a choice that does not look loses")
+    ax.set_title("Only the fixed choice costs loss")
     return fig
 
 
@@ -81,7 +81,7 @@ def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
             ax.axhline(0, color="0.4", lw=1)
             ax.axvline(config.dense_warmup, color="0.5", ls=":", lw=1.2, label="sparse steps begin")
             cost = results.differences(runs, base, "final_loss", [arm])[arm]
-            ax.set_title(f"{name}, {scale} scale: {cost.mean:+.2g} nats at the end, n = {cost.n}")
+            ax.set_title(f"{name}, {scale} scale: {cost.mean:+.2g} nats in the last steps, n = {cost.n}")
         row[0].set_ylabel("loss without minus with\nmask reuse (nats)")
         row[0].legend()
     for ax in axes[-1]:

@@ -116,7 +116,7 @@ def ceilings(
     left.set(xlabel="speed-up v of a Venom product", ylabel="speed-up of a sparse step", ylim=(0.9, 2.55))
     left.set_title("A step has a ceiling, however fast Venom is")
     right.set(xlabel="share p of sparse steps", ylabel="speed-up of the run", ylim=(0.97, 2.3))
-    right.set_title(f"A run with v = {v:g}: 7B's is above the limit")
+    right.set_title(f"Runs, v = {v:g}: Table 2 has 7B above the limit")
     for ax in (left, right):
         ax.legend(loc="upper left" if ax is right else "lower right", fontsize=9)
     return fig

@@ -79,7 +79,7 @@ def continuity(sizes: Sequence[float], change: Mapping[str, Sequence[float]]) ->
     for name, (look, label) in labels.items():
         ax.loglog(sizes, change[name], look, label=label, color=_HARD_AND_SOFT[name])
     ax.loglog(sizes, [2 * h for h in sizes], "--", color="0.4", label="2h, the bound")
-    ax.set(xlabel="size h of the move", ylabel="largest change of f")
+    ax.set(xlabel="size h of the move", ylabel="largest change of a pruned weight")
     ax.set_title("Only soft thresholding is continuous")
     ax.legend()
     return fig

@@ -30,7 +30,7 @@ def activations(functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Figure:
         for ax, curve in zip(axes, (y2, slope), strict=True):
             ax.plot(grid.detach(), curve.detach(), line, color=colour, label=name, lw=2.2)
     axes[0].set(title="Only squared ReLU is exactly zero on the left", xlabel="y1", ylabel="y2")
-    axes[1].set(title="So is its derivative", xlabel="y1", ylabel="dy2 / dy1")
+    axes[1].set(title="Only its derivative is exactly zero there", xlabel="y1", ylabel="slope of y2 by y1")
     for ax in axes:
         ax.axvspan(-3, 0, color="0.9", zorder=0)
     axes[0].legend(loc="upper left")

@@ -126,7 +126,7 @@ def label_points(
         for dy, dx in itertools.product((3, -14, 14, -24, 25, -35), (7, -7 - long)):
             box = (x + dx, y + dy, x + dx + long, y + dy + FONT)
             outside = _overlap(box, box) - _overlap(box, (0, 0, *size))
-            cost = 2 * abs(dy) + 5 * outside + sum(_overlap(box, other) for other in taken)
+            cost = 2 * abs(dy) + 5 * (outside + sum(_overlap(box, other) for other in taken))
             options.append((cost, (dx, dy), box))
         _, place, box = min(options)
         taken.append(box)
