@@ -81,7 +81,7 @@ def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
             ax.axhline(0, color="0.4", lw=1)
             ax.axvline(config.dense_warmup, color="0.5", ls=":", lw=1.2, label="sparse steps begin")
             cost = results.differences(runs, base, "final_loss", [arm])[arm]
-            ax.set_title(f"{name}, {scale} scale: {cost.mean:+.2g} nats in the last steps, n = {cost.n}")
+            ax.set_title(f"{name}, {scale} scale: last steps {cost.mean:+.2g} nats, n = {cost.n}")
         row[0].set_ylabel("loss without minus with\nmask reuse (nats)")
         row[0].legend()
     for ax in axes[-1]:
