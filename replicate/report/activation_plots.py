@@ -29,7 +29,7 @@ def selection_losses(studies: Mapping[str, pd.DataFrame]) -> Figure:
     fig, ax = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.2))
     study_plots.draw_intervals(ax, rows, colour=_COLOURS["2:4"])
     ax.set_xlabel("held-out loss above selection by magnitude (nats), 95 % intervals")
-    ax.set_title("Only the fixed choice costs loss")
+    ax.set_title("Right of zero is worse than the choice by magnitude")
     return fig
 
 

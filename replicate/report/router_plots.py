@@ -86,7 +86,7 @@ def above_router(studies: Mapping[str, pd.DataFrame]) -> Figure:
         ax.set_title(f"{scale} scale")
     for ax in axes[0][1:]:
         ax.set_yticklabels([])
-    fig.suptitle("A fixed choice loses to the router, own activations beat it", fontsize=11)
+    fig.suptitle("Left of zero is better than the router with 4 of 16 clusters", fontsize=11)
     return fig
 
 
