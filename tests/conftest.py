@@ -62,7 +62,12 @@ def pytest_unconfigure(config):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
+    if HAS_GPU:
+        for item in items:
+            if "device" in item.fixturenames:  # on a GPU, where there is one
+                item.add_marker(pytest.mark.gpu)
     items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu:

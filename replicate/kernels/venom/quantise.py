@@ -55,16 +55,22 @@ def _quantise_rows_kernel(t, out, scale, n_rows, n_cols, ROWS: tl.constexpr, COL
 
 @on_its_device
 @triton.jit
-def _quantise_weight_kernel(w, scale, out, turned, n_rows, n_cols, SIDE: tl.constexpr):
-    """A square of w, as it is and turned."""
-    row = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
+def _quantise_weight_kernel(w, scale, out, turned, n_fours, n_cols, SIDE: tl.constexpr):
+    """A square of w, as it is and turned.
+
+    Turned, four rows travel as one word: of single bytes ptxas 12.9 stores wrong ones (Triton issue 11111).
+    """
+    four = tl.program_id(0) * (SIDE // 4) + tl.arange(0, SIDE // 4)
     col = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
-    mask = (row < n_rows)[:, None] & (col < n_cols)[None, :]
-    at = row.to(tl.int64)[:, None] * n_cols + col[None, :]
-    value = _to_fp8(tl.load(w + at, mask=mask, other=0.0).to(tl.float32) / tl.load(scale))
-    tl.store(out + at, value, mask=mask)
-    at = col.to(tl.int64)[:, None] * n_rows + row[None, :]
-    tl.store(turned + at, value.T, mask=(col < n_cols)[:, None] & (row < n_rows)[None, :])
+    mask = (four < n_fours)[:, None] & (col < n_cols)[None, :]
+    own, words = tl.load(scale), tl.zeros((SIDE // 4, SIDE), dtype=tl.int32)
+    for i in tl.static_range(4):
+        at = (4 * four + i).to(tl.int64)[:, None] * n_cols + col[None, :]
+        value = _to_fp8(tl.load(w + at, mask=mask, other=0.0).to(tl.float32) / own)
+        tl.store(out + at, value, mask=mask)
+        words |= value.to(tl.uint8, bitcast=True).to(tl.int32) << (8 * i)
+    at = col.to(tl.int64)[:, None] * n_fours + four[None, :]
+    tl.store(turned + at, words.T, mask=(col < n_cols)[:, None] & (four < n_fours)[None, :])
 
 
 def quantise_rows(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,15 +94,16 @@ def quantise_rows(t: Tensor) -> tuple[Tensor, Tensor]:
 def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w [N, M], contiguous, in FP8; its transpose [M, N] in FP8; the scale, a float32 of no dimension.
 
-    Raises ValueError if w is no contiguous matrix.
+    Raises ValueError if w is no contiguous matrix or N no multiple of 4.
     """
     cuda_or_interpreted(w)
     check(w.dim() == 2 and w.is_contiguous(), f"w must be a contiguous matrix, got strides {w.stride()}")
+    check(w.shape[0] % 4 == 0, f"w has {w.shape[0]} rows; its transpose is written by fours: use a multiple")
     (n_rows, n_cols), scale = w.shape, fp8.scale_of(torch.linalg.vector_norm(w, torch.inf))
     out, turned = w.new_empty((n_rows, n_cols), dtype=FP8), w.new_empty((n_cols, n_rows), dtype=FP8)
     side = SIDE if w.is_cuda else 512
     if w.numel():
         _quantise_weight_kernel[(triton.cdiv(n_rows, side), triton.cdiv(n_cols, side))](
-            w, scale, out, turned, n_rows, n_cols, SIDE=side, num_warps=4
+            w, scale, out, turned.view(torch.int32), n_rows // 4, n_cols, SIDE=side, num_warps=4
         )
     return out, turned, scale

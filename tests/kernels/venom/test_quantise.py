@@ -28,7 +28,7 @@ def test_rows(device, poison, shape, dtype):
     nearest(values, t.float() / scale[:, None])
 
 
-@pytest.mark.parametrize("shape", [(32, 64), (96, 160), (513, 72)])
+@pytest.mark.parametrize("shape", [(32, 64), (96, 160), (516, 72), (1024, 2048)])
 def test_weights(device, poison, shape):
     w = torch.randn(shape, device=device) * 0.02
     values, turned, scale = quantise_weight(w)
@@ -117,6 +117,8 @@ def test_products_of_fp8_operands(device, poison, shape):
 
 
 def test_shapes_that_fp8_cannot_have_are_refused(device):
+    with pytest.raises(ValueError, match="w has 18 rows"):
+        quantise_weight(torch.zeros(18, 32, device=device))
     x, w1, _, _, lists = problem((16, 40, 64, 2, 2, 16), device)
     with pytest.raises(ValueError, match="multiple of 32"):
         venom_up(quantise_rows(x)[0], quantise_weight(w1)[1], lists, transposed=True)
