@@ -30,13 +30,25 @@ def _scale(largest):
 
 @triton.jit
 def _to_fp8(value):
-    """float32 to E4M3, to nearest, ties to even."""
+    """float32 of at most 448 to E4M3, to nearest, ties to even."""
     if INTERPRETED:  # it rounds without a carry, 1.97 to 1, and NaN to 384
-        bits = value.to(tl.int32, bitcast=True)
-        bits = tl.where(value == value, (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000, 0x7FF00000)
-        normal = bits.to(tl.float32, bitcast=True)
-        value = tl.where(tl.abs(value) < 1 / 64, (value + 24576.0) - 24576.0, normal)
+        return _code(value).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
     return value.to(tl.float8e4nv)
+
+
+@triton.jit
+def _code(value):
+    """The byte, as an int32, of `_to_fp8`, by arithmetic with whole numbers.
+
+    float32 has 20 bits of mantissa more and 120 is added to its exponents; below 2^-6 numbers are in steps of
+    2^-9, the last bit of a float32 from 2^14 on.
+    """
+    bits = value.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
+    small = (tl.abs(value) + 16384.0).to(tl.int32, bitcast=True) & 0xF
+    code = tl.where(size < 0x3C800000, small, tl.minimum(normal, 0x7E))
+    return tl.where(size > 0x7F800000, 0x7F, code) | ((bits >> 24) & 0x80)
 
 
 @on_its_device
@@ -58,7 +70,8 @@ def _quantise_rows_kernel(t, out, scale, n_rows, n_cols, ROWS: tl.constexpr, COL
 def _quantise_weight_kernel(w, scale, out, turned, n_fours, n_cols, SIDE: tl.constexpr):
     """A square of w, as it is and turned.
 
-    Turned, four rows travel as one word: of single bytes ptxas 12.9 stores wrong ones (Triton issue 11111).
+    Turned, four rows travel as one word. Not by `_to_fp8`: where its bytes are stored and turned, ptxas 12.9
+    gets some wrong (Triton's issue 11111).
     """
     four = tl.program_id(0) * (SIDE // 4) + tl.arange(0, SIDE // 4)
     col = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
@@ -66,9 +79,9 @@ def _quantise_weight_kernel(w, scale, out, turned, n_fours, n_cols, SIDE: tl.con
     own, words = tl.load(scale), tl.zeros((SIDE // 4, SIDE), dtype=tl.int32)
     for i in tl.static_range(4):
         at = (4 * four + i).to(tl.int64)[:, None] * n_cols + col[None, :]
-        value = _to_fp8(tl.load(w + at, mask=mask, other=0.0).to(tl.float32) / own)
-        tl.store(out + at, value, mask=mask)
-        words |= value.to(tl.uint8, bitcast=True).to(tl.int32) << (8 * i)
+        code = _code(tl.load(w + at, mask=mask, other=0.0).to(tl.float32) / own)
+        tl.store(out + at, code.to(tl.uint8), mask=mask)
+        words |= code << (8 * i)
     at = col.to(tl.int64)[:, None] * n_fours + four[None, :]
     tl.store(turned + at, words.T, mask=(col < n_cols)[:, None] & (four < n_fours)[None, :])
 
@@ -103,7 +116,8 @@ def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     out, turned = w.new_empty((n_rows, n_cols), dtype=FP8), w.new_empty((n_cols, n_rows), dtype=FP8)
     side = SIDE if w.is_cuda else 512
     if w.numel():
+        bytes_of, words_of = out.view(torch.uint8), turned.view(torch.int32)
         _quantise_weight_kernel[(triton.cdiv(n_rows, side), triton.cdiv(n_cols, side))](
-            w, scale, out, turned.view(torch.int32), n_rows // 4, n_cols, SIDE=side, num_warps=4
+            w, scale, bytes_of, words_of, n_rows // 4, n_cols, SIDE=side, num_warps=4
         )
     return out, turned, scale

@@ -38,6 +38,21 @@ def test_weights(device, poison, shape):
     nearest(values, w / scale)
 
 
+def test_every_number_of_e4m3_and_what_lies_between(device, poison):
+    """Numbers, midpoints and their neighbours; 448 is among them, so the scale is 1."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(FP8).float()
+    numbers = numbers[numbers.isfinite()].unique()
+    middle = (numbers[1:] + numbers[:-1]) / 2
+    near = [torch.nextafter(middle, torch.tensor(end)) for end in (1e9, -1e9)]
+    t = torch.cat([numbers, middle, *near, torch.tensor([-0.0])])
+    t = torch.cat([t, t.new_zeros(-len(t) % 128)]).view(-1, 32)
+    t[:, 0] = 448
+    want = t.to(FP8).view(torch.uint8)
+    rows, turned = quantise_rows(t.to(device))[0], quantise_weight(t.to(device))[1]
+    assert torch.equal(rows.view(torch.uint8).cpu(), want)
+    assert torch.equal(turned.view(torch.uint8).T.cpu(), want)
+
+
 def same(ours, reference):
     assert torch.allclose(ours, reference, rtol=1e-6, atol=0)
 
