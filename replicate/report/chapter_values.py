@@ -121,7 +121,8 @@ def _choices() -> dict[str, str]:
     for _, arm, _, found in tables.open_questions():
         out |= {f"open {scale} {arm}": tables.brief(stats) for scale, stats in found.items()}
     traded = width.trade(runs)
-    return out | {"width": width.sentence(traded, width.times()), "experts": width.peer(traded, runs)}
+    times = width.times()
+    return out | {"width": width.sentence(traded, times), "experts": width.peer(traded, runs, times)}
 
 
 def _time() -> dict[str, str]:

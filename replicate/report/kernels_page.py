@@ -36,8 +36,9 @@ def tables() -> dict[str, str]:
     active = kernel_tables.recorded(kernel_tables.LAYER, ACTIVE)
     others = [r for r in RecordStore().widest_last(kernel_tables.LAYER) if r.device != layer_tables.CARD]
     decoding = [decode_tables.recorded(model) for model in decode_tables.MODELS]
+    beside = [*step_table.width_records(), *decoding, *filter(None, [layer_tables.fp8_record(4096)])]
     found = {
-        "runs": _runs(kernels, venom, whole, active, curves, *others, *step_table.width_records(), *decoding),
+        "runs": _runs(kernels, venom, whole, active, curves, *others, *beside),
         "goals": figures.markdown(goals(kernels, venom, whole)),
         "agreement": short(layer_tables.agreement(curves)),
         "cards": short(layer_tables.cards()),
@@ -121,7 +122,14 @@ def values() -> dict[str, str]:
     gain = versus["2:4 ms"].sum() / versus[f"{FORM} ms"].sum()
     out = {"Venom over 2:4": f"{gain:.2f}", "Venom over 2:4, gains": _range(versus["Venom gain / 2:4 gain"])}
     out |= {"kernels device": kernels.device, "venom device": venom.device}
-    return out | _two_four(kernels) | _venom(venom) | _layer(layer) | _backends(backends)
+    return (
+        out
+        | _two_four(kernels)
+        | _venom(venom)
+        | _layer(layer)
+        | layer_tables.fp8_values()
+        | _backends(backends)
+    )
 
 
 def _range(numbers: Iterable[float]) -> str:

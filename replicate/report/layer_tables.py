@@ -1,10 +1,13 @@
 """Tables of the whole sparse layer from the records `bench-ffn` and `bench-backends`."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from replicate.bench import ffn as ffn_bench
 from replicate.study.records import CARD, Record, RecordStore
 
+FP8 = ("fp8", "venom16", "venom16, fp8")  # presets: dense, and figure 4d in 16 bits and in 8
 SMALLER = [[8192, 3072, 12288], [16384, 1024, 4096]]  # tokens, d_model, d_ff
 NAMES = {
     "dense": "dense, compiled",
@@ -52,15 +55,39 @@ def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str,
     return found
 
 
-def fp8_gain(d_model: int, sparse: str = "venom16") -> float | None:
-    """A format's time over its own in FP8, by the newest record of this shape that has both, or None."""
-    arms = [sparse, f"{sparse}, fp8"]
-    both = [r for r in RecordStore().widest_last(ffn_bench.KIND) if set(arms) <= set(r.config["sparsity"])]
-    fits = [r for r in both if any(s["shape"][1] == d_model for s in r.results["shapes"])]
-    if not fits:
+def fp8_record(d_model: int, arms: Sequence[str] = FP8) -> Record | None:
+    """The newest record of this shape that timed all these arms together, or None."""
+    records = [r for r in RecordStore().widest_last(ffn_bench.KIND) if set(arms) <= set(r.config["sparsity"])]
+    fits = [r for r in records if any(s["shape"][1] == d_model for s in r.results["shapes"])]
+    return max(fits, key=lambda r: r.date, default=None)
+
+
+def fp8_gain(d_model: int) -> float | None:
+    """Figure 4d's time in bf16 over its time in FP8, by the newest record of this shape, or None."""
+    arms = [*FP8[1:]]
+    record = fp8_record(d_model, arms)
+    if record is None:
         return None
-    in_bf16, in_fp8 = layer(max(fits, key=lambda r: r.date), d_model).set_index("arm").loc[arms, "ms"]
+    in_bf16, in_fp8 = layer(record, d_model).set_index("arm").loc[arms, "ms"]
     return float(in_bf16 / in_fp8)
+
+
+def in_fp8() -> pd.DataFrame:
+    """Index `FP8`, one column a model shape: times as fast as dense in bf16; no column without a record."""
+    found = {}
+    for d_model, model in ((4096, "7B"), (2048, "1B")):
+        if record := fp8_record(d_model):
+            found[model] = layer(record, d_model).set_index("arm").loc[list(FP8), "x"]
+    return pd.DataFrame(found)
+
+
+def fp8_values() -> dict[str, str]:
+    """The numbers of `in_fp8`, and figure 4d's gain over itself in bf16, as text by name."""
+    out = {}
+    for model, x in in_fp8().items():
+        out |= {f"beside FP8 {model} {arm}": f"{times:.2f}" for arm, times in x.items()}
+        out[f"FP8 gains {model}"] = f"{x.iloc[2] / x.iloc[1]:.2f}"
+    return out
 
 
 def smaller() -> pd.DataFrame:

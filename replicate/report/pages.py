@@ -46,7 +46,7 @@ DOCS = paths.ROOT / "docs"
 PAGES = {
     "readme": Page(paths.ROOT / "README.md", readme_page.tables, readme_page.value),
     "commands": Page(DOCS / "commands.md"),
-    "kernels": Page(DOCS / "kernels.md", kernels_page.tables),
+    "kernels": Page(DOCS / "kernels.md", kernels_page.tables, _lookup(kernels_page.values)),
     "artifact": Page(DOCS / "artifact.md", artifact_page.tables, _lookup(artifact_page.values)),
     "questions": Page(DOCS / "questions.md", value=_lookup(replication_page.values)),
     "replication": Page(DOCS / "replication.md", replication_page.tables, _lookup(replication_page.values)),

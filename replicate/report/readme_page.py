@@ -39,7 +39,8 @@ def values() -> dict[str, str]:
     share = step_table.shares(step_table.models()).loc["1B", "time, measured"]
     layer = layer_tables.over_dense(step_table.MODELS["1B"][1], device=step_table.CARD)
     above = {arm: study_tables.contrast(frame, (arm,), study_tables.TRAIN) for arm in frame["arm"].unique()}
-    out = {arm: f"{loss.mean:+.3f}" for arm, loss in above.items()} | decode_tables.values()
+    out = {arm: f"{loss.mean:+.3f}" for arm, loss in above.items()}
+    out |= decode_tables.values() | layer_tables.fp8_values()
     for arm, (one, eight) in width.times().items():
         out |= {f"time {arm}": f"{one:.2f} times", f"time 8 {arm}": f"{eight:.2f} times"}
     return out | {

@@ -72,7 +72,7 @@ def values() -> dict[str, str]:
     out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     runs = study.runs("gpu")
-    out["experts"] = width.peer(width.trade(runs), runs)
+    out["experts"] = width.peer(width.trade(runs), runs, width.times())
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
     for model in step_table.MODELS:

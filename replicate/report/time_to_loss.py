@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from replicate import paper
 from replicate.bench import step
 from replicate.figures import about
-from replicate.report import step_plots, step_table, study_tables
+from replicate.report import layer_tables, step_plots, step_table, study_tables
 from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import PRESET_OF, train_preset
 from replicate.settings.text import from_dict
@@ -41,6 +41,20 @@ ARMS = {  # of `frontier` -> what it is called; its formats are those of the pre
     "active16x32, 50% sparse first": "by activations, 8 of 32: half",
 }
 Points = dict[str, tuple[float, statistics.Stats, str]]  # label -> times as fast, loss above dense, preset
+
+
+def in_fp8() -> pd.DataFrame:
+    """What FP8 gains a layer and costs in loss: one row dense in FP8, figure 4d, and figure 4d in FP8.
+
+    Speeds are those of `layer_tables.in_fp8`; losses are held out, above dense, at `BROAD`.
+    """
+    speeds, runs = layer_tables.in_fp8(), study_tables.runs(BROAD)
+    trained = {"fp8": "dense, FP8", "venom16": "venom16", "venom16, fp8": "venom16, FP8"}
+    losses = [study_tables.contrast(runs, (trained[arm],), study_tables.HELD) for arm in speeds.index]
+    above = {"held-out loss above dense": [study_tables.brief(loss) for loss in losses]}
+    frame = speeds.rename(columns=lambda model: f"times as fast as dense, {model} shape")
+    frame.insert(0, "layer", [NAMES[arm] for arm in speeds.index])
+    return frame.assign(**above)
 
 
 def table(scale: str, arms: Sequence[str]) -> tuple[float, str, pd.DataFrame]:

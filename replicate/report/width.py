@@ -14,7 +14,7 @@ from replicate.report import study_plots, study_tables, time_to_loss
 from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
 from replicate.study import results
-from replicate.study.records import Record, RecordStore
+from replicate.study.records import CARD, RecordStore
 from replicate.training import flops
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
@@ -85,14 +85,18 @@ def trade(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("FLOPs", ignore_index=True)
 
 
-def timed(preset: str = "llama1b") -> Record:
-    """The latest shipped record of steps of wider layers, which says its card; ValueError for none."""
-    return RecordStore().latest(wide.KIND, preset=preset)
-
-
 def times(preset: str = "llama1b") -> dict[str, tuple[float, float]]:
-    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, from `timed`."""
-    return {row["arm"]: (row["x time, 1"], row["x time, 8"]) for row in wide.rows(timed(preset))}
+    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, on `CARD`.
+
+    Of the newest record that timed the arm, over the dense step beside it; ValueError without a record.
+    """
+    records = RecordStore().widest_last(wide.KIND, device=CARD, preset=preset)
+    if not records:
+        raise ValueError(f"no steps of wider layers of {preset} are recorded on {CARD}")
+    found: dict[str, tuple[float, float]] = {}
+    for record in sorted(records, key=lambda r: r.date):
+        found |= {row["arm"]: (row["x time, 1"], row["x time, 8"]) for row in wide.rows(record)}
+    return found
 
 
 def table(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
@@ -117,21 +121,15 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
     best = _best(found, [kind for kind in KINDS if kind not in ("all neurons", PEER)])
     if best is None:
         return "No wider sparse layer is recorded yet."
-    clock = ""
-    if best.arm in times:
-        one, eight = times[best.arm]
-        clock = (
-            f" A training step of the 1B model with such layers takes {one:.2f} times as long as dense, or "
-            f"{eight:.2f} times if eight micro-batches share one update of the weights."
-        )
     return (
         "Of the wider layers of ours with at most 1.2 times the dense run's multiplications, "
-        f"{_lowest(best)} and {best.parameters:.2f} times the parameters.{clock}"
+        f"{_lowest(best)} and {best.parameters:.2f} times the parameters.{_clock(best, times)}"
     )
 
 
-def peer(found: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """The wider mixture of experts with the lowest loss, see `_best`, beside our best arms seed by seed."""
+def peer(found: pd.DataFrame, runs: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> str:
+    """The wider mixture of experts with the lowest loss, see `_best`, beside our best arms seed by seed, with
+    the time of its step if measured."""
     best = _best(found, [PEER])
     if best is None:
         return "No wider mixture of experts is recorded yet."
@@ -142,7 +140,7 @@ def peer(found: pd.DataFrame, runs: pd.DataFrame) -> str:
         for ours in rivals
     ]
     against = f" Seed by seed that is {' and '.join(beside)}." if beside else ""
-    return f"Here {_lowest(best)}.{against}"
+    return f"Here {_lowest(best)}.{against}{_clock(best, times)}"
 
 
 def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
@@ -154,6 +152,16 @@ def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
     seeds = rows["loss"].map(lambda loss: loss.n)
     rows = rows[seeds >= min(3, seeds.max())] if len(rows) else rows
     return min(rows.itertuples(), key=lambda row: row.loss.mean, default=None)
+
+
+def _clock(row: Any, times: Mapping[str, tuple[float, float]]) -> str:
+    if row.arm not in times:
+        return ""
+    one, eight = times[row.arm]
+    return (
+        f" A training step of the 1B model with such layers takes {one:.2f} times as long as dense, or "
+        f"{eight:.2f} times if eight micro-batches share one update of the weights."
+    )
 
 
 def _lowest(row: Any) -> str:

@@ -326,8 +326,8 @@ def test_what_the_prose_says_of_width():
     assert (wider["loss"].map(lambda loss: loss.mean) < 0).all(), "held-out losses below the dense model's"
     timed = wider[wider["arm"].isin(times)]
     both = [row.arm for row in timed.itertuples() if row.loss.mean <= -0.03 and min(times[row.arm]) <= 1.05]
-    assert len(timed) and not both, "no arm that ran on three seeds has both"
-    assert not any(arm.startswith("experts") for arm in times), "it has no time here"
+    assert len(timed) > 1 and both == ["experts x4, 8 of 64"], "the only one on three seeds that has both"
+    again = 2 * (times["dense"][0] - 1)  # both timings of dense lie as far from their mean
+    assert 0.01 < abs(again) < 0.05 and max(times[both[0]]) < 1 + abs(again), "level within a few per cent"
     learned = study.contrast(study.runs("gpu"), ("experts x4, 8 of 64", "wide x4, 16 of 64"), study.HELD)
     assert learned.high < 0, "what it gains by learning"
-    assert width.timed().device == "NVIDIA H200"

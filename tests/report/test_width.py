@@ -55,7 +55,7 @@ def test_what_is_recorded_is_shown_and_the_rest_left_out():
     narrow = width.trade(runs())
     assert set(narrow["arm"]) <= set(width.BESIDE) and (narrow["d_ff"] == 1).all()
     assert width.sentence(narrow, {}) == "No wider sparse layer is recorded yet."
-    assert width.peer(narrow, runs()) == "No wider mixture of experts is recorded yet."
+    assert width.peer(narrow, runs(), {}) == "No wider mixture of experts is recorded yet."
     wider = {"wide x4, 16 of 64": ("venom16", WIDE, 0.1)}
     wider["wide x4, 16 of 64 by activations"] = ("venom16", WIDE | BY_ACTIVATIONS, 0.12)
     wider["dense, wide x4"] = ("dense", {"model.d_ff": 6144}, 0.07)
@@ -86,7 +86,7 @@ def test_the_peer_is_no_layer_of_ours():
         "experts x4, 64 of 64": ("venom16", learned | {"model.sparsity.top_k": 64}, 0.9),
     })  # fmt: skip
     traded = width.trade(every)
-    said, found = width.peer(traded, every), traded.set_index("arm")["loss"]
+    said, found = width.peer(traded, every, {}), traded.set_index("arm")["loss"]
     assert "`wide x4, 16 of 64`" in width.sentence(traded, {})
     assert "`experts x4, 16 of 64`" in said, "64 of 64 is over 1.2 times dense's multiplications"
     assert f"{study_tables.brief(found['experts x4, 16 of 64'])} minus dense, at 1.00 times" in said
