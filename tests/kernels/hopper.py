@@ -73,15 +73,22 @@ def compiled(kernel: backend.on_its_device, grid: tuple) -> object:
 
 
 def about(made: object) -> dict:
-    """Shared memory, registers, bytes that do not fit into them, and the tensor cores' instructions."""
+    """Shared memory, registers, bytes that do not fit into them, the tensor cores' instructions, and if pairs
+    that were rounded to FP8 are taken apart."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(made.asm["cubin"])
         tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
         said = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
     used = {name.lower(): int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
-    wgmma = re.findall(r"wgmma\.mma_async\S+?\.f32\.(\w+)", made.asm["ptx"])
-    return {"shared": made.metadata.shared, **used, "wgmma": sorted(set(wgmma))}
+    ptx = made.asm["ptx"]
+    wgmma = re.findall(r"wgmma\.mma_async\S+?\.f32\.(\w+)", ptx)
+    pairs = set(re.findall(r"cvt\.rn\.satfinite\.e4m3x2\.f32\s+(%\w+)", ptx))
+    others = [
+        line for line in ptx.splitlines() if not re.match(r"\s*(cvt\.rn\.satfinite|mov\.b32|st\.)", line)
+    ]
+    apart = pairs & set(re.findall(r"%\w+", "\n".join(others)))
+    return {"shared": made.metadata.shared, **used, "wgmma": sorted(set(wgmma)), "apart": bool(apart)}
 
 
 def pretend() -> None:

@@ -192,6 +192,19 @@ def test_what_fp8_gains_is_read_where_both_were_timed_together(monkeypatch):
         monkeypatch.setattr(layer_tables, "RecordStore", lambda store=store: store)
         assert layer_tables.fp8_gain(4096) == expected
         assert layer_tables.fp8_gain(2048) is None
+        assert layer_tables.in_fp8().empty and not layer_tables.fp8_values(), "dense was timed nowhere"
+
+
+def test_fp8_is_compared_within_one_record(monkeypatch):
+    """All three arms of the newest record that has them, at the shape that it has."""
+    whole = timed("2026-03", fp8=12.0, venom16=5.0, venom16_fp8=4.0)
+    records = [timed("2026-04", venom16=1.0), whole, timed("2026-02", fp8=1.0, venom16=1.0, venom16_fp8=1.0)]
+    store = SimpleNamespace(widest_last=lambda kind: records)
+    monkeypatch.setattr(layer_tables, "RecordStore", lambda: store)
+    found = layer_tables.in_fp8()
+    assert list(found.columns) == ["7B"] and list(found["7B"]) == pytest.approx([16 / 12, 16 / 5, 16 / 4])
+    values = layer_tables.fp8_values()
+    assert values["beside FP8 7B fp8"] == "1.33" and values["FP8 gains 7B"] == "1.25"
 
 
 def test_every_stage_of_the_layer_has_a_colour():

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -108,3 +109,28 @@ def test_names_do_not_cover_each_other(ax):
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert len(boxes) == 3 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_times_come_from_the_newest_record_of_each_arm(monkeypatch):
+    """Each over the dense step beside it; other cards do not count."""
+    rows = {
+        "2026-01": [("dense", 1.02), ("wide x4, 16 of 64", 1.3), ("dense, wide x1.5", 1.2)],
+        "2026-02": [("dense", 0.99), ("wide x4, 16 of 64", 1.1)],
+    }
+    store = SimpleNamespace(
+        widest_last=lambda kind, device, preset: [
+            SimpleNamespace(date=date)
+            for date in ("2026-02", "2026-01")
+            if (device, preset) == ("NVIDIA H200", "1b")
+        ]
+    )
+    monkeypatch.setattr(width, "RecordStore", lambda: store)
+    made = {
+        date: [{"arm": a, "x time, 1": x, "x time, 8": x / 2} for a, x in arms] for date, arms in rows.items()
+    }
+    monkeypatch.setattr(width.wide, "rows", lambda record: made[record.date])
+    assert width.times("1b") == {
+        "dense": (0.99, 0.495), "wide x4, 16 of 64": (1.1, 0.55), "dense, wide x1.5": (1.2, 0.6)
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="no steps of wider layers of 7b are recorded"):
+        width.times("7b")
