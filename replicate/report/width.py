@@ -80,7 +80,10 @@ def trade(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"parameters": sizes[0] / sizes[1], "FLOPs": run_flops(config) / run_flops(dense)}
         row["active"] = row["d_ff"] * (s.top_k / s.n_clusters if s.any else 1)
         width = f"x{row['d_ff']:g}"
-        row["label"] = f"{width}, {s.top_k} of {s.n_clusters}" if s.any else f"dense {width}"
+        chosen = f"{width}, {s.top_k} of {s.n_clusters}"
+        row["label"] = (
+            f"dense {width}" if not s.any else f"experts {chosen}" if row["kind"] == PEER else chosen
+        )
         rows.append(row | {"loss": gaps[arm]})
     return pd.DataFrame(rows).sort_values("FLOPs", ignore_index=True)
 
@@ -106,8 +109,8 @@ def table(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> pd.D
         times: arm -> times of a 1B model's step over dense's, see `times`.
     """
     shown = found[["arm", "kind"]].rename(columns={"kind": "chosen by"})
-    columns = {"d_ff": "d_ff", "active": "neurons in its clusters", "parameters": "parameters"}
-    columns["FLOPs"] = "FLOPs of a run"
+    columns = {"d_ff": "width", "active": "active neurons", "parameters": "parameters"}
+    columns["FLOPs"] = "multiplications of the run"
     for column, title in columns.items():
         shown[title] = found[column].map("{:.2f}".format)
     shown["time of a 1B step, 1 / 8 micro-batches"] = [
@@ -122,7 +125,7 @@ def sentence(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> s
     if best is None:
         return "No wider sparse layer is recorded yet."
     return (
-        "Of the wider layers of ours with at most 1.2 times the dense run's multiplications, "
+        "Of our wider layers with at most 1.2 times the dense run's multiplications, "
         f"{_lowest(best)} and {best.parameters:.2f} times the parameters.{_clock(best, times)}"
     )
 
@@ -165,9 +168,9 @@ def _clock(row: Any, times: Mapping[str, tuple[float, float]]) -> str:
 
 
 def _lowest(row: Any) -> str:
-    seeds = " of three seeds or more" if row.loss.n > 2 else ""
+    seeds = " of those with three seeds or more" if row.loss.n > 2 else ""
     cost = f"{study_tables.brief(row.loss)} minus dense, at {row.FLOPs:.2f} times the multiplications"
-    return f"the lowest loss{seeds} is that of `{row.arm}`: {cost}"
+    return f"`{row.arm}` ends lowest{seeds}: {cost}"
 
 
 def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:

@@ -330,4 +330,10 @@ def test_what_the_prose_says_of_width():
     again = 2 * (times["dense"][0] - 1)  # both timings of dense lie as far from their mean
     assert 0.01 < abs(again) < 0.05 and max(times[both[0]]) < 1 + abs(again), "level within a few per cent"
     learned = study.contrast(study.runs("gpu"), ("experts x4, 8 of 64", "wide x4, 16 of 64"), study.HELD)
-    assert learned.high < 0, "what it gains by learning"
+    assert learned.high < 0, "it gets more out of width"
+    rows, one = found.set_index("arm")["loss"], "dense, wide x1.5"
+    ours = [row.arm for row in timed.itertuples() if row.kind in ("the router", "own activations")]
+    assert len(ours) == 2 and all(rows[arm].high < 0 for arm in ours), "two end below dense"
+    assert all(rows[one].low < rows[arm].mean < rows[one].high for arm in ours), "one is wider"
+    narrow = found[(found["d_ff"] == 1)]["loss"]
+    assert (narrow.map(lambda loss: loss.low) > 0).all(), "those that were to save time"
