@@ -14,7 +14,7 @@ from replicate.report import study_plots, study_tables, time_to_loss
 from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
 from replicate.study import results
-from replicate.study.records import CARD, RecordStore
+from replicate.study.records import CARD, Record, RecordStore
 from replicate.training import flops
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
@@ -88,17 +88,20 @@ def trade(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("FLOPs", ignore_index=True)
 
 
-def times(preset: str = "llama1b") -> dict[str, tuple[float, float]]:
-    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, on `CARD`.
-
-    Of the newest record that timed the arm, over the dense step beside it; ValueError without a record.
-    """
+def timed(preset: str = "llama1b") -> dict[str, Record]:
+    """Arm -> the newest shipped record of `CARD` that timed its step; ValueError if there is none at all."""
     records = RecordStore().widest_last(wide.KIND, device=CARD, preset=preset)
     if not records:
         raise ValueError(f"no steps of wider layers of {preset} are recorded on {CARD}")
-    found: dict[str, tuple[float, float]] = {}
-    for record in sorted(records, key=lambda r: r.date):
-        found |= {row["arm"]: (row["x time, 1"], row["x time, 8"]) for row in wide.rows(record)}
+    return {arm: record for record in sorted(records, key=lambda r: r.date) for arm in record.config["arms"]}
+
+
+def times(preset: str = "llama1b") -> dict[str, tuple[float, float]]:
+    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, see `timed`."""
+    found = {}
+    for arm, record in timed(preset).items():
+        row = next(row for row in wide.rows(record) if row["arm"] == arm)
+        found[arm] = row["x time, 1"], row["x time, 8"]
     return found
 
 

@@ -112,25 +112,22 @@ def test_names_do_not_cover_each_other(ax):
 
 
 def test_times_come_from_the_newest_record_of_each_arm(monkeypatch):
-    """Each over the dense step beside it; other cards do not count."""
-    rows = {
-        "2026-01": [("dense", 1.02), ("wide x4, 16 of 64", 1.3), ("dense, wide x1.5", 1.2)],
-        "2026-02": [("dense", 0.99), ("wide x4, 16 of 64", 1.1)],
-    }
-    store = SimpleNamespace(
-        widest_last=lambda kind, device, preset: [
-            SimpleNamespace(date=date)
-            for date in ("2026-02", "2026-01")
-            if (device, preset) == ("NVIDIA H200", "1b")
-        ]
-    )
-    monkeypatch.setattr(width, "RecordStore", lambda: store)
+    """Each over the dense step beside it; other cards and models do not count."""
     made = {
-        date: [{"arm": a, "x time, 1": x, "x time, 8": x / 2} for a, x in arms] for date, arms in rows.items()
+        "2026-02": {"wide x4, 16 of 64": 1.1},
+        "2026-01": {"wide x4, 16 of 64": 1.3, "dense, wide x1.5": 1.2},
     }
-    monkeypatch.setattr(width.wide, "rows", lambda record: made[record.date])
-    assert width.times("1b") == {
-        "dense": (0.99, 0.495), "wide x4, 16 of 64": (1.1, 0.55), "dense, wide x1.5": (1.2, 0.6)
-    }  # fmt: skip
+
+    def widest_last(kind, device, preset):
+        fits = (device, preset) == ("NVIDIA H200", "1b")
+        return [SimpleNamespace(date=date, config={"arms": list(made[date])}) for date in made if fits]
+
+    def rows(record):
+        found = {"dense": 1.01, **made[record.date]}
+        return [{"arm": arm, "x time, 1": x, "x time, 8": x / 2} for arm, x in found.items()]
+
+    monkeypatch.setattr(width, "RecordStore", lambda: SimpleNamespace(widest_last=widest_last))
+    monkeypatch.setattr(width.wide, "rows", rows)
+    assert width.times("1b") == {"wide x4, 16 of 64": (1.1, 0.55), "dense, wide x1.5": (1.2, 0.6)}
     with pytest.raises(ValueError, match="no steps of wider layers of 7b are recorded"):
         width.times("7b")
