@@ -25,7 +25,7 @@ from replicate.kernels.execution import WEIGHTS, Execution
 from replicate.kernels.two_four.compressed24 import Compressed24, new_buffer, unpack24
 from replicate.kernels.two_four.matmul24 import matmul24
 from replicate.kernels.two_four.soft_threshold_prune24 import soft_threshold_prune24
-from replicate.kernels.venom.cast_means import cast_means
+from replicate.kernels.venom.cast_means import cast_means, means_and_largest
 from replicate.kernels.venom.common import FP8
 from replicate.kernels.venom.quantise import quantise_rows, quantise_weight
 from replicate.router import ordered_cluster_means
@@ -119,8 +119,11 @@ class Operands:
             both = cast_means(w.contiguous(), c.n_clusters, self.dtype)
             self.made |= dict(zip(TOGETHER, both, strict=True))
             return
-        if kind in IN_FP8:
-            values, turned, scale = quantise_weight(w.contiguous())
+        if c.fp8 and kind in (*IN_FP8, "means"):
+            name, largest = name or "w1", None
+            if name == "w1" and ("means", "") in self.forms():
+                self.made["means", ""], largest = means_and_largest(w.contiguous(), c.n_clusters, self.dtype)
+            values, turned, scale = quantise_weight(w.contiguous(), largest)
             made = values.view(torch.uint8), turned.view(torch.uint8), scale
             self.made |= {(form, name): part for form, part in zip(IN_FP8, made, strict=True)}
             return

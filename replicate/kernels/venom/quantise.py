@@ -104,15 +104,17 @@ def quantise_rows(t: Tensor) -> tuple[Tensor, Tensor]:
     return out, scale
 
 
-def quantise_weight(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantise_weight(w: Tensor, largest: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """w [N, M], contiguous, in FP8; its transpose [M, N] in FP8; the scale, a float32 of no dimension.
 
+    `largest` is the largest magnitude in w, if it is known, a float32 of no dimension; else w is read for it.
     Raises ValueError if w is no contiguous matrix or N no multiple of 4.
     """
     cuda_or_interpreted(w)
     check(w.dim() == 2 and w.is_contiguous(), f"w must be a contiguous matrix, got strides {w.stride()}")
     check(w.shape[0] % 4 == 0, f"w has {w.shape[0]} rows; its transpose is written by fours: use a multiple")
-    (n_rows, n_cols), scale = w.shape, fp8.scale_of(torch.linalg.vector_norm(w, torch.inf))
+    largest = torch.linalg.vector_norm(w, torch.inf) if largest is None else largest
+    (n_rows, n_cols), scale = w.shape, fp8.scale_of(largest)
     out, turned = w.new_empty((n_rows, n_cols), dtype=FP8), w.new_empty((n_cols, n_rows), dtype=FP8)
     side = SIDE if w.is_cuda else 512
     if w.numel():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replicate.kernels.venom.cast_means import cast_means, cast_means_reference
+from replicate.kernels.venom.cast_means import cast_means, cast_means_reference, means_and_largest
 
 DTYPES = [torch.float16, torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 
@@ -17,6 +17,18 @@ def test_both_are_torchs(d_model, d_ff, n, dtype, device, poison):
     assert cast.dtype == means.dtype == dtype
     assert torch.equal(cast, expected_cast)
     assert (means - expected_means).abs().max() <= torch.finfo(dtype).eps * w1.abs().max()
+    same, largest = means_and_largest(w1, n, dtype)
+    assert torch.equal(same, means) and largest.dtype == torch.float32
+    assert largest.shape == () and largest == w1.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("bad", "where"), [(float("nan"), (0, 0)), (float("-inf"), (7, 31)), (-9.0, (3, 17))]
+)
+def test_one_number_sets_the_largest(bad, where, device, poison):
+    w1 = torch.ones(8, 32, device=device)
+    w1[where] = bad
+    assert means_and_largest(w1, 2, torch.float32)[1] == (9 if bad == -9 else float("inf"))
 
 
 def test_a_hand_made_matrix(device):
