@@ -14,15 +14,7 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.paper.table import paper_text, shipped_table, verdict_counts
 from replicate.paper.verdicts import SAME_SIZE, Claim, text
-from replicate.report import (
-    kernel_tables,
-    notebooks,
-    step_table,
-    study_coverage,
-    study_tables,
-    weight_plots,
-    width,
-)
+from replicate.report import kernel_tables, notebooks, step_table, study_coverage, study_tables, weight_plots
 from replicate.study import noise
 from replicate.study.records import Record, RecordStore
 
@@ -62,7 +54,6 @@ BENCHES: dict[str, tuple[str, ...]] = {  # claim -> benchmarks that it rests on
     "time-is-flops": ("step --preset llama1b",),
     "headline": ("step --preset llama7b",),
     "quantisation": ("ffn --sparsity venom16 'venom16, fp8'",),
-    "beyond-experts-time": ("wide --preset llama1b --layers 1 2 3 --arms 'experts x4, 8 of 64'",),
 }
 RUN = "python -m replicate"
 
@@ -135,8 +126,6 @@ def _seeds(name: str) -> range:
 
 def _timed(bench: str) -> Record:
     what, *options = shlex.split(bench)
-    if what == "wide":
-        return width.timed(options[1])[options[-1]]
     if "--preset" in options:
         return step_table.recorded(options[1])
     return kernel_tables.recorded(f"bench-{what}", options[1:] or None)

@@ -36,7 +36,8 @@ def tables() -> dict[str, str]:
     active = kernel_tables.recorded(kernel_tables.LAYER, ACTIVE)
     others = [r for r in RecordStore().widest_last(kernel_tables.LAYER) if r.device != layer_tables.CARD]
     decoding = [decode_tables.recorded(model) for model in decode_tables.MODELS]
-    beside = [*step_table.width_records(), *decoding, *filter(None, [layer_tables.fp8_record(4096)])]
+    in_fp8 = {r.config_hash: r for d in MODELS.values() if (r := layer_tables.fp8_record(d))}
+    beside = [*step_table.width_records(), *decoding, *in_fp8.values()]
     found = {
         "runs": _runs(kernels, venom, whole, active, curves, *others, *beside),
         "goals": figures.markdown(goals(kernels, venom, whole)),

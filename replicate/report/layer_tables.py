@@ -1,7 +1,5 @@
 """Tables of the whole sparse layer from the records `bench-ffn` and `bench-backends`."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from replicate.bench import ffn as ffn_bench
@@ -55,20 +53,20 @@ def over_dense(d_model: int, column: str = "x", device: str = CARD) -> dict[str,
     return found
 
 
-def fp8_record(d_model: int, arms: Sequence[str] = FP8) -> Record | None:
-    """The newest record of this shape that timed all these arms together, or None."""
-    records = [r for r in RecordStore().widest_last(ffn_bench.KIND) if set(arms) <= set(r.config["sparsity"])]
-    fits = [r for r in records if any(s["shape"][1] == d_model for s in r.results["shapes"])]
+def fp8_record(d_model: int) -> Record | None:
+    """The newest record of `CARD` and this shape that timed `FP8` together, or None."""
+    records = RecordStore().widest_last(ffn_bench.KIND, device=CARD)
+    whole = [r for r in records if set(FP8) <= set(r.config["sparsity"])]
+    fits = [r for r in whole if any(s["shape"][1] == d_model for s in r.results["shapes"])]
     return max(fits, key=lambda r: r.date, default=None)
 
 
 def fp8_gain(d_model: int) -> float | None:
     """Figure 4d's time in bf16 over its time in FP8, by the newest record of this shape, or None."""
-    arms = [*FP8[1:]]
-    record = fp8_record(d_model, arms)
+    record = fp8_record(d_model)
     if record is None:
         return None
-    in_bf16, in_fp8 = layer(record, d_model).set_index("arm").loc[arms, "ms"]
+    _, in_bf16, in_fp8 = layer(record, d_model).set_index("arm").loc[[*FP8], "ms"]
     return float(in_bf16 / in_fp8)
 
 

@@ -97,7 +97,10 @@ def timed(preset: str = "llama1b") -> dict[str, Record]:
 
 
 def times(preset: str = "llama1b") -> dict[str, tuple[float, float]]:
-    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, see `timed`."""
+    """Arm -> a training step's time over dense's at one and at eight micro-batches a step, see `timed`.
+
+    Records compose the model's depth from different ones; each time is over the dense step of its own record.
+    """
     found = {}
     for arm, record in timed(preset).items():
         row = next(row for row in wide.rows(record) if row["arm"] == arm)

@@ -83,12 +83,22 @@ def about(made: object) -> dict:
     used = {name.lower(): int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
     ptx = made.asm["ptx"]
     wgmma = re.findall(r"wgmma\.mma_async\S+?\.f32\.(\w+)", ptx)
-    pairs = set(re.findall(r"cvt\.rn\.satfinite\.e4m3x2\.f32\s+(%\w+)", ptx))
-    others = [
-        line for line in ptx.splitlines() if not re.match(r"\s*(cvt\.rn\.satfinite|mov\.b32|st\.)", line)
-    ]
-    apart = pairs & set(re.findall(r"%\w+", "\n".join(others)))
-    return {"shared": made.metadata.shared, **used, "wgmma": sorted(set(wgmma)), "apart": bool(apart)}
+    found = {"shared": made.metadata.shared, **used, "wgmma": sorted(set(wgmma))}
+    return found | dict(zip(("pairs", "apart"), rounded_pairs(ptx), strict=True))
+
+
+def rounded_pairs(ptx: str) -> tuple[int, bool]:
+    """How many pairs are rounded to FP8, and if anything is done with one but to store it, also in a word."""
+    pairs, apart = set(), False
+    for line in ptx.splitlines():
+        names = re.findall(r"%\w+", line)
+        if re.match(r"\s*cvt\.rn\.satfinite\.e4m3x2\.f32\s", line):
+            pairs.add(names[0])
+        elif not pairs.isdisjoint(names):
+            if re.match(r"\s*mov\.b32\s", line):
+                pairs.add(names[0])
+            apart |= not re.match(r"\s*(mov\.b32|(@%\w+\s+)?st\.global\S*)\s", line)
+    return len(pairs), apart
 
 
 def pretend() -> None:

@@ -184,23 +184,20 @@ def timed(date, **ms):
     return SimpleNamespace(date=date, config={"sparsity": list(ms)}, results={"shapes": [shape]})
 
 
-def test_what_fp8_gains_is_read_where_both_were_timed_together(monkeypatch):
-    alone = [timed("2026-03", venom16=5.0), timed("2026-04", venom16_fp8=3.0)]
-    both = [timed("2026-02", venom16=6.0, venom16_fp8=4.0), timed("2026-01", venom16=6.0, venom16_fp8=6.0)]
-    for records, expected in ((alone, None), (alone + both, 1.5)):
-        store = SimpleNamespace(widest_last=lambda kind, records=records: records)
-        monkeypatch.setattr(layer_tables, "RecordStore", lambda store=store: store)
-        assert layer_tables.fp8_gain(4096) == expected
-        assert layer_tables.fp8_gain(2048) is None
-        assert layer_tables.in_fp8().empty and not layer_tables.fp8_values(), "dense was timed nowhere"
+def stored(records):
+    """A store of these records, all of one NVIDIA H200."""
+    return SimpleNamespace(widest_last=lambda kind, device: records if device == "NVIDIA H200" else [])
 
 
-def test_fp8_is_compared_within_one_record(monkeypatch):
-    """All three arms of the newest record that has them, at the shape that it has."""
-    whole = timed("2026-03", fp8=12.0, venom16=5.0, venom16_fp8=4.0)
-    records = [timed("2026-04", venom16=1.0), whole, timed("2026-02", fp8=1.0, venom16=1.0, venom16_fp8=1.0)]
-    store = SimpleNamespace(widest_last=lambda kind: records)
-    monkeypatch.setattr(layer_tables, "RecordStore", lambda: store)
+def test_what_fp8_gains_is_read_where_all_were_timed_together(monkeypatch):
+    alone = [timed("2026-03", venom16=5.0), timed("2026-04", venom16_fp8=3.0, fp8=9.0)]
+    monkeypatch.setattr(layer_tables, "RecordStore", lambda: stored(alone))
+    assert layer_tables.fp8_gain(4096) is None
+    assert layer_tables.in_fp8().empty and not layer_tables.fp8_values()
+    whole = timed("2026-02", fp8=12.0, venom16=5.0, venom16_fp8=4.0)
+    older = timed("2026-01", fp8=1.0, venom16=1.0, venom16_fp8=1.0)
+    monkeypatch.setattr(layer_tables, "RecordStore", lambda: stored([*alone, whole, older]))
+    assert layer_tables.fp8_gain(4096) == 1.25 and layer_tables.fp8_gain(2048) is None
     found = layer_tables.in_fp8()
     assert list(found.columns) == ["7B"] and list(found["7B"]) == pytest.approx([16 / 12, 16 / 5, 16 / 4])
     values = layer_tables.fp8_values()

@@ -57,3 +57,12 @@ def test_the_wider_layer_ends_below_dense_and_takes_longer():
     arm = "wide x4, 8 of 64 by activations"
     gap = results.contrast(study_tables.runs("gpu"), [arm], "final_loss")
     assert gap.n >= 3 and gap.high < 0 and min(width.times()[arm]) > 1
+
+
+def test_no_loss_by_fp8_is_seen():
+    """To within a hundredth of a nat, of both kinds."""
+    runs = study_tables.runs("gpu")
+    for column in (study_tables.HELD, study_tables.TRAIN):
+        for arms in (["dense, FP8"], ["venom16, FP8", "venom16"]):
+            gap = results.contrast(runs, arms, column)
+            assert gap.n >= 3 and gap.low < 0.001 and gap.high < 0.01
