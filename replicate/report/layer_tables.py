@@ -6,6 +6,7 @@ from replicate.bench import ffn as ffn_bench
 from replicate.study.records import CARD, Record, RecordStore
 
 FP8 = ("fp8", "venom16", "venom16, fp8")  # presets: dense, and figure 4d in 16 bits and in 8
+MODELS = {"7B": 4096, "1B": 2048}  # d_model of its layer
 SMALLER = [[8192, 3072, 12288], [16384, 1024, 4096]]  # tokens, d_model, d_ff
 NAMES = {
     "dense": "dense, compiled",
@@ -66,14 +67,14 @@ def fp8_gain(d_model: int) -> float | None:
     record = fp8_record(d_model)
     if record is None:
         return None
-    _, in_bf16, in_fp8 = layer(record, d_model).set_index("arm").loc[[*FP8], "ms"]
+    _, in_bf16, in_fp8 = layer(record, d_model).set_index("arm").loc[list(FP8), "ms"]
     return float(in_bf16 / in_fp8)
 
 
 def in_fp8() -> pd.DataFrame:
     """Index `FP8`, one column a model shape: times as fast as dense in bf16; no column without a record."""
     found = {}
-    for d_model, model in ((4096, "7B"), (2048, "1B")):
+    for model, d_model in MODELS.items():
         if record := fp8_record(d_model):
             found[model] = layer(record, d_model).set_index("arm").loc[list(FP8), "x"]
     return pd.DataFrame(found)
@@ -105,7 +106,7 @@ def cards() -> pd.DataFrame:
     devices = {r.device for r in RecordStore().widest_last(ffn_bench.KIND)}
     found = {
         f"{device.removeprefix('NVIDIA ')}, {model}": over_dense(d_model, device=device)
-        for d_model, model in ((4096, "7B"), (2048, "1B"))
+        for model, d_model in MODELS.items()
         for device in (CARD, *sorted(devices - {CARD}))
     }
     frame = pd.DataFrame(found).dropna()

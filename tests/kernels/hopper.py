@@ -83,8 +83,9 @@ def about(made: object) -> dict:
     used = {name.lower(): int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
     ptx = made.asm["ptx"]
     wgmma = re.findall(r"wgmma\.mma_async\S+?\.f32\.(\w+)", ptx)
+    pairs, apart = rounded_pairs(ptx)
     found = {"shared": made.metadata.shared, **used, "wgmma": sorted(set(wgmma))}
-    return found | dict(zip(("pairs", "apart"), rounded_pairs(ptx), strict=True))
+    return found | {"pairs": pairs, "apart": apart}
 
 
 def rounded_pairs(ptx: str) -> tuple[int, bool]:
