@@ -14,7 +14,16 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.paper.table import paper_text, shipped_table, verdict_counts
 from replicate.paper.verdicts import SAME_SIZE, Claim, text
-from replicate.report import kernel_tables, notebooks, step_table, study_coverage, study_tables, weight_plots
+from replicate.report import (
+    diffusion_plots,
+    kernel_tables,
+    notebooks,
+    step_table,
+    study_coverage,
+    study_tables,
+    weight_plots,
+    width,
+)
 from replicate.study import noise
 from replicate.study.records import Record, RecordStore
 
@@ -54,7 +63,9 @@ BENCHES: dict[str, tuple[str, ...]] = {  # claim -> benchmarks that it rests on
     "time-is-flops": ("step --preset llama1b",),
     "headline": ("step --preset llama7b",),
     "quantisation": ("ffn --sparsity venom16 'venom16, fp8'",),
+    "beyond-experts-time": ("wide --preset llama1b --arms 'experts x4, 8 of 64'",),
 }
+PICTURES = {"beyond-pictures-24": "act24", "beyond-pictures-venom": "venom16"}  # claim -> arm beside dense
 RUN = "python -m replicate"
 
 
@@ -107,6 +118,9 @@ def records(name: str) -> list[Record]:
     """The shipped records of runs or timings that a claim rests on; none where nothing is measured."""
     if name in BENCHES:
         return [_timed(bench) for bench in BENCHES[name]]
+    if name in PICTURES:
+        runs = diffusion_plots.runs("image")
+        return [record for arm in ("dense", PICTURES[name]) for record in runs[arm].values()]
     if name not in ARMS:
         return []
     frame = study_tables.every_run(shipped_table().loc[name, "scale"])
@@ -126,6 +140,8 @@ def _seeds(name: str) -> range:
 
 def _timed(bench: str) -> Record:
     what, *options = shlex.split(bench)
+    if what == "wide":
+        return width.timed(options[1])[options[-1]]
     if "--preset" in options:
         return step_table.recorded(options[1])
     return kernel_tables.recorded(f"bench-{what}", options[1:] or None)
@@ -144,6 +160,9 @@ def _reproduced(claim: Claim) -> dict[str, str]:
     else:
         if name in BENCHES:
             commands = [f"{RUN} bench {bench}" for bench in BENCHES[name]]
+        elif name in PICTURES:
+            train = "diffusion --kind image --profile gpu --fresh --record"
+            commands = [f"{RUN} {train} --arms dense {PICTURES[name]}"]
         else:
             study = shlex.join(["study", "run", "--profile", row["scale"], "--arms", *arms(name)])
             seeds = f" --seeds {' '.join(map(str, _seeds(name)))}" if name in SEEDS else ""

@@ -51,6 +51,11 @@ def runs(kind: str, store: RecordStore | None = None, profile: str = "gpu") -> d
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items() if by_seed}
 
 
+def loss(record: Record, split: str) -> float:
+    """A run's held-out loss on a split of SPLITS."""
+    return record.results["valid"][split]["loss"]
+
+
 def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
     """A row an arm: held-out losses, their difference from dense over shared seeds, scores; means of seeds.
 
@@ -63,9 +68,9 @@ def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
         shared = sorted(by_seed.keys() & by_arm["dense"].keys())
         row = {"arm": arm, "seeds": len(by_seed)}
         for split in SPLITS:
-            row[split] = float(np.mean([_loss(record, split) for record in by_seed.values()]))
+            row[split] = float(np.mean([loss(record, split) for record in by_seed.values()]))
             if shared:
-                pairs = [[_loss(by_arm[a][seed], split) for seed in shared] for a in (arm, "dense")]
+                pairs = [[loss(by_arm[a][seed], split) for seed in shared] for a in (arm, "dense")]
                 row[f"{split} over dense"] = paired(*pairs)
         for name in ("accuracy", "frechet"):
             row[name] = float(np.mean([r.results["score"][name] for r in by_seed.values()]))
@@ -103,7 +108,7 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
     for ax, (split, title) in zip(axes, SPLITS.items(), strict=True):
         for y, arm in enumerate(arms):
             shared = by_arm[arm].keys() & by_arm["dense"].keys()
-            ours = [_loss(by_arm[arm][s], split) - _loss(by_arm["dense"][s], split) for s in sorted(shared)]
+            ours = [loss(by_arm[arm][s], split) - loss(by_arm["dense"][s], split) for s in sorted(shared)]
             colour = figures.PALETTE[figures.family(arm) if arm != "gelu" else "paper"]
             face = "none" if arm in CHOSEN_TOGETHER else colour
             ax.plot(ours, [y] * len(ours), "o", color=colour, mfc=face, ms=6)
@@ -117,19 +122,28 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
     return fig
 
 
+def apart(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> pd.DataFrame:
+    """Held-out loss minus dense, mean of shared seeds: a row an arm, a column a stretch's middle."""
+    rows = {}
+    for arm, by_seed in by_arm.items():
+        if arm != "dense" and (shared := by_seed.keys() & by_arm["dense"].keys()):
+            rows[arm] = _curve(by_seed, split, shared) - _curve(by_arm["dense"], split, shared)
+    frame = pd.DataFrame(rows).T
+    return frame.set_axis((frame.columns + 0.5) / len(frame.columns), axis=1)
+
+
 def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figure:
-    """Held-out loss minus dense over the flow's time, mean of shared seeds: where an arm loses."""
+    """`apart` as curves: where on the flow's way an arm loses. Hollow: tokens choose together."""
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots()
-    for arm, by_seed in by_arm.items():
-        shared = by_seed.keys() & by_arm["dense"].keys()
-        if arm == "dense" or not shared:
-            continue
-        apart = _curve(by_seed, split, shared) - _curve(by_arm["dense"], split, shared)
+    fig, ax = plt.subplots(figsize=(7, 4.6))
+    for arm, row in apart(by_arm, split).iterrows():
+        count = len(by_arm[arm].keys() & by_arm["dense"].keys())
         look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "P"}
-        label = f"{LABELS[arm]} ({len(shared)} seed{'s' * (len(shared) > 1)})"
-        ax.plot((np.arange(len(apart)) + 0.5) / len(apart), apart, label=label, ms=5, **look)
+        if arm in CHOSEN_TOGETHER:
+            look |= {"mfc": "white", "linestyle": "--"}
+        label = f"{LABELS[arm]} ({count} seed{'s' * (count > 1)})"
+        ax.plot(row.index, row, **({"ms": 5} | look), label=label)
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
     ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense", title=SPLITS[split])
     ax.legend(fontsize=8)
@@ -198,10 +212,6 @@ def still(gif: bytes) -> list[np.ndarray]:
     from PIL import Image, ImageSequence
 
     return [np.asarray(f.convert("L")) for f in ImageSequence.Iterator(Image.open(io.BytesIO(gif)))]
-
-
-def _loss(record: Record, split: str) -> float:
-    return record.results["valid"][split]["loss"]
 
 
 def _curve(by_seed: dict[int, Record], split: str, seeds: Iterable[int]) -> np.ndarray:

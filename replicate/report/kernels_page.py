@@ -129,6 +129,7 @@ def values() -> dict[str, str]:
         | _venom(venom)
         | _layer(layer)
         | layer_tables.fp8_values()
+        | step_table.fp8_values()
         | _backends(backends)
     )
 

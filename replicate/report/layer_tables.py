@@ -7,6 +7,8 @@ from replicate.study.records import CARD, Record, RecordStore
 
 FP8 = ("fp8", "venom16", "venom16, fp8")  # presets: dense, and figure 4d in 16 bits and in 8
 MODELS = {"7B": 4096, "1B": 2048}  # d_model of its layer
+# Published video models -> d_model, d_ff, see `bench.ffn.VIDEO`
+VIDEO = dict(zip(("Wan 2.1 14B", "HunyuanVideo"), (shape[1:] for shape in ffn_bench.VIDEO), strict=True))
 SMALLER = [[8192, 3072, 12288], [16384, 1024, 4096]]  # tokens, d_model, d_ff
 NAMES = {
     "dense": "dense, compiled",
@@ -99,6 +101,22 @@ def smaller() -> pd.DataFrame:
         name = f"{tokens} x {d_model} x {d_ff}"
         found |= {name: table["x"], f"{name}, memory": table["memory"]}
     return pd.DataFrame(found).rename_axis("layer").reset_index()
+
+
+def video() -> pd.DataFrame:
+    """One row a format, one column a model of VIDEO: times as fast as the faster dense layer of its shape."""
+    record = RecordStore().latest(ffn_bench.KIND, shapes=[list(shape) for shape in ffn_bench.VIDEO])
+    found = {}
+    for model, (d_model, d_ff) in VIDEO.items():
+        x = layer(record, d_model).set_index("arm")["x"]
+        found[f"{model}, {d_model} x {d_ff}"] = x[~x.index.str.startswith("dense")]
+    return by_name(pd.DataFrame(found), "layer")
+
+
+def video_values() -> dict[str, str]:
+    """Name -> "video venom16": times as fast as dense at the shape of HunyuanVideo, the last of `video`."""
+    x = video().set_index("layer").iloc[:, -1]
+    return {f"video {arm}": f"{x[name]:.1f}" for arm, name in NAMES.items() if name in x.index}
 
 
 def cards() -> pd.DataFrame:

@@ -19,6 +19,7 @@ from replicate.report import (
     notebooks,
     readme_page,
     replication_page,
+    scaling_page,
 )
 from replicate.system import paths
 from replicate.system.files import write_atomic
@@ -50,6 +51,7 @@ PAGES = {
     "artifact": Page(DOCS / "artifact.md", artifact_page.tables, _lookup(artifact_page.values)),
     "questions": Page(DOCS / "questions.md", value=_lookup(replication_page.values)),
     "replication": Page(DOCS / "replication.md", replication_page.tables, _lookup(replication_page.values)),
+    "scaling": Page(DOCS / "scaling.md", scaling_page.tables, _lookup(scaling_page.values)),
     "teaching": Page(DOCS / "teaching.md", value=readme_page.value),
 }
 PAGES |= {b.name: Page(b.path, value=partial(chapter_values.value, b)) for b in notebooks.discover()}

@@ -12,7 +12,16 @@ from replicate import figures, paper, study
 from replicate.paper import audit
 from replicate.paper.table import shipped_table, spared, verdict_counts
 from replicate.paper.verdicts import FAILS, HOLDS
-from replicate.report import decode_tables, layer_tables, step_table, study_coverage, study_tables, width
+from replicate.report import (
+    decode_tables,
+    diffusion_values,
+    layer_tables,
+    scaling_page,
+    step_table,
+    study_coverage,
+    study_tables,
+    width,
+)
 
 ON_PAPER = ("01", "02", "11")  # notebooks that judge formats, FLOPs and printed numbers without a run
 
@@ -40,7 +49,8 @@ def values() -> dict[str, str]:
     layer = layer_tables.over_dense(step_table.MODELS["1B"][1], device=step_table.CARD)
     above = {arm: study_tables.contrast(frame, (arm,), study_tables.TRAIN) for arm in frame["arm"].unique()}
     out = {arm: f"{loss.mean:+.3f}" for arm, loss in above.items()}
-    out |= decode_tables.values() | layer_tables.fp8_values()
+    out |= decode_tables.values() | layer_tables.fp8_values() | step_table.fp8_values()
+    out |= diffusion_values.short() | scaling_page.values() | layer_tables.video_values()
     for arm, (one, eight) in width.times().items():
         out |= {f"time {arm}": f"{one:.2f} times", f"time 8 {arm}": f"{eight:.2f} times"}
     return out | {

@@ -1,5 +1,7 @@
 """Kernel tests run on the GPU if there is one, else on the CPU through Triton's interpreter."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -24,6 +26,8 @@ def zeroed(monkeypatch):
 
 
 def _fill(monkeypatch, value):
+    # torch.compile lists torch's functions when it first runs, and afterwards takes no other.
+    importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map()
     for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
         plain = getattr(owner, name)
 

@@ -8,6 +8,7 @@ import pytest
 from replicate import paper
 from replicate.bench.command import BENCHMARKS
 from replicate.bench.command import _parser as bench_parser
+from replicate.diffusion.command import _parser as diffusion_parser
 from replicate.paper.table import claims as all_claims
 from replicate.paper.table import shipped_table
 from replicate.paper.verdicts import DIRECTION, HOLDS, judge
@@ -20,7 +21,7 @@ TABLE = artifact.claims().set_index("claim")
 ACCURACY = {"table4-30k", "table4-40k", "table4-50k", "table4-60k", "table2-1b-accuracy"}
 HELD_OUT = {"static-worse", "table4-recovers", "table4-helps", "order", "beyond-width", "beyond-experts"}
 HELD_OUT |= {"quantisation-loss"}
-NAMED = {*artifact.ARMS, *artifact.BENCHES}
+NAMED = {*artifact.ARMS, *artifact.BENCHES, *artifact.PICTURES}
 MEASURED = {name for name in NAMED if shipped_table().loc[name, "ours"] != "–"}
 OTHER = {"relu2-init", "relu2-trained", "relu2-rises", "warmup-steps", "figure5"}  # no difference of two arms
 # Names with digits in them, as in docs/replication.md; any other digit would be a number without a record.
@@ -36,7 +37,7 @@ def cell(name, column):
 
 def test_every_claim_has_a_row():
     assert [name.strip("`") for name in TABLE.index] == list(paper.claims())
-    assert set(artifact.ARMS) | set(artifact.BENCHES) | set(artifact.SEEDS) <= set(paper.claims())
+    assert NAMED | set(artifact.SEEDS) <= set(paper.claims())
 
 
 def test_a_claim_from_records_names_them_and_no_other_does():
@@ -71,6 +72,16 @@ def test_the_runs_named_give_the_claims_number(name):
     assert len(artifact.records(name)) == wanted and stats.n == int(n) == seeds
 
 
+@pytest.mark.parametrize("name", sorted(artifact.PICTURES))
+def test_the_runs_on_pictures_give_the_claims_number(name):
+    found = {(r.results["arm"], r.seed): r.results["valid"]["poses"]["loss"] for r in artifact.records(name)}
+    arm, ours = artifact.PICTURES[name], shipped_table().loc[name, "ours"]
+    assert len(found) == 6
+    gaps = [found[arm, seed] - found["dense", seed] for seed in (1, 2, 3)]
+    digits = len(re.match(r"[+-]?\d+\.(\d+)", ours)[1])
+    assert ours.startswith(f"{sum(gaps) / 3:.{digits}f} ±") and ours.endswith("(3)")
+
+
 def test_minutes_and_machines_are_those_of_the_records():
     for name in MEASURED:
         found = artifact.records(name)
@@ -93,6 +104,9 @@ def test_every_command_is_one_that_the_package_takes():
                 args = study_parser().parse_args(rest)
                 runs = plans.queue(args.profile, args.seeds, args.arms)
                 assert args.fresh and args.record and len(runs) == len(args.arms) * len(args.seeds)
+            elif what == "diffusion":
+                args = diffusion_parser().parse_args(rest)
+                assert args.fresh and args.record and len(args.arms) == 2 and args.kind == ["image"]
             elif what == "bench":
                 args = vars(bench_parser().parse_args(rest))
                 assert args["what"] in BENCHMARKS

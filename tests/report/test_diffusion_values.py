@@ -69,6 +69,24 @@ def test_arms_seeds_and_clips_may_come_later(tmp_path):
     assert lone["clips"].startswith("no clips are compared with dense yet")
 
 
+def test_together_is_compared_with_each_alone(tmp_path):
+    arms = ("dense", "active16", "block16", "act24", "tile24")
+    store = stored(tmp_path, of_seeds("image", arms, (1, 2, 3)))
+    said = diffusion_values.values(store)["pictures, together"]
+    apart = OFFSET["block16"] - OFFSET["active16"]
+    assert f"*Venom by votes of 64 tokens* minus *Venom by activations* {apart:+.4f} ± 0.0000 (3)" in said
+    few = stored(tmp_path / "few", of_seeds("image", ("dense", "block16"), (1, 2, 3)))
+    assert diffusion_values.values(few)["pictures, together"].startswith("No arm whose tokens choose")
+
+
+def test_the_readme_shows_differences_from_dense():
+    by_arm, short = diffusion_plots.runs("image"), diffusion_values.short()
+    losses = {a: [r.results["valid"]["poses"]["loss"] for r in runs.values()] for a, runs in by_arm.items()}
+    mean = {arm: sum(found) / len(found) for arm, found in losses.items()}
+    assert short["pictures, dense"] == f"{mean['dense']:.3f}"
+    assert short["pictures, venom16"].startswith(f"{mean['venom16'] - mean['dense']:+.4f} ±")
+
+
 def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):
     store = stored(tmp_path, of_seeds("image", ("dense", "act24"), (1, 2)))
     table = diffusion_values.scores(diffusion_plots.runs("image", store)).set_index("pictures")

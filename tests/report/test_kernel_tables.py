@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from replicate.bench import ffn as ffn_bench
+from replicate.bench import step
 from replicate.kernels.two_four.tile24 import two_of_four
-from replicate.report import kernel_plots, kernel_tables, kernels_page, layer_tables, pages
+from replicate.report import kernel_plots, kernel_tables, kernels_page, layer_tables, pages, step_table
+from replicate.study.records import RecordStore
 
 PAGE = pages.PAGES["kernels"].path.read_text(encoding="utf-8")
 
@@ -211,3 +213,26 @@ def test_every_stage_of_the_layer_has_a_colour():
 def test_curves_can_be_drawn(kernels):
     for figure in (kernel_plots.where_it_pays(kernels), kernel_plots.roofline(kernels)):
         assert all(torch.tensor(ax.get_xlim()).isfinite().all() for ax in figure.axes)
+
+
+def test_steps_in_fp8_are_over_the_dense_step_of_their_own_record():
+    record = step_table.fp8_record()
+    ms = {row["arm"]: row["ms"] for row in step.rows(record)}
+    dense = min(ms["dense"], ms["dense, in one piece"])
+    values = step_table.fp8_values()
+    assert record.device == layer_tables.CARD
+    for name, arm in (("dense", "fp8"), ("venom16", "venom16"), ("venom16, fp8", "venom16, fp8")):
+        assert values[f"step FP8 {name}"] == f"{dense / ms[arm]:.2f}"
+    assert values["step FP8 gains"] == f"{ms['venom16'] / ms['venom16, fp8']:.2f}"
+
+
+def test_layers_of_video_models_are_those_of_their_record():
+    table = layer_tables.video().set_index("layer")
+    assert list(table.columns) == ["Wan 2.1 14B, 5120 x 13824", "HunyuanVideo, 3072 x 12288"]
+    record = RecordStore().latest(kernel_tables.LAYER, shapes=[list(shape) for shape in ffn_bench.VIDEO])
+    for column, d_model in zip(table.columns, (5120, 3072), strict=True):
+        frame = layer_tables.layer(record, d_model).set_index("arm")
+        dense = frame.loc[["dense", "dense, by hand"], "ms"].min()
+        for arm in ("venom16", "act24"):
+            assert table.loc[layer_tables.NAMES[arm], column] == pytest.approx(dense / frame.loc[arm, "ms"])
+    assert layer_tables.video_values()["video venom16"] == f"{table.iloc[0, -1]:.1f}"
