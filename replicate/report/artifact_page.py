@@ -63,8 +63,8 @@ BENCHES: dict[str, tuple[str, ...]] = {  # claim -> benchmarks that it rests on
     "time-is-flops": ("step --preset llama1b",),
     "headline": ("step --preset llama7b",),
     "quantisation": ("ffn --sparsity venom16 'venom16, fp8'",),
-    "beyond-experts-time": ("wide --preset llama1b --arms 'experts x4, 8 of 64'",),
 }
+WIDE = {"beyond-experts-time": "experts x4, 8 of 64"}  # claim -> arm, of all whose timings it is judged by
 PICTURES = {"beyond-pictures-24": "act24", "beyond-pictures-venom": "venom16"}  # claim -> arm beside dense
 RUN = "python -m replicate"
 
@@ -118,6 +118,8 @@ def records(name: str) -> list[Record]:
     """The shipped records of runs or timings that a claim rests on; none where nothing is measured."""
     if name in BENCHES:
         return [_timed(bench) for bench in BENCHES[name]]
+    if name in WIDE:
+        return width.timings(WIDE[name])
     if name in PICTURES:
         runs = diffusion_plots.runs("image")
         return [record for arm in ("dense", PICTURES[name]) for record in runs[arm].values()]
@@ -140,8 +142,6 @@ def _seeds(name: str) -> range:
 
 def _timed(bench: str) -> Record:
     what, *options = shlex.split(bench)
-    if what == "wide":
-        return width.timed(options[1])[options[-1]]
     if "--preset" in options:
         return step_table.recorded(options[1])
     return kernel_tables.recorded(f"bench-{what}", options[1:] or None)
@@ -160,6 +160,8 @@ def _reproduced(claim: Claim) -> dict[str, str]:
     else:
         if name in BENCHES:
             commands = [f"{RUN} bench {bench}" for bench in BENCHES[name]]
+        elif name in WIDE:
+            commands = [f"{RUN} {width.command(record)}" for record in found]
         elif name in PICTURES:
             train = "diffusion --kind image --profile gpu --fresh --record"
             commands = [f"{RUN} {train} --arms dense {PICTURES[name]}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,6 +74,9 @@ def losses(by_arm: dict[str, dict[int, Record]]) -> pd.DataFrame:
                 row[f"{split} over dense"] = paired(*pairs)
         for name in ("accuracy", "frechet"):
             row[name] = float(np.mean([r.results["score"][name] for r in by_seed.values()]))
+        if shared:
+            read = [[by_arm[a][s].results["score"]["accuracy"] for s in shared] for a in (arm, "dense")]
+            row["accuracy over dense"] = paired(*read)
         rows.append(row)
     return pd.DataFrame(rows).set_index("arm")
 
@@ -123,11 +126,16 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
 
 
 def apart(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> pd.DataFrame:
-    """Held-out loss minus dense, mean of shared seeds: a row an arm, a column a stretch's middle."""
+    """Held-out loss minus dense, `Stats` of shared seeds: a row an arm, a column a stretch of t, its middle.
+
+    Raises ValueError without dense runs.
+    """
+    losses(by_arm)
     rows = {}
     for arm, by_seed in by_arm.items():
-        if arm != "dense" and (shared := by_seed.keys() & by_arm["dense"].keys()):
-            rows[arm] = _curve(by_seed, split, shared) - _curve(by_arm["dense"], split, shared)
+        if arm != "dense" and (shared := sorted(by_seed.keys() & by_arm["dense"].keys())):
+            ours, dense = (zip(*(_curve(by_arm[a][s], split) for s in shared)) for a in (arm, "dense"))
+            rows[arm] = [paired(*pair) for pair in zip(ours, dense, strict=True)]
     frame = pd.DataFrame(rows).T
     return frame.set_axis((frame.columns + 0.5) / len(frame.columns), axis=1)
 
@@ -138,12 +146,12 @@ def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figur
 
     fig, ax = plt.subplots(figsize=(7, 4.6))
     for arm, row in apart(by_arm, split).iterrows():
-        count = len(by_arm[arm].keys() & by_arm["dense"].keys())
+        count = row.iloc[0].n
         look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "P"}
         if arm in CHOSEN_TOGETHER:
             look |= {"mfc": "white", "linestyle": "--"}
         label = f"{LABELS[arm]} ({count} seed{'s' * (count > 1)})"
-        ax.plot(row.index, row, **({"ms": 5} | look), label=label)
+        ax.plot(row.index, [gap.mean for gap in row], **({"ms": 5} | look), label=label)
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
     ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense", title=SPLITS[split])
     ax.legend(fontsize=8)
@@ -214,5 +222,5 @@ def still(gif: bytes) -> list[np.ndarray]:
     return [np.asarray(f.convert("L")) for f in ImageSequence.Iterator(Image.open(io.BytesIO(gif)))]
 
 
-def _curve(by_seed: dict[int, Record], split: str, seeds: Iterable[int]) -> np.ndarray:
-    return np.mean([by_seed[seed].results["valid"][split]["by_time"] for seed in seeds], 0)
+def _curve(record: Record, split: str) -> list[float]:
+    return record.results["valid"][split]["by_time"]

@@ -5,13 +5,14 @@ A difference is called only with SEEDS seeds or more; with fewer the sentence sa
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pandas as pd
 
 from replicate.report.diffusion_plots import LABELS, loss, losses, runs
 from replicate.study.records import Record, RecordStore
-from replicate.study.statistics import Stats, paired, summary
+from replicate.study.statistics import Stats, paired, summary, widened
 
 SEEDS = 3  # from which on a difference is called
 ALONE = {"block16": "active16", "tile24": "act24"}  # tokens choose together -> each one alone
@@ -25,14 +26,12 @@ def values(store: RecordStore | None = None) -> dict[str, str]:
     pictures, clips = (runs(kind, store) for kind in ("image", "video"))
     if "dense" not in pictures:
         missing = f"No dense run on pictures is recorded yet: `{RUN.format('image')}`."
-        names = ("seeds", "flow", "losses", "fonts", "together", "judge")
+        names = ("seeds", "flow", "together", "judge")
         found = {f"pictures, {name}": missing for name in names}
     else:
         found = {
             "pictures, seeds": seeds(pictures),
             "pictures, flow": flow(pictures),
-            "pictures, losses": compared(pictures, "poses"),
-            "pictures, fonts": compared(pictures, "fonts"),
             "pictures, together": together(pictures),
             "pictures, judge": judged(pictures),
         }
@@ -45,11 +44,11 @@ def values(store: RecordStore | None = None) -> dict[str, str]:
     return found
 
 
-def short() -> dict[str, str]:
-    """Name -> number: "pictures, dense", its held-out loss; "pictures, act24", that arm's above it."""
-    pictures = runs("image")
-    found = {f"pictures, {arm}": _digits(gap) for arm, gap in above(pictures, "poses").items()}
-    return found | {"pictures, dense": dense(pictures)}
+def shares(store: RecordStore | None = None) -> dict[str, str]:
+    """Name -> how much above dense's loss an arm's is: "pictures, share venom16"; none without dense."""
+    pictures = runs("image", store)
+    arms = above(pictures, "poses") if "dense" in pictures else ()
+    return {f"pictures, share {arm}": f"{share(pictures, arm).mean:.0%}" for arm in arms}
 
 
 def seeds(by_arm: Runs) -> str:
@@ -79,9 +78,34 @@ def compared(by_arm: Runs, split: str) -> str:
 
 
 def above(by_arm: Runs, split: str) -> dict[str, Stats]:
-    """Arm -> its held-out loss minus dense's, for arms that share a seed with dense."""
+    """Arm -> its held-out loss minus dense's, for arms that share a seed with dense; see `_floored`."""
     gaps = losses(by_arm)[f"{split} over dense"].drop("dense")
-    return {str(arm): gap for arm, gap in gaps.items() if isinstance(gap, Stats)}
+    return _floored({str(arm): gap for arm, gap in gaps.items() if isinstance(gap, Stats)})
+
+
+def share(by_arm: Runs, arm: str, split: str = "poses") -> Stats:
+    """`above` of an arm, over dense's mean loss."""
+    gap, whole = above(by_arm, split)[arm], losses(by_arm).loc["dense", split]
+    return Stats(gap.mean / whole, gap.std / whole, gap.low / whole, gap.high / whole, gap.n)
+
+
+def differences(by_arm: Runs) -> pd.DataFrame:
+    """A row an arm: its held-out loss minus dense's on both splits, and the side of zero of its interval."""
+    rows: dict[str, dict[str, str]] = {}
+    for split, name in {"poses": "new poses", "fonts": "new fonts"}.items():
+        gaps = above(by_arm, split)
+        for arm, gap in gaps.items():
+            told = _side(gap) if gap.n >= SEEDS else "too few seeds"
+            row = rows.setdefault(arm, {"feed-forward layer": LABELS[arm]})
+            row |= {f"{name}, minus dense": _digits(gap), f"{name}: told from dense?": told}
+    return pd.DataFrame(rows.values())
+
+
+def _floored(gaps: dict[str, Stats]) -> dict[str, Stats]:
+    """Comparisons of one family, none with an interval narrower than their common spread makes it."""
+    several = [gap.std**2 for gap in gaps.values() if gap.n > 1]
+    floor = math.sqrt(sum(several) / len(several)) if several else 0.0
+    return {name: widened(gap, floor) for name, gap in gaps.items()}
 
 
 def together(by_arm: Runs, split: str = "poses") -> str:
@@ -90,9 +114,11 @@ def together(by_arm: Runs, split: str = "poses") -> str:
     for arm, alone in ALONE.items():
         ours, theirs = by_arm.get(arm, {}), by_arm.get(alone, {})
         if shared := sorted(ours.keys() & theirs.keys()):
-            found = paired(*([loss(runs[seed], split) for seed in shared] for runs in (ours, theirs)))
+            found = paired(*([loss(side[seed], split) for seed in shared] for side in (ours, theirs)))
             gaps[f"*{LABELS[arm]}* minus *{LABELS[alone]}*"] = found
-    return _called(gaps, "zero") if gaps else "No arm whose tokens choose together is recorded yet."
+    if not gaps:
+        return "No arm whose tokens choose together shares a seed with its like yet."
+    return _called(_floored(gaps), "zero")
 
 
 def _called(gaps: dict[str, Stats], base: str) -> str:
@@ -100,9 +126,9 @@ def _called(gaps: dict[str, Stats], base: str) -> str:
     listed = "; ".join(f"{name} {_digits(gap)}" for name, gap in gaps.items())
     enough = {arm: gap for arm, gap in gaps.items() if gap.n >= SEEDS}
     called = {
-        f"surely above {base}": [arm for arm, gap in enough.items() if gap.low > 0],
-        f"surely below {base}": [arm for arm, gap in enough.items() if gap.high < 0],
-        f"not told from {base}": [arm for arm, gap in enough.items() if gap.low <= 0 <= gap.high],
+        f"above {base}": [arm for arm, gap in enough.items() if _side(gap) == "above"],
+        f"below {base}": [arm for arm, gap in enough.items() if _side(gap) == "below"],
+        f"not told from {base}": [arm for arm, gap in enough.items() if _side(gap) == "no"],
         f"fewer than {SEEDS} seeds, so no difference is called": [arm for arm in gaps if arm not in enough],
     }
     if not enough:
@@ -126,12 +152,15 @@ def judged(by_arm: Runs) -> str:
 def scores(by_arm: Runs) -> pd.DataFrame:
     """A row an arm and one of real pictures: seeds, share that the judge reads as asked, Fréchet distance."""
     table = losses(by_arm)
+    apart = table["accuracy over dense"].drop("dense")
+    gaps = _floored({arm: gap for arm, gap in apart.items() if isinstance(gap, Stats)})
     ran = [record.results["real"] for by_seed in by_arm.values() for record in by_seed.values()]
     rows = [
         {
             "pictures": LABELS[arm],
             "seeds": str(row["seeds"]),
             "read as asked": row["accuracy"],
+            "minus dense, points": _points(gaps[arm]) if arm in gaps else "",
             "Fréchet distance": row["frechet"],
         }
         for arm, row in table.iterrows()
@@ -139,16 +168,26 @@ def scores(by_arm: Runs) -> pd.DataFrame:
     real = {
         "pictures": "real, held out",
         "seeds": "",
+        "minus dense, points": "",
         "read as asked": summary([r["accuracy"]["poses"] for r in ran]).mean,
         "Fréchet distance": summary([r["frechet"] for r in ran]).mean,
     }
     return pd.DataFrame([*rows, real])
 
 
+def _side(gap: Stats) -> str:
+    """Where the whole interval lies: "above" or "below" zero, or "no"."""
+    return "above" if gap.low > 0 else "below" if gap.high < 0 else "no"
+
+
 def _digits(gap: Stats) -> str:
     """Like `study_tables.brief`, with a digit more, since these losses are smaller."""
     half = f" ± {gap.half:.4f}" if gap.n > 1 else ""
     return f"{gap.mean:+.4f}{half} ({gap.n})"
+
+
+def _points(gap: Stats) -> str:
+    return f"{100 * gap.mean:+.1f}" + (f" ± {100 * gap.half:.1f}" if gap.n > 1 else "")
 
 
 def _seed(count: int) -> str:

@@ -105,7 +105,8 @@ def smaller() -> pd.DataFrame:
 
 def video() -> pd.DataFrame:
     """One row a format, one column a model of VIDEO: times as fast as the faster dense layer of its shape."""
-    record = RecordStore().latest(ffn_bench.KIND, shapes=[list(shape) for shape in ffn_bench.VIDEO])
+    shapes = [list(shape) for shape in ffn_bench.VIDEO]
+    record = RecordStore().latest(ffn_bench.KIND, device=CARD, shapes=shapes)
     found = {}
     for model, (d_model, d_ff) in VIDEO.items():
         x = layer(record, d_model).set_index("arm")["x"]
@@ -114,9 +115,10 @@ def video() -> pd.DataFrame:
 
 
 def video_values() -> dict[str, str]:
-    """Name -> "video venom16": times as fast as dense at the shape of HunyuanVideo, the last of `video`."""
-    x = video().set_index("layer").iloc[:, -1]
-    return {f"video {arm}": f"{x[name]:.1f}" for arm, name in NAMES.items() if name in x.index}
+    """Name -> times as fast as dense, by `video`: "Wan 2.1 14B venom16", "HunyuanVideo venom16", ..."""
+    table = video().set_index("layer").set_axis(list(VIDEO), axis=1)
+    arms = {name: arm for arm, name in NAMES.items()}
+    return {f"{m} {arms[name]}": f"{x:.2f}" for m, column in table.items() for name, x in column.items()}
 
 
 def cards() -> pd.DataFrame:

@@ -50,7 +50,7 @@ def values() -> dict[str, str]:
     above = {arm: study_tables.contrast(frame, (arm,), study_tables.TRAIN) for arm in frame["arm"].unique()}
     out = {arm: f"{loss.mean:+.3f}" for arm, loss in above.items()}
     out |= decode_tables.values() | layer_tables.fp8_values() | step_table.fp8_values()
-    out |= diffusion_values.short() | scaling_page.values() | layer_tables.video_values()
+    out |= diffusion_values.shares() | scaling_page.values() | layer_tables.video_values()
     for arm, (one, eight) in width.times().items():
         out |= {f"time {arm}": f"{one:.2f} times", f"time 8 {arm}": f"{eight:.2f} times"}
     return out | {

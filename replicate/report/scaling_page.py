@@ -9,16 +9,14 @@ from replicate.bench import scale, step
 from replicate.report import step_table
 from replicate.report.layer_tables import NAMES
 from replicate.settings.presets import train_preset
+from replicate.settings.text import from_dict
 from replicate.study.records import CARD, Record, RecordStore
 from replicate.training.flops import param_count
+from replicate.training.memory import memory
 
 ENGINES = {"one process": "–", "ddp": "DDP", "fsdp": "FSDP2"}
-SENT = {
-    "ddp": 8,
-    "fsdp": 12,
-}  # bytes a parameter that a GPU sends in a step of one micro-batch, of N - 1 in N
-# GPUs -> GB/s that one of them sends, by their makers: NVLink of an H100; 400 Gbit/s each between hosts
-LINKS = {8: 450, 64: 50}
+HOST = 8  # GPUs of one host, for which an estimate is made
+LARGEST = 141e9  # bytes of an H200
 
 
 def recorded() -> Record:
@@ -31,9 +29,9 @@ def measured() -> pd.DataFrame:
     rows = pd.DataFrame(scale.rows(recorded()))
     return pd.DataFrame(
         {
-            "GPUs": rows["processes"],
+            "scale, GPUs": rows["processes"],
             "engine": rows["engine"].map(ENGINES),
-            "layers": rows["formats"].replace(NAMES),
+            "scale, layers": rows["formats"].replace(NAMES),
             "ms": rows["ms"].map("{:.1f}".format),
             "tokens/s over one GPU's": rows["x one process"].map("{:.2f}".format),
             "tokens/s over dense's": rows["x dense"].map("{:.2f}".format),
@@ -43,23 +41,28 @@ def measured() -> pd.DataFrame:
 
 
 def expected() -> pd.DataFrame:
-    """One row a model, engine and number of GPUs: ms that weights and gradients travel, and bounds of a step.
+    """One row a model and engine that fits: an estimate of a step on HOST GPUs.
 
-    The lower bound hides all of what travels behind one GPU's measured step, the upper one nothing.
+    It is one GPU's step, and what the record's took longer on N GPUs than on one; that grows with the
+    parameters and with (N - 1) / N, the share of them that a GPU sends.
     """
-    rows = []
+    record, rows = recorded(), []
+    ms = {(row["processes"], row["engine"], row["formats"]): row["ms"] for row in scale.rows(record)}
+    count = record.config["processes"]
+    cut = param_count(from_dict(record.config["train"]).model)["total"]
     for model, (preset, _) in step_table.MODELS.items():
-        parameters = param_count(train_preset(preset).model)["total"]
+        config = train_preset(preset).model
         times = {row["arm"]: row["ms"] for row in step.rows(step_table.recorded(preset))}
-        for engine, sent in SENT.items():
-            for count, speed in LINKS.items():
-                travels = 1e3 * sent * parameters * (count - 1) / count / (1e9 * speed)
-                row = {"model": model, "engine": ENGINES[engine], "GPUs": count}
-                row["travels, ms"] = f"{travels:.0f}"
-                for arm in scale.SPARSITY:
-                    ms = times[arm]
-                    row[f"step, {NAMES[arm]}, ms"] = f"{max(ms, travels):.0f} to {ms + travels:.0f}"
-                rows.append(row)
+        grown = param_count(config)["total"] / cut * ((HOST - 1) / HOST) / ((count - 1) / count)
+        for engine in record.config["engines"]:
+            if memory(config, 1, HOST, engine)["total"] > LARGEST:
+                continue
+            on = {a: grown * (ms[count, engine, a] - ms[1, "one process", a]) for a in scale.SPARSITY}
+            dense, sparse = (times[a] + on[a] for a in scale.SPARSITY)
+            row = {"model": model, "engine": ENGINES[engine], "GPUs": HOST}
+            row |= {f"{NAMES[a]}, ms": f"{times[a]:.0f} + {on[a]:.0f}" for a in scale.SPARSITY}
+            row["times as fast as dense, one GPU"] = f"{times['dense'] / times['recipe']:.2f}"
+            rows.append(row | {f"on {HOST}": f"{dense / sparse:.2f}"})
     return pd.DataFrame(rows)
 
 
@@ -76,12 +79,13 @@ def values() -> dict[str, str]:
     found = {f"scale {row['engine']} {row['formats']}": f"{row['x one process']:.2f}" for row in rows}
     sparse = [row for row in scale.rows(record) if row["formats"] != record.config["sparsity"][0]]
     found |= {f"over dense {row['engine']}": f"{row['x dense']:.2f}" for row in sparse}
-    times = [row["x one process"] for row in rows]
+    times, gains = [row["x one process"] for row in rows], [row["x dense"] for row in sparse if row in rows]
     train = record.config["train"]
     return found | {
         "scale": f"{min(times):.2f} to {max(times):.2f}",
-        "GPUs": str(rows[0]["processes"]),
-        "layers": str(train["model"]["n_layer"]),
-        "tokens a GPU": f"{train['batch_size'] * train['model']['seq_len']:,}",
-        "record": f"data/recorded/{record.kind}/{record.config_hash}.json",
+        "over dense": f"{min(gains):.2f} to {max(gains):.2f}",
+        "scale, GPUs": str(rows[0]["processes"]),
+        "scale, layers": str(train["model"]["n_layer"]),
+        "scale, tokens a GPU": f"{train['batch_size'] * train['model']['seq_len']:,}",
+        "scale, record": f"data/recorded/{record.kind}/{record.config_hash}.json",
     }

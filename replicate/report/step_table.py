@@ -34,18 +34,15 @@ def recorded(preset: str, timed: Sequence[str] = PAPERS) -> Record:
     return RecordStore().latest(KIND, timed=timed, device=CARD, preset=preset, residual=None)
 
 
-def fp8_record() -> Record | None:
+def fp8_record() -> Record:
     """The newest record of the 1B step that timed `layer_tables.FP8` together, on the card of the layers."""
-    found = RecordStore().widest_last(KIND, device=layer_tables.CARD, preset=MODELS["1B"][0], residual=None)
-    whole = [r for r in found if set(layer_tables.FP8) <= set(r.config["sparsity"])]
-    return max(whole, key=lambda r: r.date, default=None)
+    found = {"device": layer_tables.CARD, "preset": MODELS["1B"][0], "residual": None}
+    return RecordStore().latest(KIND, timed=layer_tables.FP8, **found)
 
 
 def fp8_values() -> dict[str, str]:
     """Name -> a 1B step, times as fast as dense in bf16, by `fp8_record`; "step FP8 gains" over itself."""
-    if (record := fp8_record()) is None:
-        return {}
-    x = {row["arm"]: row["x"] for row in rows(record)}
+    x = {row["arm"]: row["x"] for row in rows(fp8_record())}
     dense, in_bf16, in_fp8 = (x[arm] for arm in layer_tables.FP8)
     found = {"dense": dense, "venom16": in_bf16, "venom16, fp8": in_fp8, "gains": in_fp8 / in_bf16}
     return {f"step FP8 {name}": f"{times:.2f}" for name, times in found.items()}

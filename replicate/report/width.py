@@ -1,5 +1,6 @@
 """Width instead of time: wider layers of which each token uses a share, at the FLOPs of a dense run."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,6 +107,25 @@ def times(preset: str = "llama1b") -> dict[str, tuple[float, float]]:
         row = next(row for row in wide.rows(record) if row["arm"] == arm)
         found[arm] = row["x time, 1"], row["x time, 8"]
     return found
+
+
+def timings(arm: str, preset: str = "llama1b") -> list[Record]:
+    """All shipped records of `CARD` that timed an arm's step."""
+    records = RecordStore().widest_last(wide.KIND, device=CARD, preset=preset)
+    return [record for record in records if arm in record.config["arms"]]
+
+
+def command(record: Record) -> str:
+    """The benchmark that makes a record of wider layers again: "bench wide --preset ..."."""
+    c = record.config
+    options = ["--preset", c["preset"], "--layers", *map(str, c["layers"]), "--repeats", str(c["repeats"])]
+    return shlex.join(["bench", "wide", *options, "--arms", *c["arms"]])
+
+
+def slowest(arm: str) -> float:
+    """The largest time of an arm's step over dense's in `timings`, at one or eight micro-batches."""
+    found = [row for record in timings(arm) for row in wide.rows(record) if row["arm"] == arm]
+    return max(row[f"x time, {micro}"] for row in found for micro in (1, 8))
 
 
 def table(found: pd.DataFrame, times: Mapping[str, tuple[float, float]]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from replicate import paper
+from replicate.bench import wide
 from replicate.bench.command import BENCHMARKS
 from replicate.bench.command import _parser as bench_parser
 from replicate.diffusion.command import _parser as diffusion_parser
@@ -21,7 +22,7 @@ TABLE = artifact.claims().set_index("claim")
 ACCURACY = {"table4-30k", "table4-40k", "table4-50k", "table4-60k", "table2-1b-accuracy"}
 HELD_OUT = {"static-worse", "table4-recovers", "table4-helps", "order", "beyond-width", "beyond-experts"}
 HELD_OUT |= {"quantisation-loss"}
-NAMED = {*artifact.ARMS, *artifact.BENCHES, *artifact.PICTURES}
+NAMED = {*artifact.ARMS, *artifact.BENCHES, *artifact.WIDE, *artifact.PICTURES}
 MEASURED = {name for name in NAMED if shipped_table().loc[name, "ours"] != "–"}
 OTHER = {"relu2-init", "relu2-trained", "relu2-rises", "warmup-steps", "figure5"}  # no difference of two arms
 # Names with digits in them, as in docs/replication.md; any other digit would be a number without a record.
@@ -79,7 +80,15 @@ def test_the_runs_on_pictures_give_the_claims_number(name):
     assert len(found) == 6
     gaps = [found[arm, seed] - found["dense", seed] for seed in (1, 2, 3)]
     digits = len(re.match(r"[+-]?\d+\.(\d+)", ours)[1])
-    assert ours.startswith(f"{sum(gaps) / 3:.{digits}f} ±") and ours.endswith("(3)")
+    dense = sum(found["dense", seed] for seed in (1, 2, 3)) / 3
+    assert ours.startswith(f"{sum(gaps) / 3 / dense:.{digits}f} ±") and ours.endswith("(3)")
+
+
+def test_the_mixtures_time_is_the_worst_of_its_timings():
+    name, arm = "beyond-experts-time", artifact.WIDE["beyond-experts-time"]
+    rows = [row for r in artifact.records(name) for row in wide.rows(r) if row["arm"] == arm]
+    worst = max(max(row["x time, 1"], row["x time, 8"]) for row in rows)
+    assert len(rows) > 1 and shipped_table().loc[name, "ours"] == f"{worst:.3g}x"
 
 
 def test_minutes_and_machines_are_those_of_the_records():

@@ -23,22 +23,45 @@ def of_seeds(kind, arms, seeds):
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
 def test_no_difference_is_called_from_one_or_two_seeds(tmp_path, seeds):
-    values = diffusion_values.values(stored(tmp_path, of_seeds("image", ("dense", "act24", "tile24"), seeds)))
-    for name in ("pictures, losses", "pictures, fonts"):
-        assert f"At most {len(seeds)} seed" in values[name]
-        assert values[name].endswith("no difference is called.") and "surely" not in values[name].lower()
-        assert f"*2:4 activations* {OFFSET['act24']:+.4f}" in values[name]
+    store = stored(tmp_path, of_seeds("image", ("dense", "act24", "tile24"), seeds))
+    by_arm = diffusion_plots.runs("image", store)
+    table = diffusion_values.differences(by_arm)
+    for name in ("new poses", "new fonts"):
+        assert (table[f"{name}: told from dense?"] == "too few seeds").all()
+        assert table[f"{name}, minus dense"].iloc[0].startswith(f"{OFFSET['act24']:+.4f}")
+        said = diffusion_values.compared(by_arm, "poses" if "poses" in name else "fonts")
+        assert f"At most {len(seeds)} seed" in said and said.endswith("no difference is called.")
+    values = diffusion_values.values(store)
     assert values["clips"].startswith("no clips") and "--kind video" in values["clips"]
 
 
 def test_three_seeds_call_a_difference_by_its_interval(tmp_path):
     """The made-up differences are the same for every seed, so that their intervals are points."""
     runs = of_seeds("image", ("dense", "venom16"), (1, 2, 3)) + of_seeds("image", ("gelu",), (2,))
-    said = diffusion_values.values(stored(tmp_path, runs))["pictures, losses"]
+    by_arm = diffusion_plots.runs("image", stored(tmp_path, runs))
+    said = diffusion_values.compared(by_arm, "poses")
     called, doubtful = said.split("; ")[-2:]
     assert "(3)" in said and "*Venom by the router* +0.0300 ± 0.0000 (3)" in said
-    assert re.search(r"Surely above dense: \*Venom by the router\*$", called)
+    assert re.search(r"Above dense: \*Venom by the router\*$", called)
     assert re.search(r"fewer than 3 seeds, .*: \*dense, GELU\*\.$", doubtful)
+    table = diffusion_values.differences(by_arm).set_index("feed-forward layer")
+    told = table["new poses: told from dense?"]
+    assert dict(told) == {"dense, GELU": "too few seeds", "Venom by the router": "above"}
+
+
+def test_arms_that_happen_to_agree_are_not_told_by_it(tmp_path):
+    """One arm's seeds agree to a hair, another's do not: the first one's interval is widened."""
+    by_arm = diffusion_plots.runs(
+        "image", stored(tmp_path, of_seeds("image", ("dense", "act24", "venom16"), (1, 2, 3)))
+    )
+    base = [by_arm["dense"][seed].results["valid"]["poses"]["loss"] for seed in (1, 2, 3)]
+    for arm, gaps in {"act24": (0.010, 0.011, 0.012), "venom16": (-0.1, 0.0, 0.1)}.items():
+        for seed, gap in enumerate(gaps, 1):
+            by_arm[arm][seed].results["valid"]["poses"]["loss"] = base[seed - 1] + gap
+    found = diffusion_values.above(by_arm, "poses")
+    assert found["act24"].mean == pytest.approx(0.011) and found["act24"].low < 0 < found["act24"].std < 0.002
+    share = diffusion_values.share(by_arm, "act24")
+    assert share.mean == pytest.approx(0.011 / (sum(base) / 3)) and share.low < 0
 
 
 def test_an_interval_across_zero_calls_nothing(tmp_path):
@@ -50,13 +73,19 @@ def test_an_interval_across_zero_calls_nothing(tmp_path):
     assert said.endswith("Not told from dense: *2:4 activations*.")
     for run in by_arm["act24"].values():
         run.results["valid"]["poses"]["loss"] = 0.1
-    assert "Surely below dense: *2:4 activations*." in diffusion_values.compared(by_arm, "poses")
+    assert "Below dense: *2:4 activations*." in diffusion_values.compared(by_arm, "poses")
 
 
 def test_arms_seeds_and_clips_may_come_later(tmp_path):
     few = diffusion_values.values(stored(tmp_path / "few", of_seeds("image", ("dense",), (1,))))
     assert few["pictures, seeds"] == "1 arm, one seed each"
-    assert few["pictures, losses"] == "No other arm shares a seed with a dense run yet."
+    assert (
+        diffusion_values.compared(
+            diffusion_plots.runs("image", RecordStore(tmp_path / "few/cached", tmp_path / "few/recorded")),
+            "poses",
+        )
+        == "No other arm shares a seed with a dense run yet."
+    )
     none = diffusion_values.values(stored(tmp_path / "none", []))
     assert none.keys() == few.keys() and all("recorded yet" in none[n] for n in none if n != "clips")
     runs = of_seeds("image", diffusion_plots.LABELS, (1, 2, 3)) + of_seeds("image", ("dense",), (4,))
@@ -76,15 +105,15 @@ def test_together_is_compared_with_each_alone(tmp_path):
     apart = OFFSET["block16"] - OFFSET["active16"]
     assert f"*Venom by votes of 64 tokens* minus *Venom by activations* {apart:+.4f} ± 0.0000 (3)" in said
     few = stored(tmp_path / "few", of_seeds("image", ("dense", "block16"), (1, 2, 3)))
-    assert diffusion_values.values(few)["pictures, together"].startswith("No arm whose tokens choose")
+    assert "shares a seed with its like" in diffusion_values.values(few)["pictures, together"]
 
 
-def test_the_readme_shows_differences_from_dense():
-    by_arm, short = diffusion_plots.runs("image"), diffusion_values.short()
+def test_the_readme_shows_shares_of_dense(tmp_path):
+    by_arm = diffusion_plots.runs("image")
     losses = {a: [r.results["valid"]["poses"]["loss"] for r in runs.values()] for a, runs in by_arm.items()}
-    mean = {arm: sum(found) / len(found) for arm, found in losses.items()}
-    assert short["pictures, dense"] == f"{mean['dense']:.3f}"
-    assert short["pictures, venom16"].startswith(f"{mean['venom16'] - mean['dense']:+.4f} ±")
+    times = sum(losses["venom16"]) / sum(losses["dense"])
+    assert diffusion_values.shares()["pictures, share venom16"] == f"{times - 1:.0%}"
+    assert diffusion_values.shares(stored(tmp_path, of_seeds("image", ("act24",), (1,)))) == {}
 
 
 def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):

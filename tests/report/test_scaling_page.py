@@ -1,8 +1,10 @@
 """docs/scaling.md: what two GPUs gained, and what may be expected of more."""
 
+from dataclasses import replace
+
 import pytest
 
-from replicate.report import pages, scaling_page, step_table
+from replicate.report import scaling_page, step_table
 from replicate.settings.presets import train_preset
 from replicate.training.flops import param_count
 
@@ -13,7 +15,7 @@ def test_numbers_are_the_records():
         for case in scaling_page.recorded().results["cases"]
     }
     values = scaling_page.values()
-    count = int(values["GPUs"])
+    count = int(values["scale, GPUs"])
     times = []
     for engine in ("ddp", "fsdp"):
         dense, sparse = cases[count, engine, "dense"], cases[count, engine, "recipe"]
@@ -24,18 +26,25 @@ def test_numbers_are_the_records():
     assert max(times) < count, "more than linear is a mistake of the clock"
 
 
-def test_a_step_lies_between_all_hidden_and_nothing_hidden():
-    table = scaling_page.expected().set_index(["model", "engine", "GPUs"])
-    assert len(table) == 8
-    preset = step_table.MODELS["1B"][0]
-    parameters = param_count(train_preset(preset).model)["total"]
-    row = table.loc["1B", "DDP", 64]
-    assert float(row["travels, ms"]) == pytest.approx(8 * parameters * 63 / 64 / 50e9 * 1e3, abs=0.5)
-    low, high = map(float, row["step, dense, compiled, ms"].split(" to "))
-    assert high - low == pytest.approx(float(row["travels, ms"]), abs=1.01)
-    assert (table["travels, ms"].astype(float) > 0).all()
+def test_what_is_added_grows_with_parameters_and_the_share_that_is_sent():
+    table = scaling_page.expected().set_index(["model", "engine"])
+    assert list(table.index) == [("1B", "DDP"), ("1B", "FSDP2"), ("7B", "FSDP2")]  # 7B does not fit with DDP
+    ms = {
+        (case["processes"], case["engine"], case["sparsity"]): case["ms"]
+        for case in scaling_page.recorded().results["cases"]
+    }
+    parts = {
+        name: list(map(float, row["dense, compiled, ms"].split(" + "))) for name, row in table.iterrows()
+    }
+    for name, engine in (("DDP", "ddp"), ("FSDP2", "fsdp")):
+        added = ms[2, engine, "dense"] - ms[1, "", "dense"]
+        times = float(parts["1B", name][1]) / added / (7 / 4)  # of 7/8 instead of 1/2
+        whole, cut = (param_count(model)["total"] for model in models())
+        assert times == pytest.approx(whole / cut, rel=0.02)
+    speeds = table["times as fast as dense, one GPU"].astype(float), table["on 8"].astype(float)
+    assert (speeds[1] <= speeds[0]).all() and (speeds[1] > 1).all()
 
 
-def test_the_page_shows_them():
-    text = pages.PAGES["scaling"].path.read_text(encoding="utf-8")
-    assert pages.filled(pages.PAGES["scaling"]) == text
+def models():
+    whole = train_preset(step_table.MODELS["1B"][0]).model
+    return whole, replace(whole, n_layer=int(scaling_page.values()["scale, layers"]))

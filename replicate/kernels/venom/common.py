@@ -107,7 +107,7 @@ def _fitted(device: torch.device, bytes_each: int, n: int, k: int) -> Tile:
     most_n, most_k = (min(tile.n, 64), min(tile.k, 32)) if bytes_each == 4 else (tile.n, tile.k)
     most_k = 2 * most_k if bytes_each == 1 else most_k
     widths = [most_n >> i for i in range(4) if most_n >> i >= 32]
-    best = min(widths, key=lambda width: -(-n // width) * width * (1 + NARROW / width))
+    best = min(widths, key=lambda width: (-(-n // width) * (width + NARROW), -(-n // width) * width))
     steps = [most_k >> i for i in range(3) if most_k >> i >= 16]
     return Tile(best, next((step for step in steps if k % step == 0), steps[0]), tile.warps, tile.stages)
 
@@ -116,7 +116,8 @@ def fit_tile(like: Tensor, n: int, k: int) -> Tile:
     """The device's tile fitted to n output columns and a reduction of k; smaller for float32, deeper for FP8.
 
     The width is the one with the least work, counted as tiles * (width + NARROW): columns past n are wasted,
-    and narrow tiles read their rows of the other operand more often. The step divides k if any does.
+    and narrow tiles read their rows of the other operand more often. Of equals that with the fewest columns.
+    The step divides k if any does.
     """
     return _fitted(like.device, like.dtype.itemsize, n, k)
 
