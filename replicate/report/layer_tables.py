@@ -73,18 +73,22 @@ def fp8_gain(d_model: int) -> float | None:
     return float(in_bf16 / in_fp8)
 
 
-def in_fp8() -> pd.DataFrame:
-    """Index `FP8`, one column a model shape: times as fast as dense in bf16; no column without a record."""
+def in_fp8(column: str = "x") -> pd.DataFrame:
+    """Index `FP8`, one column a model shape: a column of `layer`, such as times as fast as dense in bf16.
+
+    No column without a record.
+    """
     found = {}
     for model, d_model in MODELS.items():
         if record := fp8_record(d_model):
-            found[model] = layer(record, d_model).set_index("arm").loc[list(FP8), "x"]
+            found[model] = layer(record, d_model).set_index("arm").loc[list(FP8), column]
     return pd.DataFrame(found)
 
 
 def fp8_values() -> dict[str, str]:
-    """The numbers of `in_fp8`, figure 4d's gain over itself in bf16, and both gains multiplied, by name."""
-    out = {}
+    """The numbers of `in_fp8`, memory too, figure 4d's gain over itself in bf16, both gains multiplied."""
+    memory = in_fp8("memory").items()
+    out = {f"memory FP8 {model} {arm}": f"{share:.2f}" for model, x in memory for arm, share in x.items()}
     for model, x in in_fp8().items():
         out |= {f"beside FP8 {model} {arm}": f"{times:.2f}" for arm, times in x.items()}
         out[f"FP8 gains {model}"] = f"{x.iloc[2] / x.iloc[1]:.2f}"

@@ -204,6 +204,7 @@ def test_what_fp8_gains_is_read_where_all_were_timed_together(monkeypatch):
     assert list(found.columns) == ["7B"] and list(found["7B"]) == pytest.approx([16 / 12, 16 / 5, 16 / 4])
     values = layer_tables.fp8_values()
     assert values["beside FP8 7B fp8"] == "1.33" and values["FP8 gains 7B"] == "1.25"
+    assert values["memory FP8 7B venom16"] == "1.00"
 
 
 def test_every_stage_of_the_layer_has_a_colour():
