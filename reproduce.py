@@ -77,8 +77,12 @@ def run_tests(everywhere):
 
 
 def call(command):
-    """Run a command in the checkout to its end and give its exit status."""
-    process = subprocess.Popen(command, cwd=str(ROOT), env={**os.environ, "PYTHONUTF8": "1"})
+    """Run a command in the checkout to its end and give its exit status.
+
+    Threads that wait sleep: those that spin make training many times slower where others use the processor.
+    """
+    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUTF8": "1"}
+    process = subprocess.Popen(command, cwd=str(ROOT), env=env)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -372,6 +373,19 @@ def test_call_gives_the_exit_status(monkeypatch, tmp_path):
         "import os, sys; sys.exit(3 if os.environ['PYTHONUTF8'] == '1' and os.getcwd() == sys.argv[1] else 4)"
     )
     assert reproduce.call([sys.executable, "-c", check, os.path.realpath(tmp_path)]) == 3
+
+
+@pytest.mark.parametrize(("own", "given"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_it_is_chosen_otherwise(monkeypatch, own, given):
+    """On two cores of which another process used one, chapter 03 took ten minutes instead of one."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    check = f"import os, sys; sys.exit(os.environ.get('OMP_WAIT_POLICY') != '{given}')"
+    assert reproduce.call([sys.executable, "-c", check]) == 0
+    ask = "from replicate.report import notebooks; print(notebooks.KERNEL_ENV['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == given
 
 
 def test_call_lets_the_child_end_before_an_interrupt_goes_on(monkeypatch):

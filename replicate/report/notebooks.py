@@ -19,6 +19,7 @@ _FILE = re.compile(r"(\d\d)_[a-z0-9_]+\.ipynb")
 # command has chosen the scale, and is not asked again before long work.
 KERNEL_ENV = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "REPLICATE_LONG": "1"}
 KERNEL_ENV["REPLICATE_STATIC"] = "1"  # no sliders: what is stored is a picture, see `chapter.touch`
+KERNEL_ENV["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # as in reproduce.py
 KERNEL_ENV["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 
 
