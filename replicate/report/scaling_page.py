@@ -81,7 +81,11 @@ def values() -> dict[str, str]:
     found |= {f"over dense {row['engine']}": f"{row['x dense']:.2f}" for row in sparse}
     times, gains = [row["x one process"] for row in rows], [row["x dense"] for row in sparse if row in rows]
     train = record.config["train"]
+    model = from_dict(train).model
+    (alone,) = (row for row in step.rows(step_table.recorded("llama1b")) if row["arm"] == "recipe")
     return found | {
+        "launching": f"{alone['launched'] / alone['ms'] - 1:.0%}",
+        "vocabulary": f"{model.vocab_size * model.d_model / param_count(model)['total']:.0%}",
         "scale": f"{min(times):.2f} to {max(times):.2f}",
         "over dense": f"{min(gains):.2f} to {max(gains):.2f}",
         "scale, GPUs": str(rows[0]["processes"]),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from replicate.bench import step
 from replicate.report import scaling_page, step_table
 from replicate.settings.presets import train_preset
 from replicate.training.flops import param_count
@@ -23,6 +24,13 @@ def test_numbers_are_the_records():
         times += [dense / cases[1, "", "dense"], sparse / cases[1, "", "recipe"]]
         assert values[f"scale {engine} recipe"] == f"{times[-1]:.2f}"
     assert values["scale"] == f"{min(times):.2f} to {max(times):.2f}"
+    (recipe,) = (r for r in step.rows(step_table.recorded("llama1b")) if r["arm"] == "recipe")
+    assert (
+        values["launching"] == f"{recipe['x'] / recipe['x launched'] - 1:.0%}"
+    )  # over one and the same dense
+    whole = models()[1]
+    share = whole.vocab_size * whole.d_model / param_count(whole)["total"]
+    assert whole.tie_embeddings and values["vocabulary"] == f"{share:.0%}"
     assert max(times) < count, "more than linear is a mistake of the clock"
 
 
