@@ -31,6 +31,7 @@ HELD_OUT = ("DejaVuSansMono-Oblique", "DejaVuSerif-Italic", "STIXGeneralBol", "c
 SPLITS = {"train": TRAINED, "poses": TRAINED, "fonts": HELD_OUT}  # "poses" and "fonts" are held out
 CELL, EM = 48, 34  # pixels of a specimen, and of a font's em in it
 GREY = 0.5  # of the glyph behind, where black is 0 and white 1
+FAR, TURNED = 0.25, math.radians(30)  # a clip's glyph starts and ends this far off the middle, and turns
 
 
 @cache
@@ -116,8 +117,8 @@ class Glyphs:
 
     def _path(self, split: str, u: Tensor) -> tuple[Tensor, Tensor]:
         glyphs, y = self._pick(split, u[:, :2])
-        turn, turned = (2 * u[:, 2] - 1) * math.radians(20), (2 * u[:, 3] - 1) * math.radians(60)
-        start, end = (2 * u[:, 4:6] - 1) * 0.5, (2 * u[:, 6:8] - 1) * 0.5
+        turn, turned = (2 * u[:, 2] - 1) * math.radians(20), (2 * u[:, 3] - 1) * TURNED
+        start, end = (2 * u[:, 4:6] - 1) * FAR, (2 * u[:, 6:8] - 1) * FAR
         part = torch.linspace(0, 1, self.frames, device=u.device)
         turns = turn[:, None] + turned[:, None] * part
         shifts = start[:, None] + (end - start)[:, None] * part[:, None]

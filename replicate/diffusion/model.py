@@ -46,6 +46,7 @@ class DiTConfig:
     d_ff: int = 1536
     n_head: int = 6
     activation: str = "relu2"  # or "gelu", the usual one of such models; dense only
+    qk_norm: bool = False  # queries and keys of length sqrt(d_head), see `Attention`
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ class Block(nn.Module):
         super().__init__()
         d = config.d_model
         self.steer = _zero(nn.Linear(d, 6 * d))
-        self.attn = Attention(d, config.n_head)
+        self.attn = Attention(d, config.n_head, config.qk_norm)
         if config.activation == "relu2":
             self.ffn = SparseFFN(d, config.d_ff, config.sparsity)
         else:
@@ -158,21 +159,26 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention in which every token sees every other one.
 
+    With qk_norm queries and keys are divided by their root mean square (2302.05442; here without weights), so
+    that no score is above sqrt(d_head). Without it scores grow, and training on clips broke.
+
     Not by cuDNN's kernel, torch's first choice on an H200: without a causal mask its backward pass gives NaN
     where tokens % 128 is 64 and all scores of a query are below about -89 (pytorch issue 196678).
     """
 
     kernel = "flash"  # see `attention.attention_by`
 
-    def __init__(self, d_model: int, n_head: int) -> None:
+    def __init__(self, d_model: int, n_head: int, qk_norm: bool = False) -> None:
         super().__init__()
-        self.n_head = n_head
+        self.n_head, self.qk_norm = n_head, qk_norm
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.proj = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, S, D] to the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         with attention_by(self.kernel):
             y = F.scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).flatten(2))

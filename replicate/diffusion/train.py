@@ -58,7 +58,7 @@ class DiffusionConfig(TrainConfig):
         return "image" if self.model.frames == 1 else "video"
 
 
-CLIP = {"frames": 8, "frame_patch": 2}
+CLIP = {"frames": 8, "frame_patch": 2, "qk_norm": True}
 _SMALL = DiTConfig(n_layer=2, d_model=96, d_ff=384, n_head=4)
 _TOY = DiffusionConfig(
     model=_SMALL, steps=300, batch_size=16, lr=3e-3, lr_warmup=30, dense_warmup=60, final_window=30
@@ -71,7 +71,7 @@ PRESETS: dict[tuple[str, str], DiffusionConfig] = {  # (kind, profile); equal to
     ("image", "smoke"): _TOY,
     ("video", "smoke"): replace(_TOY, model=replace(_SMALL, **CLIP), batch_size=4),
     ("image", "gpu"): _GPU,
-    ("video", "gpu"): replace(_GPU, model=replace(_GPU.model, **CLIP, patch=8)),  # 64 tokens a clip, too
+    ("video", "gpu"): replace(_GPU, model=replace(_GPU.model, **CLIP), batch_size=64),
 }
 ARMS: dict[str, dict[str, Any]] = {  # name -> changes to the model
     "dense": {},

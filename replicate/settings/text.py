@@ -22,8 +22,8 @@ NOT_HASHED = (
 # Settings younger than some records: at the value that says what was done before, they do not enter the hash.
 # `SparsityConfig.backward` is one too, see `config_hash`.
 YOUNGER = {"fold": False, "residual": "float32"}
-# Settings of `SparsityConfig`, younger too, at the value that no configuration in text says.
-SILENT = (("fp8", False),)
+# Settings of `SparsityConfig` and `DiTConfig`, younger too, at the value that no configuration in text says.
+SILENT = (("fp8", False), ("qk_norm", False))
 # A setting that is gone, at the only value that records have.
 GONE = {"outputs": "full"}
 

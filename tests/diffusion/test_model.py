@@ -185,6 +185,25 @@ def test_the_models_of_the_gpu_scale_have_10_to_30_million_parameters():
     assert 10e6 < count < 30e6
 
 
+def test_normalised_queries_and_keys_bound_the_scores(monkeypatch):
+    """However large the weights are: a token then cannot look at one other token alone."""
+    seen = []
+
+    def watched(q, k, v):
+        seen.append((q @ k.mT).abs().max().item() / math.sqrt(q.shape[-1]))
+        return v
+
+    monkeypatch.setattr("replicate.diffusion.model.F.scaled_dot_product_attention", watched)
+    torch.manual_seed(0)
+    plain, bounded = Attention(32, 2), Attention(32, 2, qk_norm=True)
+    x = torch.randn(2, 8, 32)
+    with torch.no_grad():
+        for layer in (plain, bounded):
+            layer.qkv.weight.mul_(100)
+            layer(x)
+    assert seen[0] > 100 and 2 < seen[1] <= 4 + 1e-4, "sqrt(d_head) is 4"
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_low_scores_have_gradients(device):
     """All scores of 64 tokens about -120: cuDNN's backward pass, torch's own choice on an H200, gives NaN."""

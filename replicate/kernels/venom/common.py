@@ -15,7 +15,7 @@ from replicate.kernels.backend import HAVE_TRITON, check, interpreted, tl, trito
 if HAVE_TRITON:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-NARROW = 32  # columns that the rows of a tile cost as much as, see `fit_tile`; not tuned
+NARROW = 64  # columns that the rows of a tile cost as much as, see `fit_tile`
 HOPPER_SHARED = 232448  # bytes of shared memory a program may have on sm_90
 REFERENCE = "use the operation's *_reference function, or SparseFFN(..., backend='reference')"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, FP8)
