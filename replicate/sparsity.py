@@ -95,14 +95,15 @@ def venom_mask(x: Tensor, v: int, m: int, n: int = 2) -> Tensor:
     """
     check_float(x)
     rows, cols = _check_blocks(x, v, m, n)
-    blocks = x.reshape(rows // v, v, cols // m, m).movedim(2, 1)  # [R/v, C/m, v, m]
-    weight = blocks.abs().to(torch.promote_types(x.dtype, torch.float32)).sum(2)
+    blocks = x.reshape(rows // v, v, cols // m, m)
+    weight = blocks.abs().to(torch.promote_types(x.dtype, torch.float32)).sum(1)  # [R/v, C/m, m]
     columns = weight.argsort(dim=-1, descending=True, stable=True)[..., :4].sort(-1).values
-    columns = columns.unsqueeze(2).expand(-1, -1, v, -1)
-    four = blocks.gather(-1, columns)
+    columns = columns.unsqueeze(1)  # [R/v, 1, C/m, 4]
+    four = blocks.gather(-1, columns.expand(-1, v, -1, -1))
     kept = _join(_top_of_four(_split(_order_key(four), -1), n), -1)
-    mask = torch.zeros(blocks.shape, dtype=torch.bool, device=x.device).scatter(-1, columns, kept)
-    return mask.movedim(1, 2).reshape(rows, cols)
+    # Compared rather than scattered: in torch's deterministic mode a scatter sorts all of its indices.
+    mask = (kept.unsqueeze(-1) & (columns.unsqueeze(-1) == torch.arange(m, device=x.device))).any(-2)
+    return mask.reshape(rows, cols)
 
 
 def check24(x: Tensor, dim: int = -1) -> None:

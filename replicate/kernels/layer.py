@@ -5,6 +5,7 @@
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
     routing "learned"                     the same blocks, chosen and weighed by the gates of `experts`
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
+    activation "24", selection "tile"     the same by tiles of 4 tokens x 4 neurons, after squared ReLU
     activation "dense", weights 2:4       2:4 products with the compressed weights
     activation "venom", fp8               figure 4d with operands of products 1, 2, 3, 5 in FP8
 
@@ -40,7 +41,7 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return "statistics read all of y2"
     if len(x) == 0:
         return "there are no tokens"
-    if c.activation != "dense" and c.selection != "magnitude":
+    if c.activation != "dense" and c.selection not in ("magnitude", "tile"):
         return f"selection {c.selection!r} has no kernel"
     if c.activation == "venom" and c.routing not in ("token", "activation", "static", "learned"):
         return f"routing {c.routing!r} has no kernel"
@@ -50,7 +51,7 @@ def why_not(ffn: SparseFFN, x: Tensor) -> str:
         return "mask_reuse=False has no kernel"
     if c.wgrad != "dense" and (c.wgrad != "tile" or c.activation != "24"):
         return f"wgrad {c.wgrad!r} has no kernel with activation {c.activation!r}"
-    if c.wgrad == "tile" and len(x) % TILE:
+    if "tile" in (c.wgrad, c.selection) and len(x) % TILE:
         return f"{len(x)} tokens are no multiple of {TILE}"
     pairs = compressed(c)
     if pairs and x.dtype not in HALF:

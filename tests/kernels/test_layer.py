@@ -45,6 +45,8 @@ OTHERS = {
     "W1 and Venom, same": SparsityConfig(w1=True, activation="venom"),
     "act24 and both weights, same": SparsityConfig(w1=True, w2_t=True, activation="24"),
     "act24, tiles of neighbours": SparsityConfig(activation="24", wgrad="tile", wgrad_permute=False),
+    "tile24": SPARSITY_PRESETS["tile24"],
+    "tile24 and both weights": SparsityConfig(w1=True, w2_t=True, activation="24", selection="tile"),
 }
 FP8 = SparsityConfig(activation="venom", n_clusters=4, top_k=2, fp8=True)  # needs clusters of 32 neurons
 OTHERS |= {
@@ -91,7 +93,8 @@ def distances(ours, reference):
 def test_outputs_and_gradients_are_the_references(name):
     """As close to the float32 reference as the reference in half precision is, or nearly."""
     config = CONFIGS[name]
-    near = 3 if config.wgrad == "tile" else 2  # rounding decides between tiles of nearly equal sums
+    tiles = "tile" in (config.wgrad, config.selection)
+    near = 3 if tiles else 2  # rounding decides between tiles of nearly equal sums
     x = tokens().to(HALF).float()
     exact = run(layer(config, "reference"), x, torch.float32)
     half = distances(run(layer(config, "reference"), x, HALF), exact)
@@ -112,7 +115,9 @@ def test_any_number_of_tokens(name, n):
     assert max(distances(run(layer(CONFIGS[name], BACKEND), x, HALF), exact)) <= limit * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "active16", "w1+w2+t", "FP8"])
+@pytest.mark.parametrize(
+    "name", ["act24", "act24+tile", "tile24", "recipe", "venom16", "active16", "w1+w2+t", "FP8"]
+)
 def test_no_tokens_at_all(name):
     y3, dx, dw1, dw2 = run(layer(CONFIGS[name], BACKEND), tokens(0), HALF)
     assert y3.shape == dx.shape == (0, D_MODEL)
@@ -122,7 +127,7 @@ def test_no_tokens_at_all(name):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t", "FP8"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "tile24", "recipe", "venom16", "w1+w2+t", "FP8"])
 def test_a_pass_after_an_optimiser_step_sees_the_new_weights(name, fused):
     """Fused AdamW changes weights without counting it in their version."""
     ffn, x = layer(CONFIGS[name], BACKEND), tokens()
@@ -201,9 +206,9 @@ def test_shapes_and_dtypes_without_kernels_are_named():
         layer(SPARSITY_PRESETS["recipe"], "triton")(tokens())
     with pytest.raises(ValueError, match="16 neurons and d_model 64 are no multiples of 32"):
         layer(replace(FP8, n_clusters=16, top_k=4), "triton")(tokens().to(HALF))
-    tile = layer(SPARSITY_PRESETS["act24+tile"], "triton")
-    with pytest.raises(ValueError, match="65 tokens are no multiple of 64"):
-        tile(tokens(65).to(HALF))
+    for name in ("act24+tile", "tile24"):
+        with pytest.raises(ValueError, match="65 tokens are no multiple of 64"):
+            layer(SPARSITY_PRESETS[name], "triton")(tokens(65).to(HALF))
 
 
 def test_statistics_read_all_of_y2_by_the_reference():
@@ -240,7 +245,7 @@ def test_an_unknown_backend_is_an_error():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["act24", "act24+tile", "recipe", "venom16", "w1+w2+t", "FP8"])
+@pytest.mark.parametrize("name", ["act24", "act24+tile", "tile24", "recipe", "venom16", "w1+w2+t", "FP8"])
 def test_a_cuda_graph_replays_with_the_weights_of_its_time(name):
     d_model, d_ff, n = 512, 2048, 2048
     ffn = layer(CONFIGS[name], "auto", d_model=d_model, d_ff=d_ff)
@@ -273,7 +278,7 @@ def test_named_cusparselt_runs_every_two_four_product_there(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["act24", "recipe", "venom16", "FP8"])
+@pytest.mark.parametrize("name", ["act24", "tile24", "recipe", "venom16", "FP8"])
 def test_under_torch_compile(name):
     ffn, x = layer(CONFIGS[name], "auto"), tokens()
     eager = run(ffn, x, HALF)

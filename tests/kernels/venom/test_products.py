@@ -68,8 +68,10 @@ def assert_close(ours, reference, dtype):
     [(32, 32), (64, 64), (96, 128), (160, 256), (256, 256), (320, 128), (864, 256), (1152, 256), (1024, 256)],
 )
 def test_tiles_stay_wide_where_their_width_does_not_divide_the_columns(columns, wide):
-    """864 = 13824 / 16 of a video model once got tiles of 32, the only width that divides it. Of 32, 64, 128 and
-    256 each width here was the fastest on one NVIDIA H200, for figure 4d's layer with 96 to 1152 columns."""
+    """864 = 13824 / 16 of a video model once got tiles of 32, the only width that divides it.
+
+    For 96 to 1152 columns, figure 4d's layer was timed with all four widths on one NVIDIA H200: these won.
+    """
     like = torch.empty(1, dtype=torch.bfloat16)
     assert venom_common.fit_tile(like, columns, 4096).n == wide
 
