@@ -481,7 +481,6 @@ def test_venom_mask_scatters_nothing():
     assert any("gather" in name for name in names) and not any("scatter" in name for name in names)
 
 
-
 @given(data=st.lists(st.integers(-4, 4), min_size=64, max_size=64))
 @few
 def test_transposable_mask_is_the_best_of_90(data):
