@@ -48,10 +48,9 @@ def lab(tmp_path_factory):
     shutil.copy(paths.ROOT / "README.md", root)
     for name in ("notebooks", "docs"):
         shutil.copytree(paths.ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    for test in ("slider", "exercise"):  # each test has a kernel of its own
-        shutil.copy(
-            root / "notebooks" / "01_two_of_four_and_venom.ipynb", root / "notebooks" / f"01_{test}.ipynb"
-        )
+    for book in sorted((root / "notebooks").glob("[0-9]*.ipynb")):  # each test has a kernel of its own
+        for test in ("touched", "exercise"):
+            shutil.copy(book, book.with_name(f"{book.name[:2]}_{test}.ipynb"))
     own = {"REPLICATE_RUNS": root / "runs", "REPLICATE_FIGURES": root / "figures", "HOME": root / "home"}
     own |= {"PYTHONPATH": paths.ROOT, "JUPYTER_PREFER_ENV_PATH": 1, "PYDEVD_DISABLE_FILE_VALIDATION": 1}
     with socket.socket() as free:

@@ -48,6 +48,12 @@ class Lab:
         self.menu("Run", "Run All Cells")
         self.wait("cells.every(cell => cell.count != null && cell.state !== 'running')")
 
+    def run_above(self, text):
+        """Run the first cell that holds `text` and all above it, and wait for it."""
+        self.show(text)
+        self.menu("Run", "Run All Above Selected Cell")
+        self.run(text)
+
     def cells(self):
         """Source, count, state and outputs of the code cells."""
         return [cell for cell in self.page.evaluate(CELLS) if cell["type"] == "code"]
@@ -89,14 +95,13 @@ class Lab:
         self.wait_for(text, f"cell.count != null && cell.count !== {before or 0} && cell.state !== 'running'")
 
     def cell(self, text):
-        """The code cell that holds `text`."""
-        (found,) = (cell for cell in self.cells() if text in cell["source"])
-        return found
+        """The first code cell that holds `text`."""
+        return next(cell for cell in self.cells() if text in cell["source"])
 
     def wait_for(self, text, condition):
         """Until this holds of the cell that holds `text`, `cell`."""
         self.wait(
-            f"cells.filter(cell => cell.source.includes({json.dumps(text)})).every(cell => {condition})"
+            f"[cells.find(cell => cell.source.includes({json.dumps(text)}))].every(cell => {condition})"
         )
 
 
@@ -108,13 +113,17 @@ def page(chromium):
     page.close()
 
 
+def code(book):
+    return [cell for cell in book.content["cells"] if cell["cell_type"] == "code"]
+
+
 def images(cells):
     return sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
 
 
 @pytest.mark.parametrize("book", notebooks.select(notebooks.discover(), ["00", "01"]), ids=lambda b: b.number)
 def test_run_all_ends_without_an_error(page, lab, screenshot, book):
-    stored = [cell for cell in book.content["cells"] if cell["cell_type"] == "code"]
+    stored = code(book)
     opened = Lab(page, lab, book.name)
     opened.run_all()
     cells = opened.cells()
@@ -127,22 +136,42 @@ def test_run_all_ends_without_an_error(page, lab, screenshot, book):
     screenshot(page, f"lab_{book.number}")
 
 
-def test_a_slider_draws_anew(page, lab, screenshot):
-    opened = Lab(page, lab, "01_slider")
-    opened.run_all()
-    cell = opened.show("chapter.touch(")
-    picture, value = cell.locator(".widget-output img"), cell.locator(".widget-readout").first
-    before = picture.get_attribute("src"), value.inner_text()
+TOUCH = "chapter.touch("
+TOUCHED = [book for book in notebooks.discover() if any(TOUCH in notebooks.source(c) for c in code(book))]
+
+
+@pytest.mark.parametrize("book", TOUCHED, ids=lambda book: book.number)
+def test_a_control_draws_anew(page, lab, screenshot, book):
+    """The first slider or list of a chapter, and its button if it has one: another value, another picture."""
+    opened = Lab(page, lab, f"{book.number}_touched")
+    opened.run_above(TOUCH)
+    cell = opened.show(TOUCH)
+    drawn, handle = cell.locator(".widget-output"), cell.locator(".noUi-handle").first
+    menu, button = cell.locator(".widget-dropdown select").first, cell.locator(".widget-interact button")
+    cell.locator(".widget-interact").first.wait_for()
+    readout = cell.locator(".widget-readout").first
+
+    def seen():
+        value = readout.inner_text() if handle.count() else menu.input_value()
+        return value, drawn.inner_html()
+
+    before = seen()
     for _ in range(60):  # JupyterLab may still lay out the page, and a slider that is drawn anew loses a key
-        cell.locator(".noUi-handle").first.press("ArrowRight")
+        if handle.count():
+            handle.press("ArrowRight")
+        else:
+            menu.select_option(index=1)
+        if button.count():
+            button.click()
         page.wait_for_timeout(1000)
-        now = picture.get_attribute("src"), value.inner_text()
-        if now[0] != before[0]:
+        now = seen()
+        if now[1] != before[1] and now[0] != before[0]:
             break
-    screenshot(page, "lab_slider")
+    screenshot(page, f"lab_touched_{book.number}")
     state = page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status")
-    assert now[1] != before[1], f"the value stayed at {now[1]} (kernel {state})"
-    assert now[0] != before[0], f"{before[1]} became {now[1]}, and the picture stayed (kernel {state})"
+    assert now[0] != before[0], f"the value stayed at {now[0]} (kernel {state})"
+    assert now[1] != before[1], f"{before[0]} became {now[0]}, and the picture stayed (kernel {state})"
+    assert "Error" not in drawn.inner_text()
 
 
 def test_an_exercise_names_the_mistake_and_then_says_right(page, lab, screenshot):
