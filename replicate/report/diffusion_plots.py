@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ from replicate.diffusion.model import between
 from replicate.diffusion.score import unpack
 from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER
 from replicate.study.records import Record, RecordStore
-from replicate.study.statistics import paired
+from replicate.study.statistics import Stats, paired
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -98,10 +98,10 @@ def path(x0: Tensor, noise: Tensor, patch: int, times: Sequence[float] = (0, 0.2
     return fig
 
 
-def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
-    """Held-out loss minus dense by arm, a panel a split: each seed a dot, their mean a line.
+def gaps(by_arm: dict[str, dict[int, Record]], above: Callable[..., dict[str, Stats]]) -> Figure:
+    """Held-out loss minus dense by arm, a panel a split: each seed a dot, their mean a bar.
 
-    Hollow: tokens choose together, which a text would forbid.
+    A thin line is its interval. Hollow: tokens choose together, which a text would forbid. `above` is `diffusion_values.above`.
     """
     import matplotlib.pyplot as plt
 
@@ -109,6 +109,7 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
     arms = [arm for arm in by_arm if arm != "dense"]
     fig, axes = plt.subplots(1, len(SPLITS), figsize=(9.5, 0.9 + 0.42 * len(arms)), sharex=True, sharey=True)
     for ax, (split, title) in zip(axes, SPLITS.items(), strict=True):
+        found = above(by_arm, split)
         for y, arm in enumerate(arms):
             shared = by_arm[arm].keys() & by_arm["dense"].keys()
             ours = [loss(by_arm[arm][s], split) - loss(by_arm["dense"][s], split) for s in sorted(shared)]
@@ -117,6 +118,8 @@ def gaps(by_arm: dict[str, dict[int, Record]]) -> Figure:
             ax.plot(ours, [y] * len(ours), "o", color=colour, mfc=face, ms=6)
             if ours:
                 ax.vlines(np.mean(ours), y - 0.3, y + 0.3, color=colour, lw=2)
+            if len(ours) > 1:
+                ax.hlines(y, found[arm].low, found[arm].high, color=colour, lw=1)
         ax.axvline(0, color=figures.PALETTE["dense"], lw=1)
         ax.set(title=title, xlabel=f"{LOSS} minus dense", yticks=range(len(arms)))
         ax.margins(y=0.12)
@@ -140,8 +143,12 @@ def apart(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> pd.Data
     return frame.set_axis((frame.columns + 0.5) / len(frame.columns), axis=1)
 
 
-def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figure:
-    """`apart` as curves: where on the flow's way an arm loses. Hollow: tokens choose together."""
+def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses", message: str = "") -> Figure:
+    """`apart` as curves: where on the flow's way an arm loses. Hollow: tokens choose together.
+
+    Args:
+        message: what the figure shows; it stands above the split's name.
+    """
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 4.6))
@@ -153,7 +160,8 @@ def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> Figur
         label = f"{LABELS[arm]} ({count} seed{'s' * (count > 1)})"
         ax.plot(row.index, [gap.mean for gap in row], **({"ms": 5} | look), label=label)
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
-    ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense", title=SPLITS[split])
+    ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense")
+    ax.set_title("\n".join(filter(None, (message, SPLITS[split]))))
     ax.legend(fontsize=8)
     return fig
 

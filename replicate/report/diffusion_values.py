@@ -37,7 +37,8 @@ def values(store: RecordStore | None = None) -> dict[str, str]:
         }
     if "dense" in clips:
         found["clips"] = (
-            f"of clips there are {seeds(clips)}. {compared(clips, 'poses')} Of them {judged(clips)}"
+            f"of clips there are {seeds(clips)}. {compared(clips, 'poses')} "
+            f"These models do not draw clips well yet: {judged(clips, 'clips')}"
         )
     else:
         found["clips"] = f"no clips are compared with dense yet. The command is `{RUN.format('video')}`."
@@ -134,17 +135,19 @@ def _called(gaps: dict[str, Stats], base: str) -> str:
     if not enough:
         most = max(gap.n for gap in gaps.values())
         return f"{listed}. At most {most} {_seed(most)} an arm: no difference is called."
+    if len(called[f"not told from {base}"]) == len(gaps) > 1:
+        return f"{listed}. None of these is told from {base}."
     parts = [f"{what}: {', '.join(arms)}" for what, arms in called.items() if arms]
     said = "; ".join(parts)
     return f"{listed}. {said[0].upper()}{said[1:]}."
 
 
-def judged(by_arm: Runs) -> str:
-    """What the judge makes of samples and of real pictures."""
+def judged(by_arm: Runs, what: str = "pictures") -> str:
+    """What the judge makes of samples and of real pictures, or clips."""
     table = scores(by_arm)
     *arms, real = table["read as asked"].dropna()
     return (
-        f"the judge reads {real:.1%} of real held-out pictures as what they are, "
+        f"the judge reads {real:.1%} of real held-out {what} as what they are, "
         f"and {min(arms):.1%} to {max(arms):.1%} of the samples, by arm."
     )
 

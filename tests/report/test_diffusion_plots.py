@@ -11,7 +11,7 @@ from replicate import figures
 from replicate.diffusion.glyphs import Glyphs
 from replicate.diffusion.score import pack
 from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER, config_of
-from replicate.report import diffusion_plots
+from replicate.report import diffusion_plots, diffusion_values
 from replicate.study.records import RecordStore, make_record
 
 OFFSET = {arm: 0.01 * i for i, arm in enumerate(ARMS)}  # of the loss over dense, by arm
@@ -69,12 +69,17 @@ def test_losses_are_compared_over_shared_seeds(store):
 
 def test_gaps_show_every_seed_and_which_choices_a_text_forbids(store):
     figures.theme()
-    fig = diffusion_plots.gaps(diffusion_plots.runs("image", store))
+    by_arm = diffusion_plots.runs("image", store)
+    fig = diffusion_plots.gaps(by_arm, diffusion_values.above)
     arms = list(ARMS)[1:]
     for ax in fig.axes:
         dots = [line for line in ax.lines if line.get_marker() == "o"]
         assert [len(line.get_xdata()) for line in dots] == [1 if arm == "gelu" else 2 for arm in arms]
         assert [line.get_xdata()[0] for line in dots] == pytest.approx([OFFSET[arm] for arm in arms])
+        found = diffusion_values.above(by_arm, "poses" if ax is fig.axes[0] else "fonts")
+        lines = [bar.get_segments()[0] for bar in ax.collections]
+        ends = [tuple(line[:, 0]) for line in lines if np.ptp(line[:, 1]) == 0]
+        assert ends == [pytest.approx((found[arm].low, found[arm].high)) for arm in arms if arm != "gelu"]
         hollow = [arm for arm, line in zip(arms, dots) if line.get_markerfacecolor() == "none"]
         assert hollow == list(CHOSEN_TOGETHER)
     assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == [
