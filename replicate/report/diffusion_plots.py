@@ -101,8 +101,8 @@ def path(x0: Tensor, noise: Tensor, patch: int, times: Sequence[float] = (0, 0.2
 def gaps(by_arm: dict[str, dict[int, Record]], above: Callable[..., dict[str, Stats]]) -> Figure:
     """Held-out loss minus dense by arm, a panel a split: each seed a dot, their mean a bar.
 
-    A thin line is its interval, by `above`, which is `diffusion_values.above`. Hollow: tokens choose together,
-    which a text would forbid.
+    A thin line is its interval, as `above` makes it, which is `diffusion_values.above`. Hollow: tokens choose
+    together, which a text would forbid.
     """
     import matplotlib.pyplot as plt
 
