@@ -90,7 +90,7 @@ class SparseFFN(LayerState):
         return layer.sparse_phase(self, x)
 
     def by_reference(self, x: Tensor) -> Tensor:
-        """`reference`, which compiled code contains unless statistics leave it or tokens are drawn in it."""
+        """`reference`, which compiled code contains unless statistics leave it or tokens choose in it."""
         apart = self.collect or self.config.wgrad != "dense" or self.config.selection == "tile"
         return self._apart(x) if apart else self.reference(x)
 

@@ -98,12 +98,13 @@ def venom_mask(x: Tensor, v: int, m: int, n: int = 2) -> Tensor:
     blocks = x.reshape(rows // v, v, cols // m, m)
     weight = blocks.abs().to(torch.promote_types(x.dtype, torch.float32)).sum(1)  # [R/v, C/m, m]
     columns = weight.argsort(dim=-1, descending=True, stable=True)[..., :4].sort(-1).values
-    columns = columns.unsqueeze(1)  # [R/v, 1, C/m, 4]
-    four = blocks.gather(-1, columns.expand(-1, v, -1, -1))
+    four = blocks.gather(-1, columns.unsqueeze(1).expand(-1, v, -1, -1))
     kept = _join(_top_of_four(_split(_order_key(four), -1), n), -1)
-    # Compared rather than scattered: in torch's deterministic mode a scatter sorts all of its indices.
-    mask = (kept.unsqueeze(-1) & (columns.unsqueeze(-1) == torch.arange(m, device=x.device))).any(-2)
-    return mask.reshape(rows, cols)
+    # Gathered back, not scattered: in torch's deterministic mode a scatter sorts all of its indices.
+    is_column = columns.unsqueeze(-1) == torch.arange(m, device=x.device)  # [R/v, C/m, 4, m]
+    place = is_column.to(torch.uint8).argmax(-2)  # which of the 4 a column is, if any
+    kept = kept.gather(-1, place.unsqueeze(1).expand(-1, v, -1, -1))
+    return (kept & is_column.any(-2).unsqueeze(1)).reshape(rows, cols)
 
 
 def check24(x: Tensor, dim: int = -1) -> None:

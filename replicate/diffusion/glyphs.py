@@ -31,7 +31,8 @@ HELD_OUT = ("DejaVuSansMono-Oblique", "DejaVuSerif-Italic", "STIXGeneralBol", "c
 SPLITS = {"train": TRAINED, "poses": TRAINED, "fonts": HELD_OUT}  # "poses" and "fonts" are held out
 CELL, EM = 48, 34  # pixels of a specimen, and of a font's em in it
 GREY = 0.5  # of the glyph behind, where black is 0 and white 1
-FAR, TURNED = 0.25, math.radians(30)  # a clip's glyph starts and ends this far off the middle, and turns
+# A clip's glyph starts and ends at most this far off the middle, in halves of the side, and turns at most so.
+FAR, TURNED = 0.25, math.radians(30)
 
 
 @cache

@@ -5,7 +5,7 @@
     routing "activation"                  y1 in full, which says what the selected blocks of the others are
     routing "learned"                     the same blocks, chosen and weighed by the gates of `experts`
     activation "24"                       squared ReLU, pruning and compression in one pass; products 2, 5 2:4
-    activation "24", selection "tile"     the same by tiles of 4 tokens x 4 neurons, after squared ReLU
+    activation "24", selection "tile"     the same by tiles of 4 tokens x 4 neurons; products 4, 6 run dense
     activation "dense", weights 2:4       2:4 products with the compressed weights
     activation "venom", fp8               figure 4d with operands of products 1, 2, 3, 5 in FP8
 

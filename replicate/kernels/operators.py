@@ -217,10 +217,11 @@ def _two_four_forward(x: Tensor, weights: Operands) -> tuple[Tensor, list[Tensor
         return weights.times(relu_y1.square(), "w2"), [relu_y1]
     if how.config.selection == "tile":
         y2, _ = tile_prune24(y1.relu_().square_(), along_rows=False, backend=how.backend)
+        del y1
         y2 = y2.with_dense(unpack24(y2, backend=how.backend)) if how.keeps_dense else y2
     else:
         y2 = relu2_prune24(y1, dense=how.keeps_dense, backend=how.backend)
-    del y1
+        del y1
     y3 = _times24(y2, weights.dense("w2"), "y2", how)
     saved = [y2.buffer, y2.dense] if how.keeps_dense else [y2.buffer]
     return y3 if order is None else y3[order[1]], saved

@@ -15,7 +15,8 @@ from torch import Tensor
 from replicate import figures
 from replicate.diffusion.model import between
 from replicate.diffusion.score import unpack
-from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER
+from replicate.diffusion.train import ARMS, CHOSEN_TOGETHER, config_of
+from replicate.settings.text import config_hash
 from replicate.study.records import Record, RecordStore
 from replicate.study.statistics import Stats, paired
 
@@ -38,16 +39,16 @@ SPLITS = {"poses": "new poses of trained fonts", "fonts": "fonts never trained o
 
 
 def runs(kind: str, store: RecordStore | None = None, profile: str = "gpu") -> dict[str, dict[int, Record]]:
-    """Recorded runs of a kind ("image" or "video") by arm, in the order of ARMS, and seed.
+    """Runs of a kind ("image" or "video") by arm, in the order of ARMS, and seed; shipped ones come first.
 
     Args:
-        profile: "gpu" takes compiled models, "smoke" the others.
+        profile: whose settings they must have.
     """
     found: dict[str, dict[int, Record]] = {arm: {} for arm in ARMS}
     for record, _ in (store or RecordStore()).all("diffusion"):
-        of_kind = "image" if record.config["model"]["frames"] == 1 else "video"
-        if of_kind == kind and record.config["compile"] == (profile == "gpu"):
-            found[record.results["arm"]][record.seed] = record
+        arm, seed = record.results["arm"], record.seed
+        if record.config_hash == config_hash(config_of(kind, profile, arm, seed)):
+            found[arm].setdefault(seed, record)
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items() if by_seed}
 
 

@@ -25,7 +25,7 @@ D_MODEL, D_FF, TOKENS = 64, 256, 64
 CONFIGS = {
     **{
         n: SPARSITY_PRESETS[n]
-        for n in ("w1+w2+t", "act24", "all24", "venom16", "recipe", "active16", "static16")
+        for n in ("w1+w2+t", "act24", "tile24", "all24", "venom16", "recipe", "active16", "static16")
     },
     "recipe, same, scaled": replace(SPARSITY_PRESETS["recipe, same"], weight_scale=True),
     "act24 and W2^T": SparsityConfig(w2_t=True, activation="24"),
@@ -91,10 +91,11 @@ def test_weights_may_be_held_or_in_half_precision(name, zeroed):
     torch.library.opcheck(operators._forward, (x, *half, scale, clusters, None, [], how))
 
 
+@pytest.mark.parametrize("selection", ["magnitude", "tile"])
 @pytest.mark.parametrize("sparse", [(), ("w1", "w2_t", "y2", "dy1"), ("y2",), ("w1", "dy1")])
-def test_saved_shapes_follow_from_the_execution(sparse, zeroed):
+def test_saved_shapes_follow_from_the_execution(selection, sparse, zeroed):
     """Whichever products a GPU would run on sparse tensor cores; elsewhere all run dense."""
-    ffn = layer(SparsityConfig(w1=True, w2_t=True, activation="24"))
+    ffn = layer(SparsityConfig(w1=True, w2_t=True, activation="24", selection=selection))
     args = arguments(ffn, tokens(), sparse)
     torch.library.opcheck(operators._forward, args)
     y3, saved = operators._forward(*args)
@@ -147,8 +148,8 @@ def trained(net, forward, phases, accumulate=1):
 def test_a_model_compiles_in_one_piece(name, backend):
     """fullgraph=True; equal losses as the weights change; one graph a phase, however many steps."""
     config = (CONFIGS | {"dense": SPARSITY_PRESETS["dense"], "experts": EXPERTS})[name]
-    if backend == "reference" and config.wgrad != "dense":
-        pytest.skip("tokens are drawn apart from compiled code")
+    if backend == "reference" and (config.wgrad != "dense" or config.selection == "tile"):
+        pytest.skip("tokens choose apart from compiled code")
     graphs = []
 
     def traced(graph, _):
@@ -165,7 +166,7 @@ def test_a_model_compiles_in_one_piece(name, backend):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["recipe", "act24", "venom16", "active16"])
+@pytest.mark.parametrize("name", ["recipe", "act24", "tile24", "venom16", "active16"])
 def test_compiled_code_takes_any_number_of_tokens(name):
     """The second number of tokens makes it a variable, unless 2:4 products are planned by shape."""
     ffn, graphs = layer(CONFIGS[name]), []
@@ -179,7 +180,7 @@ def test_compiled_code_takes_any_number_of_tokens(name):
     for n in (64, 128, 192):
         x = tokens()[:1].repeat(n, 1) + torch.arange(n, device=DEVICE, dtype=HALF)[:, None] / n
         assert torch.equal(compiled(x), ffn(x))
-    planned = GPU and name in ("recipe", "act24")
+    planned = GPU and name in ("recipe", "act24", "tile24")
     assert len(graphs) == (3 if planned else 2)
     torch._dynamo.reset()
 

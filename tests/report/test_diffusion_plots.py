@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def store(tmp_path_factory):
         store.put(record("video", arm, 1), recorded=True)
     store.put(record("image", "dense", 3, "smoke"), recorded=True)
     return store
+
+
+def test_runs_of_other_settings_are_left_out_and_shipped_ones_come_first(tmp_path):
+    store = RecordStore(tmp_path / "cached", tmp_path / "recorded")
+    shipped = record("video", "dense", 1)
+    store.put(shipped, recorded=True)
+    store.put(replace(shipped, results={**shipped.results, "zero_loss": 9.0}))
+    other = config_of("video", "gpu", "dense", 2, **{"model.qk_norm": False})
+    store.put(make_record("diffusion", other, shipped.results, device="cpu"), recorded=True)
+    (found,) = diffusion_plots.runs("video", store).values()
+    assert list(found) == [1] and found[1].results["zero_loss"] == 1.9
 
 
 def test_runs_are_found_by_kind_scale_arm_and_seed(store):

@@ -323,7 +323,6 @@ def test_what_the_prose_says_of_a_second_gpu():
 def test_what_the_prose_says_of_width():
     found, times = width.trade(study.runs("gpu")), width.times()
     wider = found[(found["d_ff"] > 1) & (found["loss"].map(lambda loss: loss.n) >= 3)]
-    assert (wider["loss"].map(lambda loss: loss.mean) < 0).all(), "held-out losses below the dense model's"
     timed = wider[wider["arm"].isin(times)]
     both = [row.arm for row in timed.itertuples() if row.loss.mean <= -0.03 and min(times[row.arm]) <= 1.05]
     assert len(timed) > 1 and both == ["experts x4, 8 of 64"], "the only one on three seeds that has both"
@@ -333,8 +332,12 @@ def test_what_the_prose_says_of_width():
     learned = study.contrast(study.runs("gpu"), ("experts x4, 8 of 64", "wide x4, 16 of 64"), study.HELD)
     assert learned.high < 0, "it gets more out of width"
     rows, one = found.set_index("arm")["loss"], "dense, wide x1.5"
-    ours = [row.arm for row in timed.itertuples() if row.kind in ("the router", "own activations")]
-    assert len(ours) == 2 and all(rows[arm].high < 0 for arm in ours), "two end below dense"
+    unlearned = [row.arm for row in timed.itertuples() if row.kind in ("the router", "own activations")]
+    ours = [arm for arm in unlearned if rows[arm].high < 0]
+    assert len(ours) == 2, "two end below dense"
+    (third,) = set(unlearned) - set(ours)
+    assert third == "wide x4, 8 of 64" and rows[third].low < 0 < rows[third].high, "not told from dense"
+    assert max(times[third]) < 1, "a little less time"
     assert all(rows[one].low < rows[arm].mean < rows[one].high for arm in ours), "one is wider"
     narrow = found[(found["d_ff"] == 1)]["loss"]
     assert (narrow.map(lambda loss: loss.low) > 0).all(), "those that were to save time"

@@ -5,7 +5,8 @@
 of every tile of x [R, C]; "best" keeps the largest summed magnitude (2404.01847; `transposable_mask` is the
 specification). P is 2:4 along C, and P^T [C, R] is 2:4 along R: with x = y2 or dy1 [T, F] the transpose is
 the sparse operand of a weight gradient, dW2 = P(y2)^T dy3. Which tokens a tile keeps depends on four of them
-together, so this is for the backward pass: in the forward pass a token would see later ones.
+together, so a text has it in the backward pass alone: in the forward pass a token would see later ones.
+Pictures may have it there too (`selection="tile"`).
 
 The search takes 19 sums instead of 90, see `tile_search`.
 """
