@@ -25,6 +25,12 @@ STAMP = "replicate-install.json"  # in a VENV made here; holds inputs_hash() onc
 MORE_STAMP = "replicate-more.json"  # in the same VENV; holds the hash of requirements-more.txt
 GPU_SIGNS = ("/dev/nvidia0", "/proc/driver/nvidia")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+KERNELS = "etc/ipython/ipython_kernel_config.py"  # in a VENV made here: what each Jupyter kernel runs first
+KERNELS_SAY = """# Threads that wait sleep, also where JupyterLab is started by hand: `call` of reproduce.py.
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""
 
 
 class Stop(Exception):
@@ -138,6 +144,8 @@ def make_venv():
     (VENV / STAMP).touch()
     if subprocess.call([sys.executable, "-m", "venv", str(VENV)]):
         raise Stop(f"The virtual environment {VENV} could not be made; the reason stands above.")
+    (VENV / KERNELS).parent.mkdir(parents=True)
+    (VENV / KERNELS).write_text(KERNELS_SAY, encoding="utf-8")
 
 
 def base_steps(index):

@@ -388,6 +388,28 @@ def test_threads_that_wait_sleep_unless_it_is_chosen_otherwise(monkeypatch, own,
     assert done.stdout.strip() == given
 
 
+@pytest.mark.parametrize(("own", "given"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_in_kernels_that_are_started_by_hand_too(checkout, monkeypatch, own, given):
+    """A kernel runs the file before a notebook can import torch, which reads the variable once."""
+    installation.ready(["notebooks"])
+    monkeypatch.undo()
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    ask = """import os, sys
+import IPython.core.application as application
+assert application.ENV_CONFIG_DIRS == [os.path.join(sys.prefix, "etc", "ipython")]
+application.ENV_CONFIG_DIRS[:] = [sys.argv[1]]
+from ipykernel.kernelapp import IPKernelApp
+kernel = IPKernelApp()
+kernel.init_config_files()
+kernel.load_config_file()
+print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)"""
+    folder = (checkout.venv / installation.KERNELS).parent
+    done = subprocess.run([sys.executable, "-c", ask, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{given} False"
+
+
 def test_call_lets_the_child_end_before_an_interrupt_goes_on(monkeypatch):
     ends = iter([KeyboardInterrupt, 0])
 
