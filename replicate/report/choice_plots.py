@@ -122,9 +122,9 @@ def switch(scale: str, runs: pd.DataFrame) -> Figure:
         ax.plot(steps, curve.mean(0), color=colour)
         ax.fill_between(steps, curve.min(0), curve.max(0), color=colour, alpha=0.15, lw=0)
         ends[label] = steps[-1], curve.mean(0)[-1], colour
-    start = switch_step(runs)
-    ax.axvline(start, color="0.4", ls="--", lw=1)
-    ax.text(start, 0.97, " dense from here", va="top", fontsize=9, transform=ax.get_xaxis_transform())
+    for step, phase in zip(switch_steps(runs), ("zeros", "dense"), strict=True):
+        ax.axvline(step, color="0.4", ls="--", lw=1)
+        ax.text(step, 0.97, f" {phase} from here", va="top", fontsize=9, transform=ax.get_xaxis_transform())
     ax.axhline(0, color="0.5", lw=0.8)
     ax.set(xlim=(0, config.steps), ylim=(-0.02, 0.36), title=f"{scale} scale, running mean of 40 steps")
     ax.set(xlabel="step", ylabel="training loss above dense (nats)")
@@ -132,10 +132,11 @@ def switch(scale: str, runs: pd.DataFrame) -> Figure:
     return fig
 
 
-def switch_step(runs: pd.DataFrame) -> int:
-    """The step from which the arms of SWITCHES are dense to the end."""
+def switch_steps(runs: pd.DataFrame) -> tuple[int, int]:
+    """The steps from which the arms of SWITCHES are sparse, and from which they are dense to the end."""
     record = runs.loc[runs["arm"] == next(iter(SWITCHES)), "record"].iloc[0]
-    return schedule.phase_plan(from_dict(record.config))[-1][1]
+    _, (_, sparse, _), (_, dense, _) = schedule.phase_plan(from_dict(record.config))
+    return sparse, dense
 
 
 def telling(answers: Sequence[Answer]) -> list[Answer]:

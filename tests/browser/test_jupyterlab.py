@@ -192,8 +192,8 @@ def test_an_exercise_names_the_mistake_and_then_says_right(page, lab, screenshot
 def test_an_interrupt_is_one_line_and_the_cell_runs_again(page, lab, screenshot):
     training = 'arms = ["dense", "venom16"'
     opened = Lab(page, lab, "05_the_neuron_level_router")
-    for text in ('profile = "smoke"', "chapter.begin("):
-        opened.run(text)
+    opened.run('profile = "smoke"', 'profile = "smoke"\nseed = 3')  # no other test has trained it
+    opened.run("chapter.begin(")
     opened.start(training)
     opened.wait_for(training, "cell.outputs.length > 0")
     page.wait_for_timeout(3000)

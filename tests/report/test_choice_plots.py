@@ -45,9 +45,9 @@ def test_speeds_are_those_of_the_step_and_the_layer():
 
 
 def test_the_switch_is_where_the_plan_has_it(gpu):
-    assert choice_plots.switch_step(gpu) == 1600  # 200 dense steps, then half of 2800
+    assert choice_plots.switch_steps(gpu) == (200, 1600)  # 200 dense steps, then half of 2800
     (ax,) = choice_plots.switch("gpu", gpu).axes
-    assert {text.get_text() for text in ax.texts[1:]} == {
+    assert {text.get_text() for text in ax.texts[2:]} == {
         label for label, _ in choice_plots.SWITCHES.values()
     }
 
