@@ -122,9 +122,11 @@ def switch(scale: str, runs: pd.DataFrame) -> Figure:
         ax.plot(steps, curve.mean(0), color=colour)
         ax.fill_between(steps, curve.min(0), curve.max(0), color=colour, alpha=0.15, lw=0)
         ends[label] = steps[-1], curve.mean(0)[-1], colour
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a curve may pass behind the words
     for step, phase in zip(switch_steps(runs), ("zeros", "dense"), strict=True):
         ax.axvline(step, color="0.4", ls="--", lw=1)
-        ax.text(step, 0.97, f" {phase} from here", va="top", fontsize=9, transform=ax.get_xaxis_transform())
+        place = {"transform": ax.get_xaxis_transform(), "va": "top", "fontsize": 9, "bbox": plain}
+        ax.text(step + config.steps / 200, 0.97, f"{phase} from here", **place)
     ax.axhline(0, color="0.5", lw=0.8)
     ax.set(xlim=(0, config.steps), ylim=(-0.02, 0.36), title=f"{scale} scale, running mean of 40 steps")
     ax.set(xlabel="step", ylabel="training loss above dense (nats)")

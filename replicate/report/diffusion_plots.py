@@ -99,11 +99,15 @@ def path(x0: Tensor, noise: Tensor, patch: int, times: Sequence[float] = (0, 0.2
     return fig
 
 
-def gaps(by_arm: dict[str, dict[int, Record]], above: Callable[..., dict[str, Stats]]) -> Figure:
+def gaps(
+    by_arm: dict[str, dict[int, Record]], above: Callable[..., dict[str, Stats]], message: str = ""
+) -> Figure:
     """Held-out loss minus dense by arm, a panel a split: each seed a dot, their mean a bar.
 
-    A thin line is its interval, as `above` makes it, which is `diffusion_values.above`. Hollow: tokens choose
-    together, which a text would forbid.
+    A thin line is its interval. Hollow: tokens choose together, which a text would forbid.
+
+    Args:
+        above: `diffusion_values.above`, which makes the intervals. message: what the figure shows.
     """
     import matplotlib.pyplot as plt
 
@@ -127,6 +131,8 @@ def gaps(by_arm: dict[str, dict[int, Record]], above: Callable[..., dict[str, St
         ax.margins(y=0.12)
     axes[0].set_yticklabels([LABELS[arm] for arm in arms])
     axes[0].invert_yaxis()
+    if message:
+        fig.suptitle(message)
     return fig
 
 

@@ -52,6 +52,13 @@ def test_a_batch_depends_on_split_index_and_seed_alone():
         data.batch("test", 0, 1)
 
 
+@pytest.mark.parametrize(("frames", "mean", "spread"), [(1, -0.8044, 0.5227), (8, -0.8755, 0.3955)])
+def test_recorded_runs_saw_these_drawings(frames, mean, spread):
+    """No setting says how glyphs move: who changes the drawings must give `corpus` another name as well."""
+    x, _ = Glyphs(frames).batch("train", 0, 16, seed=1)
+    assert [x.mean().item(), x.std().item()] == pytest.approx([mean, spread], abs=2e-4)
+
+
 def test_classes_are_all_drawn_and_name_what_is_shown():
     x, y = Glyphs().batch("train", 0, 2000)
     assert set(y.tolist()) == set(range(len(CLASSES)))
