@@ -1,5 +1,6 @@
 """What docs/scaling.md shows of the recorded benchmark of several GPUs: tables, and numbers in sentences."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import pandas as pd
@@ -15,50 +16,81 @@ from replicate.training.flops import param_count
 from replicate.training.memory import memory
 
 ENGINES = {"one process": "–", "ddp": "DDP", "fsdp": "FSDP2"}
+CUT = 6  # layers of the model that was timed with both numbers of micro-batches
+FEW, MANY = 1, 4  # micro-batches a step
 HOST = 8  # GPUs of one host, for which an estimate is made
 LARGEST = 141e9  # bytes of an H200
+Times = dict[tuple[int, str, str], float]
 
 
-def recorded() -> Record:
-    """The newest shipped record of `CARD`, or ValueError."""
-    return RecordStore().latest(scale.KIND, device=CARD)
+def recorded(layers: int | None = None, micro: int = FEW) -> Record:
+    """The newest shipped record of `CARD` with these, by default of the whole 1B model, or ValueError."""
+    layers = layers or train_preset("llama1b").model.n_layer
+    found = [
+        record for record in RecordStore().widest_last(scale.KIND, device=CARD)
+        if (_layers(record), _micro(record)) == (layers, micro)
+    ]  # fmt: skip
+    if not found:
+        raise ValueError(f"no {scale.KIND} of {layers} layers and {micro} micro-batches is shipped ({CARD})")
+    return max(found, key=lambda record: record.date)
+
+
+def all_recorded() -> list[Record]:
+    """The records that the page shows: the cut model, one micro-batch and more, then the whole one."""
+    return [recorded(CUT), recorded(CUT, MANY), recorded()]
 
 
 def measured() -> pd.DataFrame:
-    """One row a case: GPUs, engine, formats, ms of a step, tokens/s over one GPU's and dense's, memory."""
-    rows = pd.DataFrame(scale.rows(recorded()))
-    return pd.DataFrame(
-        {
-            "scale, GPUs": rows["processes"],
-            "engine": rows["engine"].map(ENGINES),
-            "scale, layers": rows["formats"].replace(NAMES),
+    """One row a case: layers, micro-batches, GPUs, engine, formats, time, tokens/s over others', memory."""
+    found = []
+    for record in all_recorded():
+        rows = pd.DataFrame(scale.rows(record))
+        columns = {
+            "layers": _layers(record), "micro-batches": _micro(record), "GPUs": rows["processes"],
+            "engine": rows["engine"].map(ENGINES), "formats": rows["formats"].replace(NAMES),
             "ms": rows["ms"].map("{:.1f}".format),
             "tokens/s over one GPU's": rows["x one process"].map("{:.2f}".format),
             "tokens/s over dense's": rows["x dense"].map("{:.2f}".format),
             "peak GB of a GPU": rows["GB a process"].map("{:.1f}".format),
-        }
-    )
+        }  # fmt: skip
+        found.append(pd.DataFrame(columns))
+    return pd.concat(found)
+
+
+def added() -> pd.DataFrame:
+    """One row an engine and formats: what a step of the cut model takes longer on several GPUs, in parts.
+
+    `once` + m `each` ms with m micro-batches, solved from the two that were timed.
+    """
+    few, many = (_added(recorded(CUT, micro)) for micro in (FEW, MANY))
+    rows = []
+    for (count, engine, arm), ms in few.items():
+        each = (many[count, engine, arm] - ms) / (MANY - FEW)
+        row = {"engine": ENGINES[engine], "formats": NAMES[arm], f"ms, {FEW} micro-batch": ms}
+        row |= {f"ms, {MANY} micro-batches": many[count, engine, arm]}
+        rows.append(row | {"once a step, ms": ms - FEW * each, "each micro-batch, ms": each})
+    return pd.DataFrame(rows)
 
 
 def expected() -> pd.DataFrame:
     """One row a model and engine that fits: an estimate of a step on HOST GPUs.
 
-    It is one GPU's step, and what the record's took longer on N GPUs than on one; that grows with the
-    parameters and with (N - 1) / N, the share of them that a GPU sends.
+    It is one GPU's step, of 7B as chapter 10 composes it, and what the whole 1B model's took longer on N
+    GPUs than on one; that grows with the parameters and with (N - 1) / N, the share that a GPU sends.
     """
     record, rows = recorded(), []
-    ms = {(row["processes"], row["engine"], row["formats"]): row["ms"] for row in scale.rows(record)}
-    count = record.config["processes"]
-    cut = param_count(from_dict(record.config["train"]).model)["total"]
+    count, more = record.config["processes"], _added(record)
+    timed = param_count(from_dict(record.config["train"]).model)["total"]
+    alone = {row["formats"]: row["ms"] for row in scale.rows(record) if row["processes"] == 1}
     for model, (preset, _) in step_table.MODELS.items():
         config = train_preset(preset).model
-        times = {row["arm"]: row["ms"] for row in step.rows(step_table.recorded(preset))}
-        grown = param_count(config)["total"] / cut * ((HOST - 1) / HOST) / ((count - 1) / count)
+        times = alone if record.config["preset"] == preset else _on_one_gpu(preset)
+        grown = param_count(config)["total"] / timed * ((HOST - 1) / HOST) / ((count - 1) / count)
         for engine in record.config["engines"]:
             if memory(config, 1, HOST, engine)["total"] > LARGEST:
                 continue
-            on = {a: grown * (ms[count, engine, a] - ms[1, "one process", a]) for a in scale.SPARSITY}
-            dense, sparse = (times[a] + on[a] for a in scale.SPARSITY)
+            on = {arm: grown * more[count, engine, arm] for arm in scale.SPARSITY}
+            dense, sparse = (times[arm] + on[arm] for arm in scale.SPARSITY)
             row = {"model": model, "engine": ENGINES[engine], "GPUs": HOST}
             row |= {f"{NAMES[a]}, ms": f"{times[a]:.0f} + {on[a]:.0f}" for a in scale.SPARSITY}
             row["times as fast as dense, one GPU"] = f"{times['dense'] / times['recipe']:.2f}"
@@ -68,28 +100,64 @@ def expected() -> pd.DataFrame:
 
 def tables() -> dict[str, str]:
     """Name -> Markdown of the page's tables."""
-    return {"measured": figures.markdown(measured()), "expected": figures.markdown(expected())}
+    found = {"measured": measured(), "added": _shown(added()), "expected": expected()}
+    return {name: figures.markdown(table) for name, table in found.items()}
 
 
 @cache
 def values() -> dict[str, str]:
-    """Name -> text: "scale ddp recipe", tokens/s over one GPU's; "over dense ddp", the recipe's; others."""
+    """Name -> text: "scale" of the whole model and "scale 6 x 4", tokens/s over one GPU's; and others."""
+    found = {}
+    for record in all_recorded():
+        name = "scale" if record == recorded() else f"scale {_layers(record)} x {_micro(record)}"
+        rows = [row for row in scale.rows(record) if row["processes"] > 1]
+        found[name] = _range(row["x one process"] for row in rows)
+        for engine in record.config["engines"]:
+            of_engine = (row["x one process"] for row in rows if row["engine"] == engine)
+            found[f"{name} {engine}"] = _range(of_engine)
     record = recorded()
-    rows = [row for row in scale.rows(record) if row["processes"] > 1]
-    found = {f"scale {row['engine']} {row['formats']}": f"{row['x one process']:.2f}" for row in rows}
     sparse = [row for row in scale.rows(record) if row["formats"] != record.config["sparsity"][0]]
     found |= {f"over dense {row['engine']}": f"{row['x dense']:.2f}" for row in sparse}
-    times, gains = [row["x one process"] for row in rows], [row["x dense"] for row in sparse if row in rows]
-    train = record.config["train"]
-    model = from_dict(train).model
-    (alone,) = (row for row in step.rows(step_table.recorded("llama1b")) if row["arm"] == "recipe")
+    found["over dense"] = _range(row["x dense"] for row in sparse if row["processes"] > 1)
+    train, cut = (from_dict(r.config["train"]) for r in (record, recorded(CUT)))
+    whole, part = (param_count(c.model)["total"] for c in (train, cut))
+    more, less = _added(record), _added(recorded(CUT))
+    (graph,) = (row for row in step.rows(step_table.recorded("llama1b")) if row["arm"] == "recipe")
     return found | {
-        "launching": f"{alone['launched'] / alone['ms'] - 1:.0%}",
-        "vocabulary": f"{model.vocab_size * model.d_model / param_count(model)['total']:.0%}",
-        "scale": f"{min(times):.2f} to {max(times):.2f}",
-        "over dense": f"{min(gains):.2f} to {max(gains):.2f}",
-        "scale, GPUs": str(rows[0]["processes"]),
-        "scale, layers": str(train["model"]["n_layer"]),
-        "scale, tokens a GPU": f"{train['batch_size'] * train['model']['seq_len']:,}",
-        "scale, record": f"data/recorded/{record.kind}/{record.config_hash}.json",
+        "launching": f"{graph['launched'] / graph['ms'] - 1:.0%}",
+        "vocabulary, cut": f"{cut.model.vocab_size * cut.model.d_model / part:.0%}",
+        "vocabulary": f"{train.model.vocab_size * train.model.d_model / whole:.0%}",
+        "parameters grow": f"{whole / part:.1f}",
+        "added grows": _range((more[case] / less[case] for case in more), 1),
+        "scale, GPUs": str(record.config["processes"]),
+        "scale, layers": str(_layers(record)),
+        "scale, cut": str(CUT),
+        "scale, tokens a GPU": f"{train.batch_size * train.model.seq_len:,}",
     }
+
+
+def _layers(record: Record) -> int:
+    return record.config["train"]["model"]["n_layer"]
+
+
+def _micro(record: Record) -> int:
+    return record.config["train"]["grad_accum"]
+
+
+def _on_one_gpu(preset: str) -> dict[str, float]:
+    return {row["arm"]: row["ms"] for row in step.rows(step_table.recorded(preset))}
+
+
+def _added(record: Record) -> Times:
+    """By processes, engine and formats: the ms that a step takes longer than one process's."""
+    ms = {(row["processes"], row["engine"], row["formats"]): row["ms"] for row in scale.rows(record)}
+    return {case: t - ms[1, "one process", case[2]] for case, t in ms.items() if case[0] > 1}
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    return table.apply(lambda column: column.map("{:.1f}".format) if column.dtype.kind == "f" else column)
+
+
+def _range(numbers: Iterable[float], digits: int = 2) -> str:
+    low, high = (f"{f(numbers):.{digits}f}" for numbers in [list(numbers)] for f in (min, max))
+    return low if low == high else f"{low} to {high}"
