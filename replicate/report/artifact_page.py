@@ -16,6 +16,7 @@ from replicate.paper.table import paper_text, shipped_table, verdict_counts
 from replicate.paper.verdicts import SAME_SIZE, Claim, text
 from replicate.report import (
     diffusion_plots,
+    diffusion_values,
     kernel_tables,
     notebooks,
     step_table,
@@ -65,7 +66,11 @@ BENCHES: dict[str, tuple[str, ...]] = {  # claim -> benchmarks that it rests on
     "quantisation": ("ffn --sparsity venom16 'venom16, fp8'",),
 }
 WIDE = {"beyond-experts-time": "experts x4, 8 of 64"}  # claim -> arm, of all whose timings it is judged by
-PICTURES = {"beyond-pictures-24": "act24", "beyond-pictures-venom": "venom16"}  # claim -> arm beside dense
+DRAWN = {  # claim -> kind of diffusion run, arm beside dense
+    f"beyond-{what}-{name}": (kind, arm)
+    for what, kind in diffusion_values.KINDS.items()
+    for name, arm in (("24", "act24"), ("venom", "venom16"))
+}
 RUN = "python -m replicate"
 
 
@@ -120,9 +125,10 @@ def records(name: str) -> list[Record]:
         return [_timed(bench) for bench in BENCHES[name]]
     if name in WIDE:
         return width.timings(WIDE[name])
-    if name in PICTURES:
-        runs = diffusion_plots.runs("image")
-        return [record for arm in ("dense", PICTURES[name]) for record in runs[arm].values()]
+    if name in DRAWN:
+        kind, arm = DRAWN[name]
+        runs = diffusion_plots.runs(kind)
+        return [record for each in ("dense", arm) for record in runs[each].values()]
     if name not in ARMS:
         return []
     frame = study_tables.every_run(shipped_table().loc[name, "scale"])
@@ -162,9 +168,10 @@ def _reproduced(claim: Claim) -> dict[str, str]:
             commands = [f"{RUN} bench {bench}" for bench in BENCHES[name]]
         elif name in WIDE:
             commands = [f"{RUN} {width.command(record)}" for record in found]
-        elif name in PICTURES:
-            train = "diffusion --kind image --profile gpu --fresh --record"
-            commands = [f"{RUN} {train} --arms dense {PICTURES[name]}"]
+        elif name in DRAWN:
+            kind, arm = DRAWN[name]
+            train = f"diffusion --kind {kind} --profile gpu --fresh --record"
+            commands = [f"{RUN} {train} --arms dense {arm}"]
         else:
             study = shlex.join(["study", "run", "--profile", row["scale"], "--arms", *arms(name)])
             seeds = f" --seeds {' '.join(map(str, _seeds(name)))}" if name in SEEDS else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -38,16 +38,18 @@ LOSS = "held-out squared error"
 SPLITS = {"poses": "new poses of trained fonts", "fonts": "fonts never trained on"}
 
 
-def runs(kind: str, store: RecordStore | None = None, profile: str = "gpu") -> dict[str, dict[int, Record]]:
+def runs(
+    kind: str, store: RecordStore | None = None, profile: str = "gpu", **changes: Any
+) -> dict[str, dict[int, Record]]:
     """Runs of a kind ("image" or "video") by arm, in the order of ARMS, and seed; shipped ones come first.
 
     Args:
-        profile: whose settings they must have.
+        profile: whose settings they must have. changes: of these, such as `{"model.qk_norm": False}`.
     """
     found: dict[str, dict[int, Record]] = {arm: {} for arm in ARMS}
     for record, _ in (store or RecordStore()).all("diffusion"):
         arm, seed = record.results["arm"], record.seed
-        if record.config_hash == config_hash(config_of(kind, profile, arm, seed)):
+        if record.config_hash == config_hash(config_of(kind, profile, arm, seed, **changes)):
             found[arm].setdefault(seed, record)
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items() if by_seed}
 
@@ -129,6 +131,7 @@ def gaps(
         ax.axvline(0, color=figures.PALETTE["dense"], lw=1)
         ax.set(title=title, xlabel=f"{LOSS} minus dense", yticks=range(len(arms)))
         ax.margins(y=0.12)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(4))
     axes[0].set_yticklabels([LABELS[arm] for arm in arms])
     axes[0].invert_yaxis()
     if message:
@@ -171,6 +174,25 @@ def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses", message:
     ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense")
     ax.set_title("\n".join(filter(None, (message, SPLITS[split]))))
     ax.legend(fontsize=8)
+    return fig
+
+
+def training(curves: dict[str, Record], message: str = "") -> Figure:
+    """Training loss over the steps, a line a record under its name, each point the mean of a stretch.
+
+    Args:
+        message: what the figure shows.
+    """
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    for (name, record), colour in zip(curves.items(), ("dense", "venom"), strict=False):
+        losses = record.results["losses"]
+        middles = (np.arange(len(losses)) + 0.5) / len(losses) * record.config["steps"]
+        ax.plot(middles, losses, color=figures.PALETTE[colour], label=name)
+    ax.set(xlabel="step", ylabel="training loss, squared error", yscale="log", title=message)
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.legend()
     return fig
 
 

@@ -14,6 +14,7 @@ from replicate.report.diffusion_plots import LABELS, loss, losses, runs
 from replicate.study.records import Record, RecordStore
 from replicate.study.statistics import Stats, paired, summary, widened
 
+KINDS = {"pictures": "image", "clips": "video"}
 SEEDS = 3  # from which on a difference is called
 ALONE = {"block16": "active16", "tile24": "act24"}  # tokens choose together -> each one alone
 RUN = "python -m replicate diffusion --kind {} --profile gpu --record"
@@ -22,34 +23,28 @@ Runs = dict[str, dict[int, Record]]
 
 @cache
 def values(store: RecordStore | None = None) -> dict[str, str]:
-    """Name -> text of the chapter's numbers and sentences: "pictures, losses", "clips", ..."""
-    pictures, clips = (runs(kind, store) for kind in ("image", "video"))
-    if "dense" not in pictures:
-        missing = f"No dense run on pictures is recorded yet: `{RUN.format('image')}`."
-        names = ("seeds", "flow", "together", "judge")
-        found = {f"pictures, {name}": missing for name in names}
-    else:
-        found = {
-            "pictures, seeds": seeds(pictures),
-            "pictures, flow": flow(pictures),
-            "pictures, together": together(pictures),
-            "pictures, judge": judged(pictures),
-        }
-    if "dense" in clips:
-        found["clips"] = (
-            f"of clips there are {seeds(clips)}. {compared(clips, 'poses')} "
-            f"These models do not draw clips well yet: {judged(clips, 'clips')}"
-        )
-    else:
-        found["clips"] = f"no clips are compared with dense yet. The command is `{RUN.format('video')}`."
+    """Name -> text of the chapter's numbers and sentences: "pictures, seeds", "clips, judge", ..."""
+    found = {}
+    for what, kind in KINDS.items():
+        by_arm = runs(kind, store)
+        if "dense" in by_arm:
+            parts = {"seeds": seeds(by_arm), "flow": flow(by_arm), "together": together(by_arm)}
+            parts["judge"] = judged(by_arm, what)
+        else:
+            missing = f"No dense run on {what} is recorded yet: `{RUN.format(kind)}`."
+            parts = dict.fromkeys(("seeds", "flow", "together", "judge"), missing)
+        found |= {f"{what}, {name}": text for name, text in parts.items()}
     return found
 
 
 def shares(store: RecordStore | None = None) -> dict[str, str]:
-    """Name -> how much above dense's loss an arm's is: "pictures, share venom16"; none without dense."""
-    pictures = runs("image", store)
-    arms = above(pictures, "poses") if "dense" in pictures else ()
-    return {f"pictures, share {arm}": f"{share(pictures, arm).mean:.0%}" for arm in arms}
+    """Name -> how much above dense's loss an arm's is: "clips, share venom16"; none without dense."""
+    found = {}
+    for what, kind in KINDS.items():
+        by_arm = runs(kind, store)
+        arms = above(by_arm, "poses") if "dense" in by_arm else ()
+        found |= {f"{what}, share {arm}": f"{share(by_arm, arm).mean:.0%}" for arm in arms}
+    return found
 
 
 def seeds(by_arm: Runs) -> str:
@@ -70,12 +65,6 @@ def flow(by_arm: Runs) -> str:
     ran = [record.results for record in by_arm["dense"].values()]
     zero = summary([r["zero_loss"] for r in ran]).mean
     return f"{dense(by_arm)}, where a velocity of zero has {zero:.2f}"
-
-
-def compared(by_arm: Runs, split: str) -> str:
-    """Each arm's held-out loss minus dense, and which of these differences may be called one."""
-    gaps = {f"*{LABELS[arm]}*": gap for arm, gap in above(by_arm, split).items()}
-    return _called(gaps, "dense") if gaps else "No other arm shares a seed with a dense run yet."
 
 
 def above(by_arm: Runs, split: str) -> dict[str, Stats]:
@@ -142,7 +131,7 @@ def _called(gaps: dict[str, Stats], base: str) -> str:
     return f"{listed}. {said[0].upper()}{said[1:]}."
 
 
-def judged(by_arm: Runs, what: str = "pictures") -> str:
+def judged(by_arm: Runs, what: str) -> str:
     """What the judge makes of samples and of real pictures, or clips."""
     table = scores(by_arm)
     *arms, real = table["read as asked"].dropna()

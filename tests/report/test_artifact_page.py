@@ -22,7 +22,7 @@ TABLE = artifact.claims().set_index("claim")
 ACCURACY = {"table4-30k", "table4-40k", "table4-50k", "table4-60k", "table2-1b-accuracy"}
 HELD_OUT = {"static-worse", "table4-recovers", "table4-helps", "order", "beyond-width", "beyond-experts"}
 HELD_OUT |= {"quantisation-loss"}
-NAMED = {*artifact.ARMS, *artifact.BENCHES, *artifact.WIDE, *artifact.PICTURES}
+NAMED = {*artifact.ARMS, *artifact.BENCHES, *artifact.WIDE, *artifact.DRAWN}
 MEASURED = {name for name in NAMED if shipped_table().loc[name, "ours"] != "–"}
 OTHER = {"relu2-init", "relu2-trained", "relu2-rises", "warmup-steps", "figure5"}  # no difference of two arms
 # Names with digits in them, as in docs/replication.md; any other digit would be a number without a record.
@@ -73,10 +73,10 @@ def test_the_runs_named_give_the_claims_number(name):
     assert len(artifact.records(name)) == wanted and stats.n == int(n) == seeds
 
 
-@pytest.mark.parametrize("name", sorted(artifact.PICTURES))
-def test_the_runs_on_pictures_give_the_claims_number(name):
+@pytest.mark.parametrize("name", sorted(artifact.DRAWN))
+def test_the_runs_on_pictures_and_clips_give_the_claims_number(name):
     found = {(r.results["arm"], r.seed): r.results["valid"]["poses"]["loss"] for r in artifact.records(name)}
-    arm, ours = artifact.PICTURES[name], shipped_table().loc[name, "ours"]
+    (_, arm), ours = artifact.DRAWN[name], shipped_table().loc[name, "ours"]
     assert len(found) == 6
     gaps = [found[arm, seed] - found["dense", seed] for seed in (1, 2, 3)]
     digits = len(re.match(r"[+-]?\d+\.(\d+)", ours)[1])
@@ -115,7 +115,12 @@ def test_every_command_is_one_that_the_package_takes():
                 assert args.fresh and args.record and len(runs) == len(args.arms) * len(args.seeds)
             elif what == "diffusion":
                 args = diffusion_parser().parse_args(rest)
-                assert args.fresh and args.record and len(args.arms) == 2 and args.kind == ["image"]
+                assert (
+                    args.fresh
+                    and args.record
+                    and [*args.kind, *args.arms]
+                    == [artifact.DRAWN[name][0], "dense", artifact.DRAWN[name][1]]
+                )
             elif what == "bench":
                 args = vars(bench_parser().parse_args(rest))
                 assert args["what"] in BENCHMARKS

@@ -56,6 +56,18 @@ def test_runs_of_other_settings_are_left_out_and_shipped_ones_come_first(tmp_pat
     store.put(make_record("diffusion", other, shipped.results, device="cpu"), recorded=True)
     (found,) = diffusion_plots.runs("video", store).values()
     assert list(found) == [1] and found[1].results["zero_loss"] == 1.9
+    (found,) = diffusion_plots.runs("video", store, **{"model.qk_norm": False}).values()
+    assert list(found) == [2]
+
+
+def test_training_is_drawn_at_the_middle_of_each_stretch():
+    figures.theme()
+    made = record("video", "dense", 1)
+    made.results["losses"] = [2.0, 1.0, 0.5, 0.25]
+    (line,) = diffusion_plots.training({"a run": made}).axes[0].lines
+    assert line.get_ydata().tolist() == [2.0, 1.0, 0.5, 0.25] and line.get_label() == "a run"
+    quarter = made.config["steps"] / 4
+    assert line.get_xdata().tolist() == [quarter * part for part in (0.5, 1.5, 2.5, 3.5)]
 
 
 def test_runs_are_found_by_kind_scale_arm_and_seed(store):

@@ -8,6 +8,8 @@ from report.test_diffusion_plots import OFFSET, record
 from replicate.report import chapter_values, diffusion_plots, diffusion_values, notebooks
 from replicate.study.records import RecordStore
 
+PAIR = "*2:4 tiles of tokens and features* minus *2:4 activations*"
+
 
 def stored(folder, runs):
     """A store with the runs (kind, arm, seed)."""
@@ -29,24 +31,22 @@ def test_no_difference_is_called_from_one_or_two_seeds(tmp_path, seeds):
     for name in ("new poses", "new fonts"):
         assert (table[f"{name}: told from dense?"] == "too few seeds").all()
         assert table[f"{name}, minus dense"].iloc[0].startswith(f"{OFFSET['act24']:+.4f}")
-        said = diffusion_values.compared(by_arm, "poses" if "poses" in name else "fonts")
-        assert f"At most {len(seeds)} seed" in said and said.endswith("no difference is called.")
     values = diffusion_values.values(store)
-    assert values["clips"].startswith("no clips") and "--kind video" in values["clips"]
+    said = values["pictures, together"]
+    assert f"At most {len(seeds)} seed" in said and said.endswith("no difference is called.")
+    for name in ("seeds", "flow", "together", "judge"):
+        assert values[f"clips, {name}"].startswith("No dense run on clips is recorded yet")
+        assert "--kind video" in values[f"clips, {name}"]
 
 
 def test_three_seeds_call_a_difference_by_its_interval(tmp_path):
     """The made-up differences are the same for every seed, so that their intervals are points."""
     runs = of_seeds("image", ("dense", "venom16"), (1, 2, 3)) + of_seeds("image", ("gelu",), (2,))
     by_arm = diffusion_plots.runs("image", stored(tmp_path, runs))
-    said = diffusion_values.compared(by_arm, "poses")
-    called, doubtful = said.split("; ")[-2:]
-    assert "(3)" in said and "*Venom by the router* +0.0300 ± 0.0000 (3)" in said
-    assert re.search(r"Above dense: \*Venom by the router\*$", called)
-    assert re.search(r"fewer than 3 seeds, .*: \*dense, GELU\*\.$", doubtful)
     table = diffusion_values.differences(by_arm).set_index("feed-forward layer")
     told = table["new poses: told from dense?"]
     assert dict(told) == {"dense, GELU": "too few seeds", "Venom by the router": "above"}
+    assert table["new poses, minus dense"]["Venom by the router"] == "+0.0300 ± 0.0000 (3)"
 
 
 def test_arms_that_happen_to_agree_are_not_told_by_it(tmp_path):
@@ -65,37 +65,37 @@ def test_arms_that_happen_to_agree_are_not_told_by_it(tmp_path):
 
 
 def test_an_interval_across_zero_calls_nothing(tmp_path):
-    store = stored(tmp_path, of_seeds("image", ("dense", "act24"), (1, 2, 3)))
-    by_arm = diffusion_plots.runs("image", store)
+    arms = ("dense", "act24", "tile24")
+    by_arm = diffusion_plots.runs("image", stored(tmp_path, of_seeds("image", arms, (1, 2, 3))))
+
+    def told():
+        return diffusion_values.differences(by_arm)["new poses: told from dense?"].iloc[0]
+
     for seed, loss in {1: 0.1, 2: 0.3, 3: 0.2}.items():
         by_arm["act24"][seed].results["valid"]["poses"]["loss"] = loss
-    said = diffusion_values.compared(by_arm, "poses")
-    assert said.endswith("Not told from dense: *2:4 activations*.")
+    assert told() == "no"
+    assert diffusion_values.together(by_arm).endswith("Not told from zero: " + PAIR + ".")
     for run in by_arm["act24"].values():
         run.results["valid"]["poses"]["loss"] = 0.1
-    assert "Below dense: *2:4 activations*." in diffusion_values.compared(by_arm, "poses")
+    assert told() == "below" and diffusion_values.together(by_arm).endswith("Above zero: " + PAIR + ".")
+    for run in by_arm["act24"].values():
+        run.results["valid"]["poses"]["loss"] = 0.9
+    assert diffusion_values.together(by_arm).endswith("Below zero: " + PAIR + ".")
 
 
 def test_arms_seeds_and_clips_may_come_later(tmp_path):
     few = diffusion_values.values(stored(tmp_path / "few", of_seeds("image", ("dense",), (1,))))
     assert few["pictures, seeds"] == "1 arm, one seed each"
-    assert (
-        diffusion_values.compared(
-            diffusion_plots.runs("image", RecordStore(tmp_path / "few/cached", tmp_path / "few/recorded")),
-            "poses",
-        )
-        == "No other arm shares a seed with a dense run yet."
-    )
     none = diffusion_values.values(stored(tmp_path / "none", []))
-    assert none.keys() == few.keys() and all("recorded yet" in none[n] for n in none if n != "clips")
+    assert none.keys() == few.keys() and all("recorded yet" in text for text in none.values())
     runs = of_seeds("image", diffusion_plots.LABELS, (1, 2, 3)) + of_seeds("image", ("dense",), (4,))
     clips = of_seeds("video", ("dense", "block16"), (1, 2))
     many = diffusion_values.values(stored(tmp_path / "many", runs + clips))
     assert many.keys() == few.keys() and many["pictures, seeds"] == "8 arms, 3 to 4 seeds each"
-    assert many["clips"].startswith("of clips there are 2 arms, 2 seeds each.")
-    assert "*Venom by votes of 64 tokens* +" in many["clips"] and "At most 2 seeds" in many["clips"]
+    assert many["clips, seeds"] == "2 arms, 2 seeds each" and "clips as what" in many["clips, judge"]
+    assert many["clips, flow"] == "0.202, where a velocity of zero has 1.90"
     lone = diffusion_values.values(stored(tmp_path / "lone", clips[2:]))
-    assert lone["clips"].startswith("no clips are compared with dense yet")
+    assert lone["clips, seeds"].startswith("No dense run on clips is recorded yet")
 
 
 def test_together_is_compared_with_each_alone(tmp_path):
@@ -109,10 +109,13 @@ def test_together_is_compared_with_each_alone(tmp_path):
 
 
 def test_the_readme_shows_shares_of_dense(tmp_path):
-    by_arm = diffusion_plots.runs("image")
-    losses = {a: [r.results["valid"]["poses"]["loss"] for r in runs.values()] for a, runs in by_arm.items()}
-    times = sum(losses["venom16"]) / sum(losses["dense"])
-    assert diffusion_values.shares()["pictures, share venom16"] == f"{times - 1:.0%}"
+    for what, kind in {"pictures": "image", "clips": "video"}.items():
+        by_arm = diffusion_plots.runs(kind)
+        losses = {
+            a: [r.results["valid"]["poses"]["loss"] for r in runs.values()] for a, runs in by_arm.items()
+        }
+        times = sum(losses["venom16"]) / sum(losses["dense"])
+        assert diffusion_values.shares()[f"{what}, share venom16"] == f"{times - 1:.0%}"
     assert diffusion_values.shares(stored(tmp_path, of_seeds("image", ("act24",), (1,)))) == {}
 
 
@@ -122,7 +125,7 @@ def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):
     assert list(table.index) == ["dense, squared ReLU", "2:4 activations", "real, held out"]
     assert table["Fréchet distance"].tolist() == [3.5, 3.5, pytest.approx(1.25)]
     assert table["read as asked"].tolist() == [0.9, 0.9, 0.99]
-    said = diffusion_values.judged(diffusion_plots.runs("image", store))
+    said = diffusion_values.judged(diffusion_plots.runs("image", store), "pictures")
     assert "99.0% of real" in said and "90.0% to 90.0%" in said
 
 
@@ -133,6 +136,7 @@ def test_the_chapter_shows_them():
     assert set(re.findall(r"<!-- value: ((?:pictures|clips).*?) -->", text)) == set(shown)
     for name, words in shown.items():
         assert chapter_values.value(book, name) == words
-    dense = diffusion_plots.runs("image")["dense"].values()
-    loss = sum(r.results["valid"]["poses"]["loss"] for r in dense) / len(dense)
-    assert shown["pictures, flow"].startswith(f"{loss:.3f}, where")
+    for what, kind in {"pictures": "image", "clips": "video"}.items():
+        dense = diffusion_plots.runs(kind)["dense"].values()
+        loss = sum(r.results["valid"]["poses"]["loss"] for r in dense) / len(dense)
+        assert shown[f"{what}, flow"].startswith(f"{loss:.3f}, where")
