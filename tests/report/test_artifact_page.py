@@ -115,12 +115,9 @@ def test_every_command_is_one_that_the_package_takes():
                 assert args.fresh and args.record and len(runs) == len(args.arms) * len(args.seeds)
             elif what == "diffusion":
                 args = diffusion_parser().parse_args(rest)
-                assert (
-                    args.fresh
-                    and args.record
-                    and [*args.kind, *args.arms]
-                    == [artifact.DRAWN[name][0], "dense", artifact.DRAWN[name][1]]
-                )
+                kind, arm = artifact.DRAWN[name.strip("`")]
+                assert args.fresh and args.record
+                assert (args.kind, args.arms) == ([kind], ["dense", arm])
             elif what == "bench":
                 args = vars(bench_parser().parse_args(rest))
                 assert args["what"] in BENCHMARKS
