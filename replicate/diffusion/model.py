@@ -160,10 +160,12 @@ class Attention(nn.Module):
     """Self-attention in which every token sees every other one.
 
     With qk_norm queries and keys are divided by their root mean square (2302.05442; here without weights), so
-    that no score is above sqrt(d_head). Without it training on clips broke (lr 1e-3, trials not recorded).
+    that no score is above sqrt(d_head). Without it training on clips broke (lr 1e-3; one of four trials is
+    recorded).
 
-    Not by cuDNN's kernel, torch's first choice on an H200: without a causal mask its backward pass gives NaN
-    where tokens % 128 is 64 and all scores of a query are below about -89 (pytorch issue 196678).
+    Not by cuDNN's kernel, torch's first choice on an H200: its backward pass gave NaN at 64 tokens with all
+    scores of a query at about -120. Pytorch issue 196678 has it with a mask that is a tensor (here is none):
+    where tokens % 128 is 64 and all scores of a query are below about -89.
     """
 
     kernel = "flash"  # see `attention.attention_by`

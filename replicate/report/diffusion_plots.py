@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +34,25 @@ LABELS = {
     "tile24": "2:4 tiles of tokens and features",
 }
 LOSS = "held-out squared error"
+NAMES = 115  # columns left of a film, in pixels of a clip
 SPLITS = {"poses": "new poses of trained fonts", "fonts": "fonts never trained on"}
 
 
 def runs(
     kind: str, store: RecordStore | None = None, profile: str = "gpu", **changes: Any
 ) -> dict[str, dict[int, Record]]:
-    """Runs of a kind ("image" or "video") by arm, in the order of ARMS, and seed; shipped ones come first.
+    """The shipped runs of a kind ("image" or "video") by arm, in the order of ARMS, and seed.
 
     Args:
         profile: whose settings they must have. changes: of these, such as `{"model.qk_norm": False}`.
     """
     found: dict[str, dict[int, Record]] = {arm: {} for arm in ARMS}
-    for record, _ in (store or RecordStore()).all("diffusion"):
+    for record, origin in (store or RecordStore()).all("diffusion"):
         arm, seed = record.results["arm"], record.seed
-        if record.config_hash == config_hash(config_of(kind, profile, arm, seed, **changes)):
-            found[arm].setdefault(seed, record)
+        if origin == "recorded" and record.config_hash == config_hash(
+            config_of(kind, profile, arm, seed, **changes)
+        ):
+            found[arm][seed] = record
     return {arm: dict(sorted(by_seed.items())) for arm, by_seed in found.items() if by_seed}
 
 
@@ -154,11 +156,16 @@ def apart(by_arm: dict[str, dict[int, Record]], split: str = "poses") -> pd.Data
     return frame.set_axis((frame.columns + 0.5) / len(frame.columns), axis=1)
 
 
-def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses", message: str = "") -> Figure:
+def by_time(
+    by_arm: dict[str, dict[int, Record]],
+    split: str = "poses",
+    message: str = "",
+    bands: Sequence[str] = ("venom16", "act24"),
+) -> Figure:
     """`apart` as curves: where on the flow's way an arm loses. Hollow: tokens choose together.
 
     Args:
-        message: what the figure shows; it stands above the split's name.
+        message: what the figure shows; it stands above the split's name. bands: arms with their intervals.
     """
     import matplotlib.pyplot as plt
 
@@ -170,6 +177,9 @@ def by_time(by_arm: dict[str, dict[int, Record]], split: str = "poses", message:
             look |= {"mfc": "white", "linestyle": "--"}
         label = f"{LABELS[arm]} ({count} seed{'s' * (count > 1)})"
         ax.plot(row.index, [gap.mean for gap in row], **({"ms": 5} | look), label=label)
+        if arm in bands and count > 1:
+            ends = zip(*((gap.low, gap.high) for gap in row), strict=True)
+            ax.fill_between(row.index, *ends, color=look["color"], alpha=0.15, lw=0)
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
     ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense")
     ax.set_title("\n".join(filter(None, (message, SPLITS[split]))))
@@ -186,12 +196,16 @@ def training(curves: dict[str, Record], message: str = "") -> Figure:
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 3.6))
-    for (name, record), colour in zip(curves.items(), ("dense", "venom"), strict=False):
-        losses = record.results["losses"]
-        middles = (np.arange(len(losses)) + 0.5) / len(losses) * record.config["steps"]
-        ax.plot(middles, losses, color=figures.PALETTE[colour], label=name)
+    for (name, record), line in zip(curves.items(), figures.LINES, strict=False):
+        means = record.results["losses"]
+        middles = (np.arange(len(means)) + 0.5) / len(means) * record.config["steps"]
+        look = figures.style(record.results["arm"]) | {"marker": "", "linestyle": line}
+        ax.plot(middles, means, label=name, **look)
     ax.set(xlabel="step", ylabel="training loss, squared error", yscale="log", title=message)
-    ax.yaxis.set_major_formatter("{x:g}")
+    low, high = ax.get_ylim()
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2) if low < tick < high]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_yticks([], minor=True)
     ax.legend()
     return fig
 
@@ -214,7 +228,10 @@ def samples(records: Sequence[Record], columns: int = 18) -> Figure:
 
 
 def moving(records: Sequence[Record], columns: int = 8, fps: int = 6) -> bytes:
-    """An animated GIF: the clips of each record in a row, all at once. Raises ValueError for pictures."""
+    """An animated GIF, two pixels for one: the clips of each record in a row, after its arm's name.
+
+    Raises ValueError for pictures.
+    """
     import tempfile
     from pathlib import Path
 
@@ -229,10 +246,13 @@ def moving(records: Sequence[Record], columns: int = 8, fps: int = 6) -> bytes:
     ]
     height, width = frames[0].shape
     with plt.rc_context({"figure.constrained_layout.use": False}), tempfile.TemporaryDirectory() as folder:
-        fig = plt.figure(figsize=(width / 50, height / 50))
-        ax = fig.add_axes((0, 0, 1, 1))
+        fig = plt.figure(figsize=((width + NAMES) / 50, height / 50))
+        ax = fig.add_axes((NAMES / (width + NAMES), 0, width / (width + NAMES), 1))
         image = ax.imshow(frames[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set_axis_off()
+        for row, record in enumerate(records):
+            at = (NAMES - 3) / (width + NAMES), 1 - (row + 0.5) / len(records)
+            fig.text(*at, LABELS[record.results["arm"]], ha="right", va="center", fontsize=8)
         film = FuncAnimation(fig, lambda i: image.set_data(frames[i]), frames=len(frames))
         path = Path(folder) / "clips.gif"
         film.save(path, writer=PillowWriter(fps=fps), dpi=100)
@@ -251,13 +271,6 @@ def film(records: Sequence[Record], alt: str, columns: int = 8) -> HTML:
 
     data = base64.b64encode(moving(records, columns)).decode()
     return HTML(f'<img alt="{escape(alt)}" src="data:image/gif;base64,{data}">')
-
-
-def still(gif: bytes) -> list[np.ndarray]:
-    """The frames of an animated GIF as grey pictures [H, W], from 0 to 255."""
-    from PIL import Image, ImageSequence
-
-    return [np.asarray(f.convert("L")) for f in ImageSequence.Iterator(Image.open(io.BytesIO(gif)))]
 
 
 def _curve(record: Record, split: str) -> list[float]:

@@ -16,33 +16,33 @@ from replicate.study.statistics import Stats, paired, summary, widened
 
 KINDS = {"pictures": "image", "clips": "video"}
 SEEDS = 3  # from which on a difference is called
+OPEN = "open"
 ALONE = {"block16": "active16", "tile24": "act24"}  # tokens choose together -> each one alone
-RUN = "python -m replicate diffusion --kind {} --profile gpu --record"
 Runs = dict[str, dict[int, Record]]
 
 
 @cache
 def values(store: RecordStore | None = None) -> dict[str, str]:
-    """Name -> text of the chapter's numbers and sentences: "pictures, seeds", "clips, judge", ..."""
+    """Name -> text of the chapter's numbers and sentences: "pictures, seeds", "clips, judge", ...
+
+    Raises ValueError without dense runs of both kinds.
+    """
     found = {}
     for what, kind in KINDS.items():
         by_arm = runs(kind, store)
-        if "dense" in by_arm:
-            parts = {"seeds": seeds(by_arm), "flow": flow(by_arm), "together": together(by_arm)}
-            parts["judge"] = judged(by_arm, what)
-        else:
-            missing = f"No dense run on {what} is recorded yet: `{RUN.format(kind)}`."
-            parts = dict.fromkeys(("seeds", "flow", "together", "judge"), missing)
+        losses(by_arm)  # raises without dense
+        parts = {"seeds": seeds(by_arm), "size": size(by_arm), "flow": flow(by_arm)}
+        parts |= {"together": together(by_arm), "judge": judged(by_arm, what)}
         found |= {f"{what}, {name}": text for name, text in parts.items()}
     return found
 
 
 def shares(store: RecordStore | None = None) -> dict[str, str]:
-    """Name -> how much above dense's loss an arm's is: "clips, share venom16"; none without dense."""
+    """Name -> how much above dense's loss an arm's is: "clips, share venom16". Raises ValueError likewise."""
     found = {}
     for what, kind in KINDS.items():
         by_arm = runs(kind, store)
-        arms = above(by_arm, "poses") if "dense" in by_arm else ()
+        arms = above(by_arm, "poses")
         found |= {f"{what}, share {arm}": f"{share(by_arm, arm).mean:.0%}" for arm in arms}
     return found
 
@@ -55,16 +55,18 @@ def seeds(by_arm: Runs) -> str:
     return f"{len(by_arm)} {'arm' if len(by_arm) == 1 else 'arms'}, {each}"
 
 
-def dense(by_arm: Runs) -> str:
-    """The dense model's held-out loss, mean of its seeds."""
-    return f"{summary([loss(record, 'poses') for record in by_arm['dense'].values()]).mean:.3f}"
+def size(by_arm: Runs) -> str:
+    """Parameters and steps of the dense runs."""
+    record = next(iter(by_arm["dense"].values()))
+    return f"{record.results['parameters'] / 1e6:.0f} million parameters, {record.config['steps']:,} steps"
 
 
 def flow(by_arm: Runs) -> str:
     """The dense model's loss beside that of the zero velocity."""
-    ran = [record.results for record in by_arm["dense"].values()]
-    zero = summary([r["zero_loss"] for r in ran]).mean
-    return f"{dense(by_arm)}, where a velocity of zero has {zero:.2f}"
+    ran = by_arm["dense"].values()
+    ours = summary([loss(record, "poses") for record in ran]).mean
+    zero = summary([record.results["zero_loss"] for record in ran]).mean
+    return f"{ours:.3f}, where a velocity of zero has {zero:.2f}"
 
 
 def above(by_arm: Runs, split: str) -> dict[str, Stats]:
@@ -73,9 +75,9 @@ def above(by_arm: Runs, split: str) -> dict[str, Stats]:
     return _floored({str(arm): gap for arm, gap in gaps.items() if isinstance(gap, Stats)})
 
 
-def share(by_arm: Runs, arm: str, split: str = "poses") -> Stats:
-    """`above` of an arm, over dense's mean loss."""
-    gap, whole = above(by_arm, split)[arm], losses(by_arm).loc["dense", split]
+def share(by_arm: Runs, arm: str) -> Stats:
+    """`above` of an arm on new poses, over dense's mean loss."""
+    gap, whole = above(by_arm, "poses")[arm], losses(by_arm).loc["dense", "poses"]
     return Stats(gap.mean / whole, gap.std / whole, gap.low / whole, gap.high / whole, gap.n)
 
 
@@ -85,9 +87,9 @@ def differences(by_arm: Runs) -> pd.DataFrame:
     for split, name in {"poses": "new poses", "fonts": "new fonts"}.items():
         gaps = above(by_arm, split)
         for arm, gap in gaps.items():
-            told = _side(gap) if gap.n >= SEEDS else "too few seeds"
+            side = _side(gap) if gap.n >= SEEDS else "too few seeds"
             row = rows.setdefault(arm, {"feed-forward layer": LABELS[arm]})
-            row |= {f"{name}, minus dense": _digits(gap), f"{name}: told from dense?": told}
+            row |= {f"{name}, minus dense": _digits(gap), f"{name}: side of dense": side}
     return pd.DataFrame(rows.values())
 
 
@@ -98,37 +100,27 @@ def _floored(gaps: dict[str, Stats]) -> dict[str, Stats]:
     return {name: widened(gap, floor) for name, gap in gaps.items()}
 
 
-def together(by_arm: Runs, split: str = "poses") -> str:
-    """Loss of arms whose tokens choose together minus that of the same format where each chooses alone."""
+def together(by_arm: Runs) -> str:
+    """Loss of arms whose tokens choose together minus that of the same format where each chooses alone.
+
+    On new poses; and which of these differences are surely on one side of zero.
+    """
     gaps: dict[str, Stats] = {}
     for arm, alone in ALONE.items():
         ours, theirs = by_arm.get(arm, {}), by_arm.get(alone, {})
         if shared := sorted(ours.keys() & theirs.keys()):
-            found = paired(*([loss(side[seed], split) for seed in shared] for side in (ours, theirs)))
+            found = paired(*([loss(side[seed], "poses") for seed in shared] for side in (ours, theirs)))
             gaps[f"*{LABELS[arm]}* minus *{LABELS[alone]}*"] = found
     if not gaps:
         return "No arm whose tokens choose together shares a seed with its like yet."
-    return _called(_floored(gaps), "zero")
-
-
-def _called(gaps: dict[str, Stats], base: str) -> str:
-    """Each difference by its name, and which of them are surely on one side of `base`."""
+    gaps = _floored(gaps)
     listed = "; ".join(f"{name} {_digits(gap)}" for name, gap in gaps.items())
-    enough = {arm: gap for arm, gap in gaps.items() if gap.n >= SEEDS}
-    called = {
-        f"above {base}": [arm for arm, gap in enough.items() if _side(gap) == "above"],
-        f"below {base}": [arm for arm, gap in enough.items() if _side(gap) == "below"],
-        f"not told from {base}": [arm for arm, gap in enough.items() if _side(gap) == "no"],
-        f"fewer than {SEEDS} seeds, so no difference is called": [arm for arm in gaps if arm not in enough],
-    }
-    if not enough:
-        most = max(gap.n for gap in gaps.values())
-        return f"{listed}. At most {most} {_seed(most)} an arm: no difference is called."
-    if len(called[f"not told from {base}"]) == len(gaps) > 1:
-        return f"{listed}. None of these is told from {base}."
-    parts = [f"{what}: {', '.join(arms)}" for what, arms in called.items() if arms]
-    said = "; ".join(parts)
-    return f"{listed}. {said[0].upper()}{said[1:]}."
+    if min(gap.n for gap in gaps.values()) < SEEDS:
+        return f"{listed}. With fewer than {SEEDS} seeds no difference is called."
+    sides = {name: _side(gap) for name, gap in gaps.items()}
+    if set(sides.values()) == {OPEN}:
+        return f"{listed}. All these intervals contain zero."
+    return f"{listed}. {'; '.join(f'{name}: {side}' for name, side in sides.items())}."
 
 
 def judged(by_arm: Runs, what: str) -> str:
@@ -168,8 +160,8 @@ def scores(by_arm: Runs) -> pd.DataFrame:
 
 
 def _side(gap: Stats) -> str:
-    """Where the whole interval lies: "above" or "below" zero, or "no"."""
-    return "above" if gap.low > 0 else "below" if gap.high < 0 else "no"
+    """Where the whole interval lies, "above" or "below" zero; OPEN if zero is in it."""
+    return "above" if gap.low > 0 else "below" if gap.high < 0 else OPEN
 
 
 def _digits(gap: Stats) -> str:
@@ -180,7 +172,3 @@ def _digits(gap: Stats) -> str:
 
 def _points(gap: Stats) -> str:
     return f"{100 * gap.mean:+.1f}" + (f" ± {100 * gap.half:.1f}" if gap.n > 1 else "")
-
-
-def _seed(count: int) -> str:
-    return "seed" if count == 1 else "seeds"

@@ -106,24 +106,24 @@ def label_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
 
 
 def label_points(
-    ax: Axes, points: Sequence[tuple[str, float, float]], *, avoid: Sequence[tuple[float, float]] = ()
+    ax: Axes, points: Sequence[tuple[str, float, float]], *, avoid: Sequence[Sequence[Sequence[float]]] = ()
 ) -> None:
     """A name beside each point (name, x, y), where it covers no other name, no point and no line, if it can.
 
-    Call it when the axes' limits and scale are final. avoid: corners (x, y) of a line.
+    Call it when the axes' limits and scale are final. avoid: lines, each by its corners (x, y).
     """
     ax.figure.draw_without_rendering()  # else the layout is not done
     size = np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi * 72
     turn = ax.transData + ax.transAxes.inverted()
     at = [turn.transform(point) * size for _, *point in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
-    corners = [turn.transform(point) * size for point in avoid]
-    for one, other in itertools.pairwise(corners):
-        for x, y in np.linspace(one, other, 60):
-            taken.append((x - 1, y - 1, x + 1, y + 1))
+    for line in avoid:
+        for one, other in itertools.pairwise(turn.transform(point) * size for point in line):
+            for x, y in np.linspace(one, other, 60):
+                taken.append((x - 1, y - 1, x + 1, y + 1))
     for (name, *point), (x, y) in zip(points, at, strict=True):
         long, options = 0.56 * FONT * len(name), []
-        for dy, dx in itertools.product((3, -14, 14, -24, 25, -35), (7, -7 - long)):
+        for dy, dx in itertools.product((3, -5, -14, 14, -24, 25, -35), (7, -7 - long)):
             box = (x + dx, y + dy, x + dx + long, y + dy + FONT)
             outside = _overlap(box, box) - _overlap(box, (0, 0, *size))
             cost = 2 * abs(dy) + 5 * (outside + sum(_overlap(box, other) for other in taken))

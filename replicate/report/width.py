@@ -212,22 +212,24 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
         ax.plot(*zip(*line), color=figures.PALETTE["dense"], lw=1.4, label=what)
         ax.plot(1, 0, "o", color=figures.PALETTE["dense"], ms=7)
         ax.set(xscale="log", ylim=(min(ends) - 0.1 * room, max(ends) + 0.15 * room))
-        ax.set_xlim(0.85 * min(0.7, *found["FLOPs"]), 1.3 * max(1, *found["FLOPs"]))
+        ax.set_xlim(0.8 * min(0.7, *found["FLOPs"]), 1.3 * max(1, *found["FLOPs"]))
         ticks = [tick for tick in (0.6, 0.8, 1, 1.2, 1.5, 2, 3, 4) if tick < ax.get_xlim()[1]]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         ax.set_xticks([], minor=True)
-        names = [("dense", 1.0, 0.0)]
+        names, lines = [("dense", 1.0, 0.0)], [line]
         for kind in ("all neurons", *kinds):
             look = {"fmt": figures.MARKERS[KINDS[kind]], "color": figures.PALETTE[KINDS[kind]], "ms": 7}
             for i, row in enumerate(found[found["kind"] == kind].itertuples()):
                 label = kind if i == 0 and kind != "all neurons" else None
                 ax.errorbar(row.FLOPs, row.loss.mean, yerr=row.loss.half, elinewidth=1, label=label, **look)
                 names.append((row.label, row.FLOPs, row.loss.mean))
+                if row.loss.n > 1:
+                    lines.append([(row.FLOPs, row.loss.low), (row.FLOPs, row.loss.high)])
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_xlabel("multiplications of the run over those of the dense run")
         ax.legend(loc="upper right")
-        labels.append(names)
+        labels.append((names, lines))
     axes[0].set_ylabel(f"held-out loss minus dense (nats), {scale} scale")
-    for ax, names in zip(axes, labels, strict=True):  # now that the layout is final
-        study_plots.label_points(ax, names, avoid=line)
+    for ax, (names, lines) in zip(axes, labels, strict=True):  # now that the layout is final
+        study_plots.label_points(ax, names, avoid=lines)
     return fig

@@ -1,12 +1,14 @@
 """Tables and pictures of diffusion runs, from records made here."""
 
 import base64
+import io
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from replicate import figures
 from replicate.diffusion.glyphs import Glyphs
@@ -25,6 +27,7 @@ def record(kind, arm, seed, profile="gpu"):
     valid = {"loss": loss, "by_time": [loss] * 8}
     results = {
         "arm": arm,
+        "parameters": 21_894_944,
         "valid": {"poses": valid, "fonts": valid | {"loss": loss + 0.1}},
         "zero_loss": 1.9,
         "score": {"accuracy": 0.9, "frechet": 2.0 + seed},
@@ -47,11 +50,12 @@ def store(tmp_path_factory):
     return store
 
 
-def test_runs_of_other_settings_are_left_out_and_shipped_ones_come_first(tmp_path):
+def test_runs_of_other_settings_and_of_this_computer_alone_are_left_out(tmp_path):
     store = RecordStore(tmp_path / "cached", tmp_path / "recorded")
     shipped = record("video", "dense", 1)
     store.put(shipped, recorded=True)
     store.put(replace(shipped, results={**shipped.results, "zero_loss": 9.0}))
+    store.put(record("video", "act24", 1))
     other = config_of("video", "gpu", "dense", 2, **{"model.qk_norm": False})
     store.put(make_record("diffusion", other, shipped.results, device="cpu"), recorded=True)
     (found,) = diffusion_plots.runs("video", store).values()
@@ -62,12 +66,16 @@ def test_runs_of_other_settings_are_left_out_and_shipped_ones_come_first(tmp_pat
 
 def test_training_is_drawn_at_the_middle_of_each_stretch():
     figures.theme()
-    made = record("video", "dense", 1)
-    made.results["losses"] = [2.0, 1.0, 0.5, 0.25]
-    (line,) = diffusion_plots.training({"a run": made}).axes[0].lines
-    assert line.get_ydata().tolist() == [2.0, 1.0, 0.5, 0.25] and line.get_label() == "a run"
-    quarter = made.config["steps"] / 4
-    assert line.get_xdata().tolist() == [quarter * part for part in (0.5, 1.5, 2.5, 3.5)]
+    made = {name: record("video", "dense", seed) for seed, name in enumerate(("one", "two", "three"))}
+    for i, run in enumerate(made.values()):
+        run.results["losses"] = [2.0, 1.0, 0.5, 0.25 + i]
+    lines = diffusion_plots.training(made).axes[0].lines
+    assert [line.get_label() for line in lines] == ["one", "two", "three"]
+    assert len({line.get_linestyle() for line in lines}) == 3
+    quarter = made["one"].config["steps"] / 4
+    for i, line in enumerate(lines):
+        assert line.get_ydata().tolist() == [2.0, 1.0, 0.5, 0.25 + i]
+        assert line.get_xdata().tolist() == [quarter * part for part in (0.5, 1.5, 2.5, 3.5)]
 
 
 def test_runs_are_found_by_kind_scale_arm_and_seed(store):
@@ -113,7 +121,13 @@ def test_gaps_show_every_seed_and_which_choices_a_text_forbids(store):
 
 def test_the_loss_over_time_is_minus_dense(store):
     figures.theme()
-    lines = diffusion_plots.by_time(diffusion_plots.runs("image", store)).axes[0].lines
+    by_arm = diffusion_plots.runs("image", store)
+    ax = diffusion_plots.by_time(by_arm, bands=("act24", "gelu")).axes[0]
+    (band,) = ax.collections  # GELU has one seed
+    row = diffusion_plots.apart(by_arm).loc["act24"]
+    ends = {float(y) for _, y in band.get_paths()[0].vertices}
+    assert ends == {end for gap in row for end in (gap.low, gap.high)}
+    lines = ax.lines
     for line, arm, seeds in zip(lines, ("gelu", "act24"), ("1 seed", "2 seeds")):
         assert line.get_label() == f"{diffusion_plots.LABELS[arm]} ({seeds})"
         assert line.get_ydata() == pytest.approx([OFFSET[arm]] * 8), "against dense runs of the same seeds"
@@ -135,8 +149,12 @@ def test_samples_stand_beside_samples(store):
 def test_clips_move(store):
     records = [by_seed[1] for by_seed in diffusion_plots.runs("video", store).values()]
     gif = diffusion_plots.moving(records, columns=3)
-    frames = diffusion_plots.still(gif)
-    assert gif.startswith(b"GIF8") and len(frames) == 8 and frames[0].shape == (128, 192)
+    film = Image.open(io.BytesIO(gif))
+    frames = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(film)]
+    names = 2 * diffusion_plots.NAMES
+    assert gif.startswith(b"GIF8") and len(frames) == 8 and frames[0].shape == (128, names + 192)
+    assert all((part[:, :names] < 128).any() for part in np.split(frames[0], 2)), "each row has its name"
+    frames = [frame[:, names:] for frame in frames]
     clip = (Glyphs(8).batch("poses", 1, 8)[0][0, 0] + 1) / 2
     for i in (0, 7):
         small = torch.nn.functional.avg_pool2d(torch.tensor(frames[i][None] / 255.0), 2)[0, :32, :32]

@@ -29,14 +29,12 @@ def test_no_difference_is_called_from_one_or_two_seeds(tmp_path, seeds):
     by_arm = diffusion_plots.runs("image", store)
     table = diffusion_values.differences(by_arm)
     for name in ("new poses", "new fonts"):
-        assert (table[f"{name}: told from dense?"] == "too few seeds").all()
+        assert (table[f"{name}: side of dense"] == "too few seeds").all()
         assert table[f"{name}, minus dense"].iloc[0].startswith(f"{OFFSET['act24']:+.4f}")
-    values = diffusion_values.values(store)
-    said = values["pictures, together"]
-    assert f"At most {len(seeds)} seed" in said and said.endswith("no difference is called.")
-    for name in ("seeds", "flow", "together", "judge"):
-        assert values[f"clips, {name}"].startswith("No dense run on clips is recorded yet")
-        assert "--kind video" in values[f"clips, {name}"]
+    said = diffusion_values.together(by_arm)
+    assert f"({len(seeds)})" in said and said.endswith("With fewer than 3 seeds no difference is called.")
+    with pytest.raises(ValueError, match="record arm 'dense'"):
+        diffusion_values.values(store)  # no clips
 
 
 def test_three_seeds_call_a_difference_by_its_interval(tmp_path):
@@ -44,7 +42,7 @@ def test_three_seeds_call_a_difference_by_its_interval(tmp_path):
     runs = of_seeds("image", ("dense", "venom16"), (1, 2, 3)) + of_seeds("image", ("gelu",), (2,))
     by_arm = diffusion_plots.runs("image", stored(tmp_path, runs))
     table = diffusion_values.differences(by_arm).set_index("feed-forward layer")
-    told = table["new poses: told from dense?"]
+    told = table["new poses: side of dense"]
     assert dict(told) == {"dense, GELU": "too few seeds", "Venom by the router": "above"}
     assert table["new poses, minus dense"]["Venom by the router"] == "+0.0300 ± 0.0000 (3)"
 
@@ -69,46 +67,42 @@ def test_an_interval_across_zero_calls_nothing(tmp_path):
     by_arm = diffusion_plots.runs("image", stored(tmp_path, of_seeds("image", arms, (1, 2, 3))))
 
     def told():
-        return diffusion_values.differences(by_arm)["new poses: told from dense?"].iloc[0]
+        return diffusion_values.differences(by_arm)["new poses: side of dense"].iloc[0]
 
     for seed, loss in {1: 0.1, 2: 0.3, 3: 0.2}.items():
         by_arm["act24"][seed].results["valid"]["poses"]["loss"] = loss
-    assert told() == "no"
-    assert diffusion_values.together(by_arm).endswith("Not told from zero: " + PAIR + ".")
+    assert told() == "open"
+    assert diffusion_values.together(by_arm).endswith("All these intervals contain zero.")
     for run in by_arm["act24"].values():
         run.results["valid"]["poses"]["loss"] = 0.1
-    assert told() == "below" and diffusion_values.together(by_arm).endswith("Above zero: " + PAIR + ".")
+    assert told() == "below" and diffusion_values.together(by_arm).endswith(PAIR + ": above.")
     for run in by_arm["act24"].values():
         run.results["valid"]["poses"]["loss"] = 0.9
-    assert diffusion_values.together(by_arm).endswith("Below zero: " + PAIR + ".")
+    assert diffusion_values.together(by_arm).endswith(PAIR + ": below.")
 
 
-def test_arms_seeds_and_clips_may_come_later(tmp_path):
-    few = diffusion_values.values(stored(tmp_path / "few", of_seeds("image", ("dense",), (1,))))
-    assert few["pictures, seeds"] == "1 arm, one seed each"
-    none = diffusion_values.values(stored(tmp_path / "none", []))
-    assert none.keys() == few.keys() and all("recorded yet" in text for text in none.values())
+def test_arms_and_seeds_are_counted(tmp_path):
     runs = of_seeds("image", diffusion_plots.LABELS, (1, 2, 3)) + of_seeds("image", ("dense",), (4,))
     clips = of_seeds("video", ("dense", "block16"), (1, 2))
     many = diffusion_values.values(stored(tmp_path / "many", runs + clips))
-    assert many.keys() == few.keys() and many["pictures, seeds"] == "8 arms, 3 to 4 seeds each"
+    assert many["pictures, seeds"] == "8 arms, 3 to 4 seeds each"
     assert many["clips, seeds"] == "2 arms, 2 seeds each" and "clips as what" in many["clips, judge"]
     assert many["clips, flow"] == "0.202, where a velocity of zero has 1.90"
-    lone = diffusion_values.values(stored(tmp_path / "lone", clips[2:]))
-    assert lone["clips, seeds"].startswith("No dense run on clips is recorded yet")
+    assert many["clips, size"] == "22 million parameters, 5,000 steps"
+    lone = diffusion_plots.runs("image", stored(tmp_path / "lone", of_seeds("image", ("dense",), (1,))))
+    assert diffusion_values.seeds(lone) == "1 arm, one seed each"
+    assert "shares a seed with its like" in diffusion_values.together(lone)
 
 
 def test_together_is_compared_with_each_alone(tmp_path):
     arms = ("dense", "active16", "block16", "act24", "tile24")
     store = stored(tmp_path, of_seeds("image", arms, (1, 2, 3)))
-    said = diffusion_values.values(store)["pictures, together"]
+    said = diffusion_values.together(diffusion_plots.runs("image", store))
     apart = OFFSET["block16"] - OFFSET["active16"]
     assert f"*Venom by votes of 64 tokens* minus *Venom by activations* {apart:+.4f} ± 0.0000 (3)" in said
-    few = stored(tmp_path / "few", of_seeds("image", ("dense", "block16"), (1, 2, 3)))
-    assert "shares a seed with its like" in diffusion_values.values(few)["pictures, together"]
 
 
-def test_the_readme_shows_shares_of_dense(tmp_path):
+def test_the_readme_shows_shares_of_dense():
     for what, kind in {"pictures": "image", "clips": "video"}.items():
         by_arm = diffusion_plots.runs(kind)
         losses = {
@@ -116,7 +110,6 @@ def test_the_readme_shows_shares_of_dense(tmp_path):
         }
         times = sum(losses["venom16"]) / sum(losses["dense"])
         assert diffusion_values.shares()[f"{what}, share venom16"] == f"{times - 1:.0%}"
-    assert diffusion_values.shares(stored(tmp_path, of_seeds("image", ("act24",), (1,)))) == {}
 
 
 def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):

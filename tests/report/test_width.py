@@ -104,11 +104,24 @@ def test_one_seed_has_a_point_without_a_bar():
 def test_names_do_not_cover_each_other(ax):
     ax.set(xlim=(0, 10), ylim=(0, 10))
     study_plots.label_points(
-        ax, [("first", 5, 5), ("second", 5, 5.1), ("third", 5.1, 5)], avoid=[(0, 1), (9, 1)]
+        ax, [("first", 5, 5), ("second", 5, 5.1), ("third", 5.1, 5)], avoid=[[(0, 1), (9, 1)]]
     )
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert len(boxes) == 3 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_names_keep_off_lines(ax):
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    study_plots.label_points(ax, [("a point", 5, 5)], avoid=[[(5.5, 0), (5.5, 10)], [(0, 5), (3, 5)]])
+    ax.figure.canvas.draw()
+    box = ax.texts[0].get_window_extent().transformed(ax.transData.inverted())
+    assert not box.x0 < 5.5 < box.x1 and not (box.x0 < 3 and box.y0 < 5 < box.y1)
+
+
+def test_the_page_says_of_which_depths_times_are_made():
+    depths = {tuple(record.config["layers"]) for record in width.timed("llama1b").values()}
+    assert depths == {(3, 6, 9)}, "docs/replication.md and chapter 12: three, six and nine layers"
 
 
 def test_times_come_from_the_newest_record_of_each_arm(monkeypatch):
