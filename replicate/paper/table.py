@@ -161,7 +161,7 @@ def claim_table(
     ]
     by_weight = sorted(usable, key=lambda r: (PROFILES.index(r.config["profile"]), r.date))
     best = {record.config["claim"]: record for record in by_weight}
-    stored = shipped_table(shipped).to_dict("index") if shipped and shipped.exists() else {}
+    stored = _read(shipped).to_dict("index") if shipped and shipped.exists() else {}
     rows = []
     for name, found in claims().items():
         old = stored.get(name)
@@ -173,7 +173,21 @@ def claim_table(
 
 
 def shipped_table(path: Path = SHIPPED) -> pd.DataFrame:
-    """The project's claim table, by claim id, as `write_claims` left it. Raises FileNotFoundError."""
+    """The project's claim table, by claim id, as `write_claims` left it.
+
+    Raises FileNotFoundError, or ValueError if a claim of data/paper.json is not in it.
+    """
+    table = _read(path)
+    if missing := [name for name in claims() if name not in table.index]:
+        books = " ".join(sorted({claims()[name].notebook for name in missing}))
+        raise ValueError(
+            f"{path.name} lacks {', '.join(missing)}; run `python -m replicate notebooks run --only {books}` "
+            "and `python -m replicate claims --write`"
+        )
+    return table
+
+
+def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, index_col="id", dtype=str, keep_default_na=False)
 
 

@@ -226,6 +226,17 @@ def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_
     assert all(name in (*VERDICTS, claims.NOT_RUN) for name in table["verdict"])
 
 
+def test_a_table_without_a_new_claim_says_how_to_get_it(store, tmp_path):
+    lines = claims.SHIPPED.read_text().splitlines(keepends=True)
+    path = tmp_path / "claims.csv"
+    path.write_text("".join(line for line in lines if not line.startswith("beyond-clips-24,")))
+    with pytest.raises(
+        ValueError, match=r"lacks beyond-clips-24; run .*notebooks run --only 14.*claims --write"
+    ):
+        claims.shipped_table(path)
+    assert claims.claim_table(store=store, shipped=path).loc["beyond-clips-24", "verdict"] == claims.NOT_RUN
+
+
 def test_claims_that_only_a_rule_spares_are_counted():
     shipped = claims.shipped_table()
     spared = claims.spared(shipped)
