@@ -169,7 +169,7 @@ def by_time(
     """
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(7, 4.6))
+    fig, ax = plt.subplots(figsize=(7, 4.2))
     for arm, row in apart(by_arm, split).iterrows():
         count = row.iloc[0].n
         look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "P"}
@@ -195,7 +195,7 @@ def training(curves: dict[str, Record], message: str = "") -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(7, 3.6))
+    fig, ax = plt.subplots(figsize=(7, 2.6))
     for (name, record), line in zip(curves.items(), figures.LINES, strict=False):
         means = record.results["losses"]
         middles = (np.arange(len(means)) + 0.5) / len(means) * record.config["steps"]
@@ -214,7 +214,7 @@ def samples(records: Sequence[Record], columns: int = 18) -> Figure:
     """The first samples of each record in a row, of equal classes and noise; of clips the middle frame."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(len(records), 1, figsize=(9.5, 0.75 * len(records)), squeeze=False)
+    fig, axes = plt.subplots(len(records), 1, figsize=(9.5, 0.55 * len(records)), squeeze=False)
     for ax, record in zip(axes[:, 0], records, strict=True):
         pictures = unpack(record.results["samples"])[:columns, 0]
         if pictures.ndim == 4:
