@@ -31,7 +31,7 @@ LABELS = {
     "venom16": "Venom by the router",
     "active16": "Venom by activations",
     "block16": "Venom by votes of 64 tokens",
-    "tile24": "2:4 tiles of tokens and features",
+    "tile24": "2:4 tiles of tokens and neurons",
 }
 LOSS = "held-out squared error"
 NAMES = 115  # columns left of a film, in pixels of a clip
@@ -169,26 +169,24 @@ def by_time(
     """
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(7, 4.2))
+    fig, ax = plt.subplots(figsize=(9.5, 4))
     for arm, row in apart(by_arm, split).iterrows():
-        count = row.iloc[0].n
         look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "P"}
         if arm in CHOSEN_TOGETHER:
             look |= {"mfc": "white", "linestyle": "--"}
-        label = f"{LABELS[arm]} ({count} seed{'s' * (count > 1)})"
-        ax.plot(row.index, [gap.mean for gap in row], **({"ms": 5} | look), label=label)
-        if arm in bands and count > 1:
+        ax.plot(row.index, [gap.mean for gap in row], **({"ms": 5} | look), label=LABELS[arm])
+        if arm in bands and row.iloc[0].n > 1:
             ends = zip(*((gap.low, gap.high) for gap in row), strict=True)
             ax.fill_between(row.index, *ends, color=look["color"], alpha=0.15, lw=0)
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1)
     ax.set(xlabel="t, from picture (0) to noise (1)", ylabel=f"{LOSS} minus dense")
     ax.set_title("\n".join(filter(None, (message, SPLITS[split]))))
-    ax.legend(fontsize=8)
+    fig.legend(loc="outside right upper", fontsize=8)
     return fig
 
 
 def training(curves: dict[str, Record], message: str = "") -> Figure:
-    """Training loss over the steps, a line a record under its name, each point the mean of a stretch.
+    """Training loss of one or two records over the steps, under their names; a point is a stretch's mean.
 
     Args:
         message: what the figure shows.
@@ -196,12 +194,12 @@ def training(curves: dict[str, Record], message: str = "") -> Figure:
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 2.6))
-    for (name, record), line in zip(curves.items(), figures.LINES, strict=False):
+    colours = (figures.PALETTE["recipe"], figures.PALETTE["dense"])
+    for (name, record), line, colour in zip(curves.items(), figures.LINES, colours, strict=False):
         means = record.results["losses"]
         middles = (np.arange(len(means)) + 0.5) / len(means) * record.config["steps"]
-        look = figures.style(record.results["arm"]) | {"marker": "", "linestyle": line}
-        ax.plot(middles, means, label=name, **look)
-    ax.set(xlabel="step", ylabel="training loss, squared error", yscale="log", title=message)
+        ax.plot(middles, means, label=name, color=colour, linestyle=line)
+    ax.set(xlabel="step", ylabel="training loss (log scale)", yscale="log", title=message)
     low, high = ax.get_ylim()
     ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2) if low < tick < high]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

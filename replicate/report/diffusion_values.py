@@ -141,18 +141,18 @@ def scores(by_arm: Runs) -> pd.DataFrame:
     ran = [record.results["real"] for by_seed in by_arm.values() for record in by_seed.values()]
     rows = [
         {
-            "pictures": LABELS[arm],
+            "layer": LABELS[arm],
             "seeds": str(row["seeds"]),
             "read as asked": row["accuracy"],
-            "minus dense, points": _points(gaps[arm]) if arm in gaps else "",
+            "minus dense, percentage points": _points(gaps[arm]) if arm in gaps else "",
             "Fréchet distance": row["frechet"],
         }
         for arm, row in table.iterrows()
     ]
     real = {
-        "pictures": "real, held out",
+        "layer": "real, held out",
         "seeds": "",
-        "minus dense, points": "",
+        "minus dense, percentage points": "",
         "read as asked": summary([r["accuracy"]["poses"] for r in ran]).mean,
         "Fréchet distance": summary([r["frechet"] for r in ran]).mean,
     }

@@ -8,7 +8,7 @@ from report.test_diffusion_plots import OFFSET, record
 from replicate.report import chapter_values, diffusion_plots, diffusion_values, notebooks
 from replicate.study.records import RecordStore
 
-PAIR = "*2:4 tiles of tokens and features* minus *2:4 activations*"
+PAIR = "*2:4 tiles of tokens and neurons* minus *2:4 activations*"
 
 
 def stored(folder, runs):
@@ -114,7 +114,7 @@ def test_the_readme_shows_shares_of_dense():
 
 def test_scores_are_means_of_seeds_and_end_with_real_pictures(tmp_path):
     store = stored(tmp_path, of_seeds("image", ("dense", "act24"), (1, 2)))
-    table = diffusion_values.scores(diffusion_plots.runs("image", store)).set_index("pictures")
+    table = diffusion_values.scores(diffusion_plots.runs("image", store)).set_index("layer")
     assert list(table.index) == ["dense, squared ReLU", "2:4 activations", "real, held out"]
     assert table["Fréchet distance"].tolist() == [3.5, 3.5, pytest.approx(1.25)]
     assert table["read as asked"].tolist() == [0.9, 0.9, 0.99]

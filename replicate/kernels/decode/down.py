@@ -20,8 +20,8 @@ from replicate.kernels.decode.up import check_decode, of_clusters, pick, slot_op
 from replicate.kernels.venom.common import Tile, dot_precision, prune24_by_22_bits
 from replicate.sparsity import prune24
 
-# Tuning: columns (n) and rows (k) of a program's tile by tokens: 1, to 16, more; for 16 bits.
-ONE, FEW, MANY = Tile(256, 32, 4, 4), Tile(128, 64, 4, 4), Tile(128, 64, 4, 4)
+# Tuning: columns (n) and rows (k) of a program's tile by tokens as in `up`; for 16 bits.
+ONE, FEW, MANY = Tile(128, 32, 4, 4), Tile(128, 64, 4, 3), Tile(128, 64, 4, 4)
 PROGRAMS = 256  # about two for each of an H200's 132 multiprocessors, where the shape has so many
 
 

@@ -6,7 +6,7 @@
 
 for one token; T tokens read the clusters that any of them uses, at most min(T k, n). A weight that is 2:4 in
 the product it is read for is read compressed, at 9/16 of its bytes, if the groups of four lie along a row of
-its form; else (W1 pruned along F for product 5 alone) its values are read as they are.
+its form; else (in float32, or W1 pruned along F for product 5 alone) its values are read as they are.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def prepare(ffn: SparseFFN, dtype: torch.dtype) -> Decoder:
     means = ffn.cluster_means().to(dtype).contiguous() if routed and c.routing == "token" else None
     if routed and c.routing == "static":
         fixed = torch.zeros(1, c.n_clusters, device=w1.device).index_fill_(1, ffn.fixed_clusters(), 1.0)
+    pack = compress_rows if dtype in HALF else Rows
     return Decoder(
-        compress_rows(up) if c.source("w1") == "w1" else Rows(up),
-        compress_rows(down) if c.source("w2") else Rows(down),
+        pack(up) if c.source("w1") == "w1" else Rows(up),
+        pack(down) if c.source("w2") else Rows(down),
         by_output, means, fixed,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.venom.common import check_operands
 
 CLUSTERS, COLUMNS = 4, 1024  # clusters of a program that scores several tokens, columns it reads at a time
+WHOLE = 8192  # columns that a program reads at once for a single token: it waits for memory once
 
 
 class Choice(NamedTuple):
@@ -76,6 +77,8 @@ def slot_of(
             rank = tl.sum(((other > mine) | ((other == mine) & lower)).to(tl.int32), axis=1)
             here = (rank == slot % TOP_K) & (e < n_clusters)
             cluster = tl.sum(tl.where(here, e, 0), axis=0)
+            use = token < n_tokens
+    if TOP_K > 0 and (token.shape[0] > 1 or not BY_CHOICE):  # one token uses each of its choices
         row = token * stride
         known = (token < n_tokens)[:, None] & (e < n_clusters)[None, :]
         all_scores = _score(scores, row[:, None] + e[None, :], known)
@@ -113,8 +116,8 @@ def decode_scores(x: Tensor, means: Tensor) -> Tensor:
     check_operands(x=x, means=means)
     check(x.shape[1] == means.shape[1], f"x {tuple(x.shape)}, means {tuple(means.shape)}: d_model differs")
     scores = torch.empty(len(x), len(means), dtype=torch.float32, device=x.device)
-    columns = min(COLUMNS, triton.next_power_of_2(x.shape[1]))
-    each = 1 if len(x) == 1 else CLUSTERS
+    each, columns = (1, WHOLE) if len(x) == 1 else (CLUSTERS, COLUMNS)
+    columns = min(columns, triton.next_power_of_2(x.shape[1]))
     _decode_scores_kernel[(len(x), triton.cdiv(len(means), each))](
         x, means, scores, x.shape[1], len(means), CLUSTERS=each, COLUMNS=columns, num_warps=4
     )

@@ -8,7 +8,9 @@ not be read: so all of a neuron lies together. Compressed, a group is four adjac
 two are kept, at positions p < q of the group:
 
     values [R, 2, C/4]       the first kept number of each group of the row, then the second
-    positions [R, C/8]       uint8, of two groups: p + 4 q of the first + 16 (p + 4 q of the second)
+    positions [R, C/32]      int32, of eight groups: p + 4 q of group i in bits 4 i to 4 i + 3; rounded up
+
+Words of eight groups, as a thread reads eight numbers at a time: loads of single bytes cannot be made ahead.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from replicate.kernels.backend import check, tl, triton
+from replicate.kernels.backend import HALF, check, tl, triton
 from replicate.sparsity import check24, mask24
+
+GROUPS = 8  # whose positions are one word
 
 
 class Rows(NamedTuple):
@@ -47,49 +51,64 @@ class Rows(NamedTuple):
 def compress_rows(matrix: Tensor) -> Rows:
     """A matrix [R, C] of at most two non-zeros in each group of four of a row, compressed.
 
-    It is done once for many tokens, in plain torch. Raises ValueError if C is no multiple of 8, or if the
-    matrix is not 2:4.
+    It is done once for many tokens, in plain torch. Raises ValueError if the numbers do not have 16 bits, if
+    C is no multiple of 8, or if the matrix is not 2:4.
     """
+    check(matrix.dtype in HALF, f"matrix is {matrix.dtype}; only float16 and bfloat16 are compressed by rows")
     check(matrix.dim() == 2 and matrix.shape[1] % 8 == 0, f"matrix is {list(matrix.shape)}, not [R, 8 m]")
     check24(matrix, 1)
     kept = mask24(matrix, 1).unflatten(1, (-1, 4)).to(torch.uint8)
     first, second = kept.argmax(2), 3 - kept.flip(2).argmax(2)
     groups = matrix.unflatten(1, (-1, 4))
     values = torch.stack([groups.gather(2, at[..., None])[..., 0] for at in (first, second)], 1)
-    both = first + 4 * second
-    return Rows(values, (both[:, ::2] + 16 * both[:, 1::2]).to(torch.uint8))
+    codes = nn.functional.pad(first + 4 * second, (0, -first.shape[1] % GROUPS)).unflatten(1, (-1, GROUPS))
+    words = (codes << 4 * torch.arange(GROUPS, device=matrix.device)).sum(2)
+    return Rows(values, words.to(torch.int32))  # the top bit wraps to the sign
 
 
 def rows_reference(rows: Rows) -> Tensor:
     """The matrix [R, C] in torch, not compressed."""
     if not rows.two_of_four:
         return rows.values
-    both = torch.stack([rows.positions & 15, rows.positions >> 4], 2).flatten(1).long()
-    groups = rows.values.new_zeros(*both.shape, 4)
-    for at, values in zip((both & 3, both >> 2), rows.values.unbind(1), strict=True):
+    shifts = 4 * torch.arange(GROUPS, device=rows.values.device)
+    codes = (rows.positions[..., None] >> shifts).flatten(1)[:, : rows.values.shape[2]].long()
+    groups = rows.values.new_zeros(*codes.shape, 4)
+    for at, values in zip((codes & 3, codes >> 2 & 3), rows.values.unbind(1), strict=True):
         groups.scatter_(2, at[..., None], values[..., None])
     return groups.flatten(1)
 
 
 @triton.jit
-def load_kept(values, positions, row, present, group, n_groups):
-    """Both kept numbers and their positions in the group, each [rows, groups]; zero where not `present`."""
+def load_kept(values, positions, row, inside, col, n_cols, COLS: tl.constexpr):
+    """Both kept numbers of each group of COLS columns from `col` on and their positions, each [rows, COLS/4].
+
+    Zero in rows not `inside` and past the edge.
+    """
+    n_groups, n_words = n_cols // 4, tl.cdiv(n_cols, 32)
+    group = col // 4 + tl.arange(0, COLS // 4)
+    present = inside[:, None] & (group < n_groups)[None, :]
     at = 2 * row.to(tl.int64)[:, None] * n_groups + group[None, :]
     first = tl.load(values + at, mask=present, other=0.0)
     second = tl.load(values + at + n_groups, mask=present, other=0.0)
-    pair = row.to(tl.int64)[:, None] * (n_groups // 2) + (group // 2)[None, :]
-    byte = tl.load(positions + pair, mask=present, other=0).to(tl.int32)
-    both = byte >> (4 * (group % 2))[None, :]
-    return first, second, both & 3, (both >> 2) & 3
+    word = col // 32 + tl.arange(0, COLS // 32)
+    at = row.to(tl.int64)[:, None] * n_words + word[None, :]
+    bits = tl.load(positions + at, mask=inside[:, None] & (word < n_words)[None, :], other=0)
+    bits = tl.broadcast_to(bits[:, :, None], (bits.shape[0], COLS // 32, 8)).reshape(bits.shape[0], COLS // 4)
+    code = bits >> (4 * (group % 8))[None, :]
+    return first, second, code & 3, (code >> 2) & 3
+
+
+@triton.jit
+def of_four(words, place):
+    """The number at a place of each word of four numbers of 16 bits, as its 16 bits."""
+    return (words >> (16 * place).to(tl.int64)).to(tl.int16)
 
 
 @triton.jit
 def load_rows(values, positions, row, inside, col, n_cols, COLS: tl.constexpr, TWO_FOUR: tl.constexpr):
     """Tile [rows, COLS] of the matrix, from column `col` on; zero in rows not `inside` and past the edge."""
     if TWO_FOUR:
-        group = col // 4 + tl.arange(0, COLS // 4)
-        present = inside[:, None] & (group < n_cols // 4)[None, :]
-        first, second, p, q = load_kept(values, positions, row, present, group, n_cols // 4)
+        first, second, p, q = load_kept(values, positions, row, inside, col, n_cols, COLS)
         none = tl.zeros_like(first)
         w0 = tl.where(p == 0, first, none)
         w1 = tl.where(p == 1, first, tl.where(q == 1, second, none))

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.decode.route import Choice, chosen_reference, slot_of
-from replicate.kernels.decode.rows import Rows, load_kept, load_rows, rows_reference
+from replicate.kernels.decode.rows import Rows, load_kept, load_rows, of_four, rows_reference
 from replicate.kernels.venom.common import Tile, check_operands, dot_precision, relu2
 
-# Tuning: rows (n) and columns (k) of a program's tile by tokens: 1, to 16, more; for 16 bits.
-ONE, FEW, MANY = Tile(16, 512, 4, 4), Tile(32, 128, 4, 4), Tile(64, 128, 4, 4)
-MOST_TOKENS = 64
+# Tuning: rows (n) and columns (k) of a program's tile by tokens: 1, FEWER, more; for 16 bits.
+ONE, FEW, MANY = Tile(16, 512, 4, 4), Tile(64, 256, 4, 4), Tile(64, 128, 4, 4)
+FEWER, MOST_TOKENS = 16, 64
 
 
 def decode_up_reference(x: Tensor, rows: Rows, choice: Choice | None = None, relu2: bool = True) -> Tensor:
@@ -52,13 +52,15 @@ def _decode_up_kernel(
     if TOKENS == 1:
         if TWO_FOUR:
             acc = tl.zeros((N, K // 4), dtype=tl.float32)
+            fours = x.to(tl.pointer_type(tl.int64))  # x has 16 bits: a group's four columns are a word
             for c0 in tl.range(0, n_cols, K, num_stages=STAGES):
+                first, second, p, q = load_kept(values, positions, row, inside, c0, n_cols, K)
                 group = c0 // 4 + tl.arange(0, K // 4)
-                present = inside[:, None] & (group < n_cols // 4)[None, :]
-                first, second, p, q = load_kept(values, positions, row, present, group, n_cols // 4)
-                at = x + 4 * group[None, :]
-                acc += first.to(tl.float32) * tl.load(at + p, mask=present, other=0.0).to(tl.float32)
-                acc += second.to(tl.float32) * tl.load(at + q, mask=present, other=0.0).to(tl.float32)
+                four = tl.load(fours + group, mask=group < n_cols // 4, other=0)[None, :]
+                at_p = of_four(four, p).to(x.dtype.element_ty, bitcast=True)
+                at_q = of_four(four, q).to(x.dtype.element_ty, bitcast=True)
+                acc += first.to(tl.float32) * at_p.to(tl.float32)
+                acc += second.to(tl.float32) * at_q.to(tl.float32)
         else:
             acc = tl.zeros((N, K), dtype=tl.float32)
             for c0 in tl.range(0, n_cols, K, num_stages=STAGES):
@@ -96,10 +98,12 @@ def decode_up(x: Tensor, rows: Rows, choice: Choice | None = None, *, relu2: boo
     """
     n_rows, n_cols = check_decode(x, rows, choice)
     check(x.shape[1] == n_cols, f"x {tuple(x.shape)} does not fit rows of {n_cols} columns")
+    if rows.two_of_four and x.data_ptr() % 8:  # it is read by words of 8 bytes
+        x = x.clone()
     tile, width, out = pick(x, ONE, FEW, MANY), n_rows // of_clusters(choice), x.new_empty(len(x), n_rows)
-    if len(x) == 1 and (choice.slots if choice else 1) * width < 256 * tile.n:  # else too few programs
-        tile = Tile(tile.n // 2, tile.k, tile.warps, tile.stages)
     slots = choice.slots if choice else 1
+    if len(x) <= FEWER and slots * width < 256 * tile.n:  # else too few programs
+        tile = Tile(tile.n // 2, tile.k, tile.warps, tile.stages)
     _decode_up_kernel[(triton.cdiv(width, tile.n), slots)](
         x, rows.values, x if rows.positions is None else rows.positions, choice.scores if choice else x, out,
         len(x), n_rows, n_cols, width, of_clusters(choice), choice.scores.stride(0) if choice else 0,
@@ -125,7 +129,7 @@ def slot_options(x: Tensor, choice: Choice | None) -> dict[str, int | bool]:
 
 def pick(x: Tensor, one: Tile, few: Tile, many: Tile) -> Tile:
     """The tile for so many tokens; half as deep in float32."""
-    tile = one if len(x) == 1 else few if len(x) <= 16 else many
+    tile = one if len(x) == 1 else few if len(x) <= FEWER else many
     return tile if x.dtype.itemsize == 2 else Tile(tile.n, tile.k // 2, tile.warps, tile.stages)
 
 

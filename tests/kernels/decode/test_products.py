@@ -13,6 +13,11 @@ from replicate.sparsity import prune24, soft_threshold24
 DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 TOKENS = [1, 3, 16, 64]
+WAYS = [  # dtype and whether rows are compressed
+    (torch.float32, False),
+    *((torch.float16, two_of_four) for two_of_four in (False, True)),
+    *(pytest.param(torch.bfloat16, two_of_four, marks=pytest.mark.gpu) for two_of_four in (False, True)),
+]
 # d_model, d_ff, clusters, top_k; the second has nothing that is a multiple of a tile
 SHAPES = [(64, 128, 4, 2), (48, 120, 3, 1), (176, 192, 6, 2)]
 
@@ -58,11 +63,22 @@ def used(y, choice):
 
 def test_a_row_by_hand():
     """Two groups of a row: their kept numbers, first ones first, and the positions of both in one byte."""
-    row = torch.tensor([[0.0, 7, 0, -2, 0, 0, 0, 5]])
+    row = torch.tensor([[0.0, 7, 0, -2, 0, 0, 0, 5]]).half()
     rows = compress_rows(row)
     assert rows.values.tolist() == [[[7, 0], [-2, 5]]]  # of the second group a zero is kept, its lowest
     assert rows.positions.tolist() == [[1 + 4 * 3 + 16 * (0 + 4 * 3)]]
     assert torch.equal(rows_reference(rows), row) and rows.size == (1, 8) and not torch.equal(row, -row)
+
+
+def test_nine_groups_take_two_words():
+    """The eighth group's position reaches the sign of the first word; the ninth group begins the second."""
+    row = torch.zeros(1, 40).half()
+    row[0, [30, 31, 33, 34]] = torch.tensor([1.0, 2, 3, 4]).half()
+    rows = compress_rows(row)
+    zeros = sum((0 + 4 * 1) << 4 * i for i in range(7))  # of a group of zeros the first two are kept
+    found = [word % 2**32 for word in rows.positions[0].tolist()]
+    assert found == [zeros + ((2 + 4 * 3) << 28), (1 + 4 * 2) + ((0 + 4 * 1) << 4)]
+    assert torch.equal(rows_reference(rows), row)
 
 
 def test_nine_sixteenths_of_the_bytes():
@@ -73,13 +89,14 @@ def test_nine_sixteenths_of_the_bytes():
 
 def test_what_is_not_two_of_four_is_refused():
     with pytest.raises(ValueError, match="not 2:4 along dim 1: group 1"):
-        compress_rows(torch.tensor([[0.0, 0, 1, 1, 1, 1, 1, 0]]))
+        compress_rows(torch.tensor([[0.0, 0, 1, 1, 1, 1, 1, 0]]).half())
     with pytest.raises(ValueError, match=r"\[1, 4\], not \[R, 8 m\]"):
-        compress_rows(torch.zeros(1, 4))
+        compress_rows(torch.zeros(1, 4).half())
+    with pytest.raises(ValueError, match="float32; only float16 and bfloat16 are compressed"):
+        compress_rows(torch.zeros(1, 8))
 
 
-@pytest.mark.parametrize("two_of_four", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "two_of_four"), WAYS)
 @pytest.mark.parametrize("n_tokens", TOKENS)
 def test_products_in_the_chosen_clusters(poisoned, device, n_tokens, dtype, two_of_four):
     for shape in SHAPES:
@@ -91,10 +108,10 @@ def test_products_in_the_chosen_clusters(poisoned, device, n_tokens, dtype, two_
             assert_close(y3, decode_down_reference(y2, w2, choice, inner))
 
 
-@pytest.mark.parametrize("two_of_four", [False, True])
+@pytest.mark.parametrize(("dtype", "two_of_four"), WAYS)
 @pytest.mark.parametrize("n_tokens", [1, 3, 64])
-def test_products_over_all_rows(poisoned, device, n_tokens, two_of_four):
-    x, w1, w2, _ = problem(n_tokens, SHAPES[0], torch.float32, device, two_of_four)
+def test_products_over_all_rows(poisoned, device, n_tokens, dtype, two_of_four):
+    x, w1, w2, _ = problem(n_tokens, SHAPES[0], dtype, device, two_of_four)
     y1 = decode_up(x, w1, relu2=False)
     assert_close(y1, decode_up_reference(x, w1, relu2=False))
     y2 = y1.relu().square()
@@ -145,8 +162,15 @@ def test_scores_are_the_routers(device, dtype):
     assert all(chosen_reference(Choice(found, 2)).gather(1, route(x, means, 2)).flatten())
 
 
+def test_a_token_that_begins_anywhere_in_memory(device):
+    w = compress_rows(soft_threshold24(rand(32, 64, dtype=torch.float16, device=device), 1))
+    for start in range(4):
+        x = rand(64 + start, dtype=torch.float16, device=device)[start:].view(1, 64)
+        assert_close(decode_up(x, w), decode_up_reference(x, w))
+
+
 def test_twice_the_same(device):
-    x, w1, w2, choice = problem(3, SHAPES[0], torch.float32, device, True)
+    x, w1, w2, choice = problem(3, SHAPES[0], torch.float16, device, True)
     one, two = (decode_down(used(decode_up(x, w1, choice), choice), w2, choice) for _ in range(2))
     assert torch.equal(one, two)
 
