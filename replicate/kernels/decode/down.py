@@ -3,9 +3,9 @@
     p[i, t] = sum_{f in part i} S(y2[t, f]) W2[f]        of a part of the neurons of one cluster
     y3[t]   = sum_i p[i, t]                              in the order of i: the same sum on every run
 
-A cluster's rows are divided into parts, and their columns into blocks, until one token fills the GPU. S is
-`up`'s, where it could not do that: every program then prunes what it reads. A row that S makes superfluous is
-read all the same.
+A cluster's rows are divided into parts, and their columns into blocks, until one token fills the GPU. S keeps
+two of each four adjacent neurons (ties to the lower) if so configured: a row that S makes superfluous for one
+token is read all the same, as another token's, or another column's program, needs its neighbours.
 """
 
 from __future__ import annotations
@@ -34,14 +34,6 @@ def decode_down_reference(y: Tensor, rows: Rows, choice: Choice | None = None, i
     return (prune24(y) if inner else y) @ rows_reference(rows)
 
 
-@triton.jit
-def _load_y(y, token, n_rows, first, f0, end, use, K: tl.constexpr):
-    """y2 [tokens, K] of the neurons of a cluster, whose first is `first`, from f0 on; zero from `end` on."""
-    own = f0 + tl.arange(0, K)
-    at = y + token.to(tl.int64)[:, None] * n_rows + (first + own)[None, :]
-    return tl.load(at, mask=use[:, None] & (own < end)[None, :], other=0.0)
-
-
 @on_its_device
 @triton.jit
 def _decode_down_kernel(
@@ -63,18 +55,13 @@ def _decode_down_kernel(
         sums = tl.zeros((K, N), dtype=tl.float32)
     else:
         turned = tl.zeros((N, TOKENS), dtype=tl.float32)  # as in `up`
-    if TOKENS == 1:  # so few bytes a thread the pipeline does not copy ahead: they are loaded a round ahead
-        following = _load_y(y, token, n_rows, cluster * width, begin, end, use, K)
     for f0 in tl.range(begin, end, K, num_stages=STAGES):
-        if TOKENS == 1:
-            a = following
-            following = _load_y(y, token, n_rows, cluster * width, f0 + K, end, use, K)
-        else:
-            a = _load_y(y, token, n_rows, cluster * width, f0, end, use, K)
-        if INNER:
-            a = prune24_by_22_bits(a.to(tl.float32)).to(a.dtype)
         own = f0 + tl.arange(0, K)
         row = cluster * width + own
+        at = y + token.to(tl.int64)[:, None] * n_rows + row[None, :]
+        a = tl.load(at, mask=use[:, None] & (own < end)[None, :], other=0.0)
+        if INNER:
+            a = prune24_by_22_bits(a.to(tl.float32)).to(a.dtype)
         w = load_rows(values, positions, row, own < end, col, n_cols, N, TWO_FOUR)
         if TOKENS == 1:
             sums += tl.sum(a, axis=0).to(tl.float32)[:, None] * w.to(tl.float32)
@@ -111,8 +98,11 @@ def decode_down(y: Tensor, rows: Rows, choice: Choice | None = None, *, inner: b
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
-    n_rows, n_cols = check_decode(y, rows, choice, inner)
+    n_rows, n_cols = check_decode(y, rows, choice)
     check(y.shape[1] == n_rows, f"y {tuple(y.shape)} does not fit {n_rows} rows")
+    check(
+        not inner or n_rows // of_clusters(choice) % 4 == 0, "clusters of whole groups of four neurons only"
+    )
     tile, width, slots = pick(y, ONE, FEW, MANY), n_rows // of_clusters(choice), choice.slots if choice else 1
     columns = triton.cdiv(n_cols, tile.n)
     n_parts = max(1, min(triton.cdiv(PROGRAMS, columns * slots), triton.cdiv(width, tile.k)))

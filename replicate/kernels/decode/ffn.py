@@ -107,12 +107,11 @@ def decode_ffn(ffn: SparseFFN, x: Tensor, weights: Decoder) -> Tensor:
         choice = Choice(scores(x, weights.means, c.metric), c.top_k)
     elif weights.fixed is not None:
         choice = Choice(weights.fixed.expand(len(x), -1), c.top_k)
-    inner = c.activation == "24" or (c.activation == "venom" and c.inner)
-    late = c.activation == "venom" and c.routing == "activation"  # y2 in full says which clusters are used
-    y2 = decode_up(x, weights.up, choice, inner=inner and not late)
+    y2 = decode_up(x, weights.up, choice)
     if weights.by_output:
         return decode_up(y2, weights.down, relu2=False)
-    if late:
+    if c.activation == "venom" and c.routing == "activation":
         energy = y2.unflatten(1, (c.n_clusters, -1)).sum(2, dtype=torch.float32)
         choice = Choice(energy, c.top_k)
-    return decode_down(y2, weights.down, choice, inner=inner and late)
+    inner = c.activation == "24" or (c.activation == "venom" and c.inner)
+    return decode_down(y2, weights.down, choice, inner=inner)

@@ -1,11 +1,9 @@
 """A few tokens times a weight by rows: product 1 in the chosen clusters, and W2^T's rows in product 2.
 
-    y1[t, f] = x[t] . W1^T[f]      y2 = S(relu(y1)^2)      for the neurons f of the clusters that t uses
+    y1[t, f] = x[t] . W1^T[f]      y2 = relu(y1)^2      for the neurons f of the clusters that t uses
 
 A program reads some rows of one cluster once, for all tokens that use it; what the other tokens would read is
-masked off. S keeps two of each four adjacent neurons if so configured, ties to the lower: here, once, unless
-y2 in full says which clusters are used; then `down` does it. One token is multiplied and summed without
-tensor cores, more are padded to a tile of 16.
+masked off. One token is multiplied and summed without tensor cores, more are padded to a tile of 16.
 """
 
 from __future__ import annotations
@@ -16,21 +14,17 @@ from torch import Tensor
 from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.decode.route import Choice, chosen_reference, slot_of
 from replicate.kernels.decode.rows import Rows, load_kept, load_rows, of_four, rows_reference
-from replicate.kernels.venom.common import Tile, check_operands, dot_precision, prune24_by_22_bits, relu2
-from replicate.sparsity import prune24
+from replicate.kernels.venom.common import Tile, check_operands, dot_precision, relu2
 
 # Tuning: rows (n) and columns (k) of a program's tile by tokens: 1, FEWER, more; for 16 bits.
 ONE, FEW, MANY = Tile(16, 512, 4, 4), Tile(64, 256, 4, 4), Tile(64, 128, 4, 4)
 FEWER, MOST_TOKENS = 16, 64
 
 
-def decode_up_reference(
-    x: Tensor, rows: Rows, choice: Choice | None = None, relu2: bool = True, inner: bool = False
-) -> Tensor:
+def decode_up_reference(x: Tensor, rows: Rows, choice: Choice | None = None, relu2: bool = True) -> Tensor:
     """[T, R] in torch; zero in clusters that a token does not use."""
     y = x @ rows_reference(rows).T
     y = y.relu().square() if relu2 else y
-    y = prune24(y) if inner else y
     if choice is None:
         return y
     use = chosen_reference(choice)
@@ -42,7 +36,7 @@ def decode_up_reference(
 def _decode_up_kernel(
     x, values, positions, scores, out, n_tokens, n_rows, n_cols, width, n_clusters, stride,
     TOKENS: tl.constexpr, TOP_K: tl.constexpr, CLUSTERS: tl.constexpr, BY_CHOICE: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, TWO_FOUR: tl.constexpr, RELU2: tl.constexpr, INNER: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, TWO_FOUR: tl.constexpr, RELU2: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """N rows of the cluster of a slot."""
@@ -85,21 +79,16 @@ def _decode_up_kernel(
         y = tl.trans(turned)
     if RELU2:
         y = relu2(y, False)
-    if INNER:
-        y = prune24_by_22_bits(y.to(out.dtype.element_ty).to(tl.float32))
     at = out + token.to(tl.int64)[:, None] * n_rows + row[None, :]
     tl.store(at, y.to(out.dtype.element_ty), mask=use[:, None] & inside[None, :])
 
 
-def decode_up(
-    x: Tensor, rows: Rows, choice: Choice | None = None, *, relu2: bool = True, inner: bool = False
-) -> Tensor:
+def decode_up(x: Tensor, rows: Rows, choice: Choice | None = None, *, relu2: bool = True) -> Tensor:
     """x [T, C] times the rows [R, C] of a weight, in the clusters that each token uses.
 
     Args:
         x: [T, C], T at most MOST_TOKENS. rows: R in cluster order, in x's dtype.
         choice: of clusters; None takes all rows. relu2: with squared ReLU.
-        inner: keep two of each four adjacent neurons of a token.
 
     Returns:
         [T, R] in x's dtype; entries of clusters that a token does not use are not written.
@@ -107,7 +96,7 @@ def decode_up(
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
-    n_rows, n_cols = check_decode(x, rows, choice, inner)
+    n_rows, n_cols = check_decode(x, rows, choice)
     check(x.shape[1] == n_cols, f"x {tuple(x.shape)} does not fit rows of {n_cols} columns")
     if rows.two_of_four and x.data_ptr() % 8:  # it is read by words of 8 bytes
         x = x.clone()
@@ -118,8 +107,8 @@ def decode_up(
     _decode_up_kernel[(triton.cdiv(width, tile.n), slots)](
         x, rows.values, x if rows.positions is None else rows.positions, choice.scores if choice else x, out,
         len(x), n_rows, n_cols, width, of_clusters(choice), choice.scores.stride(0) if choice else 0,
-        N=tile.n, K=tile.k, TWO_FOUR=rows.two_of_four, RELU2=relu2, INNER=inner, STAGES=tile.stages,
-        PRECISION=dot_precision(x.dtype), num_warps=tile.warps, **slot_options(x, choice),
+        N=tile.n, K=tile.k, TWO_FOUR=rows.two_of_four, RELU2=relu2, PRECISION=dot_precision(x.dtype),
+        STAGES=tile.stages, num_warps=tile.warps, **slot_options(x, choice),
     )  # fmt: skip
     return out
 
@@ -144,13 +133,12 @@ def pick(x: Tensor, one: Tile, few: Tile, many: Tile) -> Tile:
     return tile if x.dtype.itemsize == 2 else Tile(tile.n, tile.k // 2, tile.warps, tile.stages)
 
 
-def check_decode(x: Tensor, rows: Rows, choice: Choice | None, inner: bool) -> tuple[int, int]:
+def check_decode(x: Tensor, rows: Rows, choice: Choice | None) -> tuple[int, int]:
     """Rows and columns of a weight; ValueError unless it, the tokens and the choice fit each other."""
     check_operands(x=x, rows=rows.values.flatten(1))
     (n_rows, n_cols), n = rows.size, of_clusters(choice)
     check(1 <= len(x) <= MOST_TOKENS, f"{len(x)} tokens; decoding takes 1 to {MOST_TOKENS}")
     check(n_rows % n == 0, f"{n_rows} rows do not divide into {n} clusters")
-    check(not inner or n_rows // n % 4 == 0, "clusters of whole groups of four neurons only")
     if choice is not None:
         fits = len(choice.scores) == len(x) and choice.scores.dtype == torch.float32
         check(fits and choice.scores.stride(1) == 1, f"scores must be float32 [{len(x)}, n], rows contiguous")
