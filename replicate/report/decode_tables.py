@@ -7,7 +7,7 @@ import pandas as pd
 
 from replicate.bench import generate
 from replicate.paper.table import CheckRow, judged
-from replicate.paper.verdicts import FAILS, Claim
+from replicate.paper.verdicts import Claim
 from replicate.report import decoding
 from replicate.report.kernel_plots import PEAK_DENSE
 from replicate.report.layer_tables import NAMES
@@ -93,7 +93,7 @@ def chapter_values() -> dict[str, str]:
                 out[f"prompt {name}"] = f"{row['x prefill']:.2f}"
                 out[f"weights {model} {arm}"] = f"{row['weights GiB']:.1f} GiB"
         packed = at.loc[(1, PACKED), "FFN us"] / at.loc[(1, WHOLE), "FFN us"]
-        out[f"2:4 slower {model}"] = f"{packed:.1f}"
+        out[f"2:4 over whole {model}"] = f"{packed:.2f}"
     config = generate.ARMS[WHOLE]
     share = decoding.share_touched(config.top_k, config.n_clusters, FEW)
     return out | {"expected touched": f"{100 * share:.0f} %"}
@@ -166,7 +166,7 @@ def _of_record(model: str) -> list[CheckRow]:
         )
     rows.append(_row(f"{gone}, {model}", few["x"], generate.GONE, **times | {"rule": "at most"}))
     compressed = f"2:4 weights make one token faster than whole ones, {model}"
-    return [*rows, _row(compressed, packed, 1.0, expected=FAILS, **times)]
+    return [*rows, _row(compressed, packed, 1.0, stand_by=False, **times)]
 
 
 def _row(
