@@ -165,8 +165,8 @@ def _of_record(model: str) -> list[CheckRow]:
             _row(f"Aim: FFN of {name}, {model}", at.loc[(1, arm), column], aim, stand_by=False, **times)
         )
     rows.append(_row(f"{gone}, {model}", few["x"], generate.GONE, **times | {"rule": "at most"}))
-    compressed = f"2:4 weights make one token faster than whole ones, {model}"
-    return [*rows, _row(compressed, packed, 1.0, stand_by=False, **times)]
+    compressed = f"2:4 weights make the FFN of one token faster than whole ones, {model}"
+    return [*rows, _row(compressed, packed, generate.GONE, stand_by=False, **times)]
 
 
 def _row(

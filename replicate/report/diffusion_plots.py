@@ -169,7 +169,7 @@ def by_time(
     """
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(9.5, 4))
+    fig, ax = plt.subplots(figsize=(9.5, 3.5))
     for arm, row in apart(by_arm, split).iterrows():
         look = figures.style(arm) if arm != "gelu" else {"color": figures.PALETTE["paper"], "marker": "P"}
         if arm in CHOSEN_TOGETHER:
@@ -186,7 +186,7 @@ def by_time(
 
 
 def training(curves: dict[str, Record], message: str = "") -> Figure:
-    """Training loss of one or two records over the steps, under their names; a point is a stretch's mean.
+    """Training loss over the steps, a line a record under its name, each point the mean of a stretch.
 
     Args:
         message: what the figure shows.
@@ -194,7 +194,7 @@ def training(curves: dict[str, Record], message: str = "") -> Figure:
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 2.6))
-    colours = (figures.PALETTE["recipe"], figures.PALETTE["dense"])
+    colours = [figures.PALETTE[name] for name in ("recipe", "dense", "venom", "control")]
     for (name, record), line, colour in zip(curves.items(), figures.LINES, colours, strict=False):
         means = record.results["losses"]
         middles = (np.arange(len(means)) + 0.5) / len(means) * record.config["steps"]

@@ -67,6 +67,10 @@ def test_the_check_tells_missed_aims_and_raises_for_what_we_stand_by():
         x = float(decode_tables.chapter_values()[f"times {model} venom16 1"])
         assert aim.claim.paper == 3 and aim.ours == pytest.approx(x, abs=0.006)
         assert (aim.verdict.text == "holds") == (x >= 3)
+        packed = rows[f"2:4 weights make the FFN of one token faster than whole ones, {model}"]
+        ratio = float(decode_tables.chapter_values()[f"2:4 over whole {model}"])
+        assert packed.claim.paper == 1.05 and packed.ours == pytest.approx(1 / ratio, abs=0.01)
+        assert (packed.verdict.text == "holds") == (packed.ours >= 1.05)
     for wrong in ((False, 0.25), (True, 0.26)):
         with pytest.raises(ClaimBroken, match="chapter 13"):
             decode_tables.checks(*wrong)

@@ -128,8 +128,8 @@ def test_the_loss_over_time_is_minus_dense(store):
     ends = {float(y) for _, y in band.get_paths()[0].vertices}
     assert ends == {end for gap in row for end in (gap.low, gap.high)}
     lines = ax.lines
-    for line, arm, seeds in zip(lines, ("gelu", "act24"), ("1 seed", "2 seeds")):
-        assert line.get_label() == f"{diffusion_plots.LABELS[arm]} ({seeds})"
+    for line, arm in zip(lines, ("gelu", "act24")):
+        assert line.get_label() == diffusion_plots.LABELS[arm]
         assert line.get_ydata() == pytest.approx([OFFSET[arm]] * 8), "against dense runs of the same seeds"
 
 

@@ -43,8 +43,9 @@ class Choice(NamedTuple):
 
 
 def chosen_reference(choice: Choice) -> Tensor:
-    """[T, n] bool in torch: the clusters that each token uses. NaN is the largest score."""
-    order = choice.scores.argsort(dim=1, descending=True, stable=True)[:, : choice.top_k]
+    """[T, n] bool in torch: the clusters that each token uses. NaN counts as infinite."""
+    scores = choice.scores.masked_fill(choice.scores.isnan(), float("inf"))
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, : choice.top_k]
     return torch.zeros_like(choice.scores, dtype=torch.bool).scatter(1, order, True)
 
 
@@ -78,7 +79,7 @@ def slot_of(
             here = (rank == slot % TOP_K) & (e < n_clusters)
             cluster = tl.sum(tl.where(here, e, 0), axis=0)
             use = token < n_tokens
-    if TOP_K > 0 and (token.shape[0] > 1 or not BY_CHOICE):  # one token uses each of its choices
+    if TOP_K > 0 and token.shape[0] > 1:  # a single token uses each of its choices
         row = token * stride
         known = (token < n_tokens)[:, None] & (e < n_clusters)[None, :]
         all_scores = _score(scores, row[:, None] + e[None, :], known)

@@ -10,7 +10,7 @@ two are kept, at positions p < q of the group:
     values [R, 2, C/4]       the first kept number of each group of the row, then the second
     positions [R, C/32]      int32, of eight groups: p + 4 q of group i in bits 4 i to 4 i + 3; rounded up
 
-Words of eight groups, as a thread reads eight numbers at a time: loads of single bytes cannot be made ahead.
+Words of eight groups: a thread reads eight numbers at a time, and fewer than four bytes are not copied ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from replicate.kernels.backend import HALF, check, tl, triton
 from replicate.sparsity import check24, mask24
 
-GROUPS = 8  # whose positions are one word
+GROUPS = 8  # whose positions are one word; the kernels write 8, and 32 for their columns
 
 
 class Rows(NamedTuple):
@@ -52,10 +52,10 @@ def compress_rows(matrix: Tensor) -> Rows:
     """A matrix [R, C] of at most two non-zeros in each group of four of a row, compressed.
 
     It is done once for many tokens, in plain torch. Raises ValueError if the numbers do not have 16 bits, if
-    C is no multiple of 8, or if the matrix is not 2:4.
+    C is no multiple of 16, or if the matrix is not 2:4.
     """
     check(matrix.dtype in HALF, f"matrix is {matrix.dtype}; only float16 and bfloat16 are compressed by rows")
-    check(matrix.dim() == 2 and matrix.shape[1] % 8 == 0, f"matrix is {list(matrix.shape)}, not [R, 8 m]")
+    check(matrix.dim() == 2 and matrix.shape[1] % 16 == 0, f"matrix is {list(matrix.shape)}, not [R, 16 m]")
     check24(matrix, 1)
     kept = mask24(matrix, 1).unflatten(1, (-1, 4)).to(torch.uint8)
     first, second = kept.argmax(2), 3 - kept.flip(2).argmax(2)
@@ -99,9 +99,9 @@ def load_kept(values, positions, row, inside, col, n_cols, COLS: tl.constexpr):
 
 
 @triton.jit
-def of_four(words, place):
-    """The number at a place of each word of four numbers of 16 bits, as its 16 bits."""
-    return (words >> (16 * place).to(tl.int64)).to(tl.int16)
+def of_four(fours, place):
+    """Of each four numbers of 16 bits, read as one int64, the one at a place, as its 16 bits."""
+    return (fours >> (16 * place).to(tl.int64)).to(tl.int16)
 
 
 @triton.jit

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from replicate.kernels.backend import check, on_its_device, tl, triton
 from replicate.kernels.decode.route import Choice, chosen_reference, slot_of
-from replicate.kernels.decode.rows import Rows, load_kept, load_rows, of_four, rows_reference
+from replicate.kernels.decode.rows import GROUPS, Rows, load_kept, load_rows, of_four, rows_reference
 from replicate.kernels.venom.common import Tile, check_operands, dot_precision, relu2
 
-# Tuning: rows (n) and columns (k) of a program's tile by tokens: 1, FEWER, more; for 16 bits.
+# Tuning: rows (n) and columns (k) of a program's tile by tokens: 1, up to MOST_FEW, more; for 16 bits.
 ONE, FEW, MANY = Tile(16, 512, 4, 4), Tile(64, 256, 4, 4), Tile(64, 128, 4, 4)
-FEWER, MOST_TOKENS = 16, 64
+MOST_FEW, MOST_TOKENS = 16, 64
 
 
 def decode_up_reference(x: Tensor, rows: Rows, choice: Choice | None = None, relu2: bool = True) -> Tensor:
@@ -52,7 +52,7 @@ def _decode_up_kernel(
     if TOKENS == 1:
         if TWO_FOUR:
             acc = tl.zeros((N, K // 4), dtype=tl.float32)
-            fours = x.to(tl.pointer_type(tl.int64))  # x has 16 bits: a group's four columns are a word
+            fours = x.to(tl.pointer_type(tl.int64))  # x has 16 bits: a group's four columns are one int64
             for c0 in tl.range(0, n_cols, K, num_stages=STAGES):
                 first, second, p, q = load_kept(values, positions, row, inside, c0, n_cols, K)
                 group = c0 // 4 + tl.arange(0, K // 4)
@@ -91,18 +91,19 @@ def decode_up(x: Tensor, rows: Rows, choice: Choice | None = None, *, relu2: boo
         choice: of clusters; None takes all rows. relu2: with squared ReLU.
 
     Returns:
-        [T, R] in x's dtype; entries of clusters that a token does not use are not written.
+        [T, R] in x's dtype; entries of clusters that a token does not use are not written. Of 2:4 rows a
+        single token skips what was pruned: an infinite or NaN x there does not show.
 
     Raises:
         ValueError: shapes, dtypes or strides do not fit.
     """
     n_rows, n_cols = check_decode(x, rows, choice)
     check(x.shape[1] == n_cols, f"x {tuple(x.shape)} does not fit rows of {n_cols} columns")
-    if rows.two_of_four and x.data_ptr() % 8:  # it is read by words of 8 bytes
+    if rows.two_of_four and len(x) == 1 and x.data_ptr() % 8:  # it is read 8 bytes at a time
         x = x.clone()
     tile, width, out = pick(x, ONE, FEW, MANY), n_rows // of_clusters(choice), x.new_empty(len(x), n_rows)
     slots = choice.slots if choice else 1
-    if len(x) <= FEWER and slots * width < 256 * tile.n:  # else too few programs
+    if len(x) <= MOST_FEW and slots * width < 256 * tile.n:  # else too few programs
         tile = Tile(tile.n // 2, tile.k, tile.warps, tile.stages)
     _decode_up_kernel[(triton.cdiv(width, tile.n), slots)](
         x, rows.values, x if rows.positions is None else rows.positions, choice.scores if choice else x, out,
@@ -129,7 +130,7 @@ def slot_options(x: Tensor, choice: Choice | None) -> dict[str, int | bool]:
 
 def pick(x: Tensor, one: Tile, few: Tile, many: Tile) -> Tile:
     """The tile for so many tokens; half as deep in float32."""
-    tile = one if len(x) == 1 else few if len(x) <= FEWER else many
+    tile = one if len(x) == 1 else few if len(x) <= MOST_FEW else many
     return tile if x.dtype.itemsize == 2 else Tile(tile.n, tile.k // 2, tile.warps, tile.stages)
 
 
@@ -138,6 +139,10 @@ def check_decode(x: Tensor, rows: Rows, choice: Choice | None) -> tuple[int, int
     check_operands(x=x, rows=rows.values.flatten(1))
     (n_rows, n_cols), n = rows.size, of_clusters(choice)
     check(1 <= len(x) <= MOST_TOKENS, f"{len(x)} tokens; decoding takes 1 to {MOST_TOKENS}")
+    if rows.positions is not None:
+        fits = rows.positions.dtype == torch.int32 and rows.positions.is_contiguous()
+        words = [n_rows, triton.cdiv(n_cols, 4 * GROUPS)]
+        check(fits and list(rows.positions.shape) == words, f"positions must be int32 {words}, contiguous")
     check(n_rows % n == 0, f"{n_rows} rows do not divide into {n} clusters")
     if choice is not None:
         fits = len(choice.scores) == len(x) and choice.scores.dtype == torch.float32

@@ -62,22 +62,23 @@ def used(y, choice):
 
 
 def test_a_row_by_hand():
-    """Two groups of a row: their kept numbers, first ones first, and the positions of both in one byte."""
-    row = torch.tensor([[0.0, 7, 0, -2, 0, 0, 0, 5]]).half()
+    """Four groups of a row: their kept numbers, first ones first, and the positions of all in one word."""
+    row = torch.tensor([[0.0, 7, 0, -2, 0, 0, 0, 5, 1, 2, 0, 0, 0, 0, 3, 4]]).half()
     rows = compress_rows(row)
-    assert rows.values.tolist() == [[[7, 0], [-2, 5]]]  # of the second group a zero is kept, its lowest
-    assert rows.positions.tolist() == [[1 + 4 * 3 + 16 * (0 + 4 * 3)]]
-    assert torch.equal(rows_reference(rows), row) and rows.size == (1, 8) and not torch.equal(row, -row)
+    assert rows.values.tolist() == [[[7, 0, 1, 3], [-2, 5, 2, 4]]]  # of the second group a zero is kept
+    assert rows.positions.tolist() == [[(1 + 12) + 16 * (0 + 12) + 16**2 * (0 + 4) + 16**3 * (2 + 12)]]
+    assert torch.equal(rows_reference(rows), row) and rows.size == (1, 16)
 
 
 def test_nine_groups_take_two_words():
     """The eighth group's position reaches the sign of the first word; the ninth group begins the second."""
-    row = torch.zeros(1, 40).half()
+    row = torch.zeros(1, 48).half()
     row[0, [30, 31, 33, 34]] = torch.tensor([1.0, 2, 3, 4]).half()
     rows = compress_rows(row)
     zeros = sum((0 + 4 * 1) << 4 * i for i in range(7))  # of a group of zeros the first two are kept
     found = [word % 2**32 for word in rows.positions[0].tolist()]
-    assert found == [zeros + ((2 + 4 * 3) << 28), (1 + 4 * 2) + ((0 + 4 * 1) << 4)]
+    more = sum((0 + 4 * 1) << 4 * i for i in (1, 2, 3))
+    assert found == [zeros + ((2 + 4 * 3) << 28), (1 + 4 * 2) + more]
     assert torch.equal(rows_reference(rows), row)
 
 
@@ -89,11 +90,11 @@ def test_nine_sixteenths_of_the_bytes():
 
 def test_what_is_not_two_of_four_is_refused():
     with pytest.raises(ValueError, match="not 2:4 along dim 1: group 1"):
-        compress_rows(torch.tensor([[0.0, 0, 1, 1, 1, 1, 1, 0]]).half())
-    with pytest.raises(ValueError, match=r"\[1, 4\], not \[R, 8 m\]"):
-        compress_rows(torch.zeros(1, 4).half())
+        compress_rows(torch.tensor([[0.0, 0, 1, 1, 1, 1, 1, 0] + 8 * [0]]).half())
+    with pytest.raises(ValueError, match=r"\[1, 40\], not \[R, 16 m\]"):
+        compress_rows(torch.zeros(1, 40).half())
     with pytest.raises(ValueError, match="float32; only float16 and bfloat16 are compressed"):
-        compress_rows(torch.zeros(1, 8))
+        compress_rows(torch.zeros(1, 16))
 
 
 @pytest.mark.parametrize(("dtype", "two_of_four"), WAYS)
@@ -129,6 +130,7 @@ def test_equal_scores_choose_the_lower_cluster_and_nan_comes_first(device, n_tok
         ([0.5, 1.0, 1.0, 1.0], [1, 2]),
         ([1.0, 1.0, 1.0, 2.0], [0, 3]),
         ([3.0, nan, nan, 9.0], [1, 2]),
+        ([float("inf"), nan, nan, 9.0], [0, 1]),
         ([-float("inf"), nan, -float("inf"), -float("inf")], [0, 1]),
     ):
         choice = Choice(
@@ -153,15 +155,26 @@ def test_a_weight_that_is_not_finite_stays_with_those_who_use_it(device):
     assert y3[0].isfinite().all() and not y3[1].isfinite().any()
 
 
+@pytest.mark.parametrize(("dtype", "two_of_four"), WAYS)
+@pytest.mark.parametrize("n_tokens", [1, 3, 20])
+def test_rows_longer_than_a_tile(device, n_tokens, dtype, two_of_four):
+    x, w1, w2, choice = problem(n_tokens, (1040, 64, 4, 2), dtype, device, two_of_four)
+    assert_close(used(decode_up(x, w1, choice), choice), decode_up_reference(x, w1, choice))
+    y2 = x[:, :64].abs().contiguous()
+    assert_close(decode_down(y2, w2, choice), decode_down_reference(y2, w2, choice))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scores_are_the_routers(device, dtype):
-    x, means = (rand(n, 88, dtype=dtype, device=device, seed=n) for n in (5, 6))
+@pytest.mark.parametrize(("n_tokens", "width"), [(5, 88), (5, 1032), (1, 88), (1, 8200)])
+def test_scores_are_the_routers(device, dtype, n_tokens, width):
+    x, means = (rand(n, width, dtype=dtype, device=device, seed=n) for n in (n_tokens, 6))
     found = decode_scores(x, means)
     torch.testing.assert_close(found, scores(x, means))
-    assert torch.equal(chosen_reference(Choice(found, 2)).sum(1), torch.full((5,), 2, device=device))
+    assert torch.equal(chosen_reference(Choice(found, 2)).sum(1), torch.full((n_tokens,), 2, device=device))
     assert all(chosen_reference(Choice(found, 2)).gather(1, route(x, means, 2)).flatten())
 
 
+@pytest.mark.gpu  # a CPU reads at any address
 def test_a_token_that_begins_anywhere_in_memory(device):
     w = compress_rows(soft_threshold24(rand(32, 64, dtype=torch.float16, device=device), 1))
     for start in range(4):
@@ -185,6 +198,9 @@ def test_what_does_not_fit_is_named(device):
         decode_up(x, w1, Choice(choice.scores[:2], 2))
     with pytest.raises(ValueError, match="top_k is 5"):
         decode_down(x.new_zeros(3, 128), w2, Choice(choice.scores, 5))
+    packed = compress_rows(soft_threshold24(w1.values, 1).half())
+    with pytest.raises(ValueError, match=r"positions must be int32 \[128, 2\]"):
+        decode_up(x.half(), packed._replace(positions=packed.positions.to(torch.uint8)))
     with pytest.raises(ValueError, match="does not fit rows of 64 columns"):
         decode_up(x.new_zeros(3, 128), w1)
     with pytest.raises(ValueError, match="does not fit 128 rows"):
