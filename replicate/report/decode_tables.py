@@ -82,6 +82,13 @@ def chapter_values() -> dict[str, str]:
         out[f"KV text {model}"] = f"{decoding.kv_bytes(shape, prompt) / 2**30:.2f} GiB"
         ffns = cost.bytes * shape.n_layer
         out[f"FFN share {model}"] = f"{100 * ffns / decoding.weight_bytes(shape):.0f} %"
+        dense, gain = at.loc[(1, generate.DENSE)], at.loc[(1, WHOLE), "x"]
+        fastest = generate.fastest(record.results["ffn"]["1"]["decode"])
+        part = (
+            shape.n_layer * fastest / (dense["x step"] * dense["step ms"])
+        )  # of the mean of two dense steps
+        out[f"FFN time {model}"] = f"{100 * part:.0f} %"
+        out[f"Amdahl {model}"] = f"{1 / (1 - part + part / gain):.2f}"
         for (batch, arm), row in at.iterrows():
             name = f"{model} {arm} {batch}"
             out[f"of bandwidth {name}"] = f"{100 * row['of limit']:.0f} %"

@@ -53,6 +53,18 @@ def test_numbers_of_chapter_13():
     ffn = decode_tables.recorded("7B").results["ffn"]["1"]["decode"]
     packed = ffn["recipe, same"]["ms"] / ffn["venom16"]["ms"]
     assert float(values["2:4 over whole 7B"]) == pytest.approx(packed, abs=0.0051)
+    steps = [
+        models[0] + 31 / 2 * (models[1] - models[0])
+        for models in (
+            [decode_tables.recorded("7B").results["models"][depth]["1"][arm]["step"]["ms"] for depth in "13"]
+            for arm in ("dense", "dense, again")
+        )
+    ]
+    fastest = min(ms["ms"] for arm, ms in ffn.items() if arm.startswith("dense"))
+    part = 32 * fastest / (sum(steps) / 2)
+    assert values["FFN time 7B"] == f"{100 * part:.0f} %"
+    left = 1 - part + part * ffn["venom16"]["ms"] / fastest
+    assert values["Amdahl 7B"] == f"{1 / left:.2f}"
     assert values["expected touched"] == f"{100 * (1 - 0.75**8):.0f} %"
     assert values["touched 7B venom16 8"] == "91 %" and values["KV text 7B"] == "1.00 GiB"
     weights = 32 * 4096 * (2 * 16384 + 4 * 4096) + 128256 * 4096
