@@ -15,7 +15,7 @@ from replicate.study import statistics
 VERDICTS = ("holds", "holds in direction", "another size", "does not hold", "not testable here")
 HOLDS, DIRECTION, SIZE, FAILS, UNTESTABLE = VERDICTS
 SPARES = "refutes nothing"  # of a scale below the one from which a claim can fail
-PROFILES = ("smoke", "laptop", "gpu", "gpu40m", "paper")  # scales of a measurement, ascending
+PROFILES = ("smoke", "laptop", "gpu", "gpu40m", "gpu100m", "paper")  # scales of a measurement, ascending
 RULES = ("true", "equals", "at least", "at most", "effect")
 # Our effect over the paper's, both measured from `null`, so of a speed 1.4x the .4: within the first pair an
 # effect holds in size, outside of the second one it is another size, between them it holds in direction.

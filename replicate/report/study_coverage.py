@@ -272,7 +272,7 @@ def missing() -> str:
         frame = every_run(scale)
         text = [record.corpus["sha256"] for record in frame["record"]]
         seeds = frame.groupby(["arm", text])["seed"].nunique().groupby("arm").max()
-        plan = plans.AT_40M if scale == "gpu40m" else tuple(plans.everything(scale))
+        plan = plans.PARTLY.get(scale) or tuple(plans.everything(scale))
         some = [f"`{arm}` ({seeds[arm]})" for arm in plan if seeds.get(arm, 3) < 3]
         none = [f"`{arm}`" for arm in plan if arm not in seeds]
         for what, arms in {"fewer than three seeds (how many there are)": some, "not run": none}.items():

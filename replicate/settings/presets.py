@@ -108,7 +108,9 @@ TRAIN_PRESETS |= {
     )
     for d, n in WIDTHS.items()
 }  # fmt: skip
-PRESET_OF = {"smoke": "smoke", "laptop": "laptop", "gpu": "study10m", "gpu40m": "study40m"}  # ascending
+PRESET_OF = {  # scale -> training preset, ascending
+    "smoke": "smoke", "laptop": "laptop", "gpu": "study10m", "gpu40m": "study40m", "gpu100m": "study100m",
+}  # fmt: skip
 
 
 def preset_of(profile: str) -> str:

@@ -24,6 +24,7 @@ QUESTIONS = {
     "laptop": QUESTION,
     "gpu": QUESTION,
     "gpu40m": QUESTION | {"near": 256},
+    "gpu100m": QUESTION | {"near": 256},
 }
 
 

@@ -102,6 +102,8 @@ AT_40M = (
     *("recipe, same, 50% sparse first", "wide x4, 16 of 64", "experts x4, 16 of 64", "experts x4, 8 of 64"),
     *("wide x4, 8 of 64 by activations", "wide x4, 4 of 64 by activations"),
 )
+AT_100M = ("dense", "recipe", "active16, 64 clusters", "experts x4, 8 of 64")
+PARTLY = {"gpu40m": AT_40M, "gpu100m": AT_100M}  # scales at which only some arms are trained, seed by seed
 ON_CPU = (11, 12, 13)  # seeds of laptop runs on a CPU, whose standard library is another text
 EVERY_SEED = (*range(1, 10), *ON_CPU)  # of recorded runs; 1 to 3 are the study's
 # What the paper leaves open: (question, an arm, the same with one change), read as "that arm instead of this"
@@ -236,7 +238,7 @@ def queue(
 
     The dense model's learning rate, checked with the first seed; Table 3 and the recipe, seed by seed;
     Table 4's mixes; clusters by activations; shorter dense runs; one seed of all variants; FP8; all else.
-    At "gpu40m" only AT_40M, seed by seed.
+    Of the scales in PARTLY only those arms, seed by seed.
 
     With `names` only these arms, in this order, seed by seed; ValueError for one that does not exist.
     """
@@ -246,7 +248,7 @@ def queue(
         plan, first = everything(profile, seeds), seeds[:1]
         stages = [(SWEEP, first), ((*TABLE3, *SAME), seeds), (MIXES | SAME_MIXES, seeds), (ACTIVE, seeds)]
         stages += [(PLANNED, seeds), (VARIANTS, first), (FP8, seeds), (plan, seeds)]
-        stages = [(AT_40M, seeds)] if profile == "gpu40m" else stages
+        stages = [(PARTLY[profile], seeds)] if profile in PARTLY else stages
     runs: dict[str, tuple[str, TrainConfig]] = {}
     for group, some_seeds in stages:
         for i in range(len(some_seeds)):

@@ -77,7 +77,7 @@ def test_every_page_or_none_is_written(tmp_path, monkeypatch, capsys):
 
 def test_the_table_of_scales_is_that_of_the_presets():
     text = pages.PAGES["commands"].path.read_text(encoding="utf-8")
-    for scale in ("smoke", "laptop", "gpu", "gpu40m"):
+    for scale in PRESET_OF:
         config = study.arms(scale, ["dense"])[0]
         size, tokens = param_count(config.model)["non_embedding"], config.steps * config.tokens_per_step
         row = re.search(rf"(?m)^\| `{scale}` \| (.+) \|$", text).group(1)

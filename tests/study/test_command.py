@@ -205,9 +205,10 @@ def test_the_queue_begins_with_what_matters():
     assert planned == [2727, 2500, 2143, 1935, 1765]
     assert runs[110] == ("recipe, no warm-up", 1)
     assert set(plans.everything("gpu")) == {name for name, _ in runs}
-    large = plans.queue("gpu40m", [1, 2])
-    assert [(n, c.seed) for n, c in large] == [(n, s) for s in (1, 2) for n in plans.AT_40M]
-    assert {c.model.d_model for _, c in large} == {640}
+    for scale, names, width in (("gpu40m", plans.AT_40M, 640), ("gpu100m", plans.AT_100M, 896)):
+        large = plans.queue(scale, [1, 2])
+        assert [(n, c.seed) for n, c in large] == [(n, s) for s in (1, 2) for n in names]
+        assert {c.model.d_model for _, c in large} == {width}
 
 
 def test_open_questions_are_arms():
