@@ -76,8 +76,11 @@ def start(rank, folder, job):
 
 
 def together(job, folder):
-    """The answers of two processes to `job`, by rank."""
-    torch.multiprocessing.spawn(start, (folder.as_posix(), job), nprocs=WORLD)
+    """The answers of two processes to `job`, by rank. Unless it is about GPUs, they see none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if job != "on_gpus":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        torch.multiprocessing.spawn(start, (folder.as_posix(), job), nprocs=WORLD)
     return [torch.load(folder / f"{job}-{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
