@@ -28,7 +28,7 @@ from replicate.settings.presets import train_preset
 from replicate.study import completion, gradients, results
 from replicate.training.flops import param_count
 
-_LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m): (.+)")
+_LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m|gpu100m): (.+)")
 _ZEROS = re.compile(r"zeros (laptop|gpu|gpu40m)")
 _BEFORE = re.compile(r"2503\.16672: (.+?)(?: - (.+))?")
 _COLUMN = {"held-out": tables.HELD, "training": tables.TRAIN}
@@ -157,6 +157,7 @@ def _switches() -> dict[str, str]:
 def _mixes() -> dict[str, str]:
     """The second reading in a sentence, speeds of a run that is sparse to the end, Table 4's last average."""
     out = {"second reading": second_reading()}
+    out["experts on one card"] = tables.brief(tables.on_one_card("gpu40m", "experts x4, 8 of 64"))
     out |= {f"all sparse, {name}": f"{found['recipe']:.2f}" for name, found in mix_tables.speeds().items()}
     out["Table 4, last average"] = f"{paper.rows(4)[-1]['avg']:.3f}"
     return out | {"Table 4, last recomputed": f"{mix_tables.averages()['recipe']:.3f}"}

@@ -18,7 +18,9 @@ from replicate.report import study_plots as plots
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import from_dict
 from replicate.study import results
+from replicate.study.statistics import Stats
 from replicate.study.transplant import with_sparsity
+from replicate.training import flops
 
 ARMS = {  # with 87.5 % zeros -> what it is called
     "venom16": "router, 4 of 16",
@@ -38,6 +40,11 @@ SWITCHES = {  # -> what it is called, entry of the palette
     "recipe, 50% sparse first": ("recipe", "recipe"),
     "recipe, folded, 50% sparse first": ("recipe, folded", "2:4 weights"),
     "active16x32, 50% sparse first": ("by activations, 8 of 32", "control"),
+}
+SIZED = {  # -> what it is called, entry of the palette
+    "recipe": ("recipe, as printed", "recipe"),
+    "active16, 64 clusters": ("by activations, 16 of 64", "control"),
+    "experts x4, 8 of 64": ("mixture: experts x4, 8 of 64", "paper"),
 }
 Answer = tuple[str, str, str, Mapping[str, Any]]  # one of `results.open_questions`
 _SCALES = {"laptop": "venom", "gpu": "2:4 activations", "gpu40m": "recipe"}
@@ -178,4 +185,31 @@ def open_questions(answers: Sequence[Answer]) -> Figure:
     ax.set(xlim=(-1.2, 5), xlabel="training loss above the arm without the change (nats)")
     ax.tick_params(axis="y", labelsize=9)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(scales))
+    return fig
+
+
+def by_size(found: Mapping[str, Mapping[str, Stats]]) -> Figure:
+    """Loss minus dense over the parameters of a model, an arm of SIZED a line; one seed is a hollow mark.
+
+    Args:
+        found: arm -> scale -> loss minus dense, see `study_tables.by_size`.
+    """
+    fig, ax = plt.subplots(figsize=(9, 3.4))
+    scales = list(dict.fromkeys(scale for each in found.values() for scale in each))
+    sizes = {s: flops.param_count(study.arms(s, ["dense"])[0].model)["non_embedding"] for s in scales}
+    for arm, each in found.items():
+        name, entry = SIZED[arm]
+        colour = figures.PALETTE[entry]
+        ax.plot([sizes[s] for s in each], [x.mean for x in each.values()], color=colour, lw=1, alpha=0.6)
+        for scale, x in each.items():
+            mark = {"fmt": figures.MARKERS[entry], "ms": 7, "mfc": colour if x.n > 1 else "white"}
+            ax.errorbar(sizes[scale], x.mean, yerr=x.half, color=colour, capsize=3, label=name, **mark)
+            name = None  # one entry of the legend
+    ax.axhline(0, color=figures.PALETTE["dense"], lw=1.4, label="dense")
+    ticks = [f"{size / 1e6:.0f} million\n({scale})" for scale, size in sizes.items()]
+    ax.set(xscale="log", xlabel="parameters without embedding (scale)")
+    ax.set_ylabel("held-out loss minus dense (nats)")
+    ax.set_xticks(list(sizes.values()), ticks)
+    ax.set_xticks([], minor=True)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return fig

@@ -43,7 +43,7 @@ def value(name: str) -> str:
 def values() -> dict[str, str]:
     """Name -> text of the numbers in the README's sentences: losses above dense at gpu scale, speeds."""
     frame, (preset, _) = study_tables.runs("gpu"), step_table.MODELS["1B"]
-    size, larger = (study_coverage.setting(scale) for scale in ("gpu", "gpu40m"))
+    size, larger, largest = (study_coverage.setting(scale) for scale in ("gpu", "gpu40m", "gpu100m"))
     steps = step_table.speeds(preset)
     share = step_table.shares(step_table.models()).loc["1B", "time, measured"]
     layer = layer_tables.over_dense(step_table.MODELS["1B"][1], device=step_table.CARD)
@@ -64,6 +64,7 @@ def values() -> dict[str, str]:
         "share": f"{share:.0%}",
         "parameters": size["parameters without embedding"].replace("M", " million"),
         "parameters gpu40m": larger["parameters without embedding"].replace("M", " million"),
+        "parameters gpu100m": largest["parameters without embedding"].replace("M", " million"),
         "gain": f"{steps['recipe'] - 1:.2f}",
         "paper gain": f"{paper.number('step_speedup_text') - 1:.1f}",
         "tokens": size["training tokens"].replace("M", " million"),

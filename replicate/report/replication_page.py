@@ -52,6 +52,7 @@ def tables() -> dict[str, str]:
         "prize": study.prize(),
         "missing": study_coverage.missing(),
         "sizes": text(study.sizes()),
+        "largest": text(study.largest()),
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
         "english": study.english(study.runs("gpu", english=True)),
@@ -72,9 +73,13 @@ def values() -> dict[str, str]:
     out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     runs = study.runs("gpu")
+    for arm in ("experts x4, 8 of 64", "experts x4, 16 of 64"):
+        out[f"gpu40m {arm}, one card"] = study.sentence(study.on_one_card("gpu40m", arm))
     out["experts"] = width.peer(width.trade(runs), runs, width.times())
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
+    largest = study.TRAINED[-1]
+    out |= {f"{largest} {name}": text for name, text in study_coverage.setting(largest).items()}
     for model in step_table.MODELS:
         out |= {f"{model} {name}": text for name, text in _speed_values(model).items()}
         out |= {f"H100 {model} {name}": text for name, text in _layer_values(model, step_table.CARD).items()}

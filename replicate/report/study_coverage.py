@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from replicate import figures
-from replicate.report.study_tables import HELD, SIZES, TRAIN, every_run, runs
+from replicate.report.study_tables import HELD, SIZES, TRAIN, TRAINED, every_run, runs
 from replicate.settings.presets import PRESET_OF, train_preset
 from replicate.settings.text import from_dict
 from replicate.study import noise, plans
@@ -88,10 +88,10 @@ def costs() -> pd.DataFrame:
 
 def arms() -> pd.DataFrame:
     """Rows (arm): GPU minutes at each scale with the number of runs in brackets, and GPU hours and energy."""
-    frame, table = pd.concat([every_run(scale).assign(scale=scale) for scale in SIZES]), []
+    frame, table = pd.concat([every_run(scale).assign(scale=scale) for scale in TRAINED]), []
     for arm, part in frame.groupby("arm", sort=False):
         on_gpu, row = part[[record.device in WATTS for record in part["record"]]], {"arm": arm}
-        for scale in SIZES:
+        for scale in TRAINED:
             some = on_gpu.loc[on_gpu["scale"] == scale, "record"]
             row[f"minutes, {scale}"] = f"{60 * _used(some)[0]:.1f} ({len(some)})" if len(some) else ""
         hours, energy = _used(on_gpu["record"])
@@ -101,7 +101,7 @@ def arms() -> pd.DataFrame:
 
 def _everything() -> Iterator[tuple[Record, str]]:
     """Every shipped record that took time, and what it is. A completion's time is within its run's."""
-    for scale in SIZES:
+    for scale in TRAINED:
         for record in every_run(scale)["record"]:
             yield record, f"training, {scale}"
     store = RecordStore()
@@ -154,12 +154,12 @@ def tried() -> pd.DataFrame:
 
 def fixed() -> str:
     """A line: the settings of training that were not searched, with their values by scale."""
-    presets = [flat(train_preset(PRESET_OF[scale])) for scale in SIZES]
+    presets = [flat(train_preset(PRESET_OF[scale])) for scale in TRAINED]
     parts = []
     for name in FIXED:
         each = [f"{preset[name]:g}" for preset in presets]
         parts.append(f"`{name}` {each[0] if len(set(each)) == 1 else ' / '.join(each)}")
-    return f"{', '.join(parts)} ({' / '.join(SIZES)} where they differ)."
+    return f"{', '.join(parts)} ({' / '.join(TRAINED)} where they differ)."
 
 
 def _listed(values: set[Any]) -> str:
@@ -173,7 +173,7 @@ def _listed(values: set[Any]) -> str:
 def corpora() -> pd.DataFrame:
     """A column a text of the training records: what they say of it, "not recorded" where they do not."""
     texts: dict[str, list[tuple[str, Record]]] = {}
-    for scale in SIZES:
+    for scale in TRAINED:
         for record in every_run(scale)["record"]:
             texts.setdefault(record.corpus["sha256"], []).append((scale, record))
     columns = {}
@@ -218,12 +218,12 @@ def _counted(values: Iterable[Any]) -> str:
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """`setting` and `how_it_ran` of each of SIZES and text, so of every record.
+    """`setting` and `how_it_ran` of each of TRAINED and text, so of every record.
 
     "laptop, on a CPU" is what a CPU trained on its own version of the text.
     """
     out = {}
-    for scale in SIZES:
+    for scale in TRAINED:
         frame = every_run(scale)
         text = frame["record"].map(lambda record: record.corpus["sha256"])
         for _, part in frame.groupby(text, sort=False):
@@ -268,7 +268,7 @@ def setting(scale: str, frame: pd.DataFrame | None = None) -> dict[str, str]:
 def missing() -> str:
     """Lines a scale: arms of the study that have fewer than three seeds of one text, and those not run."""
     lines = []
-    for scale in SIZES:
+    for scale in TRAINED:
         frame = every_run(scale)
         text = [record.corpus["sha256"] for record in frame["record"]]
         seeds = frame.groupby(["arm", text])["seed"].nunique().groupby("arm").max()
@@ -296,15 +296,20 @@ def cards(scale: str) -> str:
 
 
 def trained_again() -> str:
-    """`noise.reruns` of all scales as a table: between cards, and on one; a sentence while there are none."""
-    found = pd.concat([noise.reruns(scale).assign(scale=scale) for scale in SIZES])
+    """`noise.reruns` of all scales as a table: between cards, and on one; a sentence while there are none.
+
+    The root mean square of what lies between the two, and the mean of the second minus the first.
+    """
+    found = pd.concat([noise.reruns(scale).assign(scale=scale) for scale in TRAINED])
     if not len(found):
         return "No run has been trained a second time yet, on either card."
     found["cards"] = np.where(found["first on"] == found["again on"], "the same", "another")
     parts = found.groupby(["scale", "arm", "cards"], sort=False)
-    table = parts[["training", "held-out"]].agg(lambda apart: float(np.sqrt(np.mean(np.square(apart)))))
-    table = table.map("{:.4f}".format).assign(n=parts.size()).reset_index()
-    return figures.markdown(table)
+    apart, table = parts[["training", "held-out"]], pd.DataFrame({"n": parts.size()})
+    for loss, each in apart.agg(lambda x: float(np.sqrt(np.mean(np.square(x))))).items():
+        table[loss] = each.map("{:.4f}".format)
+        table[f"{loss}, mean"] = apart.mean()[loss].map("{:+.4f}".format)
+    return figures.markdown(table.reset_index())
 
 
 def across_cards(scale: str) -> str:

@@ -13,12 +13,13 @@ import pandas as pd
 from replicate import figures, paper
 from replicate.config import TrainConfig
 from replicate.schedule import sparse_steps
-from replicate.study import plans, results, statistics
+from replicate.study import noise, plans, results, statistics
 from replicate.study.records import RecordStore
 from replicate.study.results import contrast
 
 SCALES = ("laptop", "gpu")
 SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
+TRAINED = (*SIZES, "gpu100m")  # where a few arms were trained, with one seed
 TRAIN, HELD = "final_loss", "valid_loss"
 WEIGHTS = {  # contrasts of training losses
     "W1's transpose, over W1 read whole": ("w1+w1t", "w1"),
@@ -179,6 +180,25 @@ def sizes() -> pd.DataFrame:
         if stats[SIZES[-1]]:
             rows.append({"arm": arm} | at_scales(stats, count=False))
     return pd.DataFrame(rows)
+
+
+def on_one_card(scale: str, arm: str) -> statistics.Stats | None:
+    """Held-out loss of an arm above dense as trained again by `study run --rerun`."""
+    again = [record for name, record in noise.recorded(scale, "rerun-1") if name == "dense"]
+    frame = results.frame([(record, "recorded") for record in again], ["dense"] * len(again))
+    return contrast(pd.concat([runs(scale).query("arm == @arm"), frame]), (arm,), HELD)
+
+
+def by_size() -> dict[str, dict[str, statistics.Stats]]:
+    """Arm -> scale -> held-out loss above dense of the arms at the last of TRAINED, on scales of a GPU."""
+    arms, scales = plans.AT_100M[1:], TRAINED[1:]
+    return {arm: {scale: contrast(runs(scale), (arm,), HELD) for scale in scales} for arm in arms}
+
+
+def largest() -> pd.DataFrame:
+    """`by_size` for the eye, one column a scale: mean, half of the 95 % interval, seeds."""
+    table = pd.DataFrame({arm: {s: brief(x) for s, x in each.items()} for arm, each in by_size().items()})
+    return table.T.rename_axis("arm").reset_index()
 
 
 def rates() -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """How far apart runs are by chance: what no interval of a few seeds may fall below.
 
 A paired standard deviation of two or three seeds is often far too small. All arms of a scale together know
-it better (`pooled`), and so do runs that should be one and are not (`drift`).
+it better (`pooled`), and so do runs that should be one and are not (`drift`, `apart`).
 """
 
 import itertools
@@ -20,7 +20,7 @@ from replicate.study import plans
 from replicate.study.records import Record, RecordStore
 
 NEAR = 0.1  # nats: an arm this far above dense is noisier than others, and is not pooled
-LOSSES = ("final_loss", "valid_loss")
+LOSSES = {"final_loss": "training", "valid_loss": "held-out"}
 LAST = 100  # steps whose mean training loss is compared between runs that share a beginning
 
 
@@ -99,9 +99,9 @@ def drift(scale: str) -> tuple[float, float]:
 def floor(configs: Iterable[TrainConfig], column: str) -> float:
     """The least standard deviation, over seeds, of a difference between arms: one configuration of each.
 
-    The larger of `pooled` and sqrt(k / 2) x `drift`, with k the arms that compute as the recipe does, with
-    2:4 weights and Venom activations: each such run is off by drift / sqrt(2) on its own. 0 for a column
-    that is no loss, and for models of no recorded scale.
+    The largest of `pooled`, `apart` and sqrt(k / 2) x `drift`, with k the arms that compute as the recipe
+    does, with 2:4 weights and Venom activations: each such run is off by drift / sqrt(2) on its own. 0 for a
+    column that is no loss, and for models of no recorded scale.
     """
     configs = list(configs)
     scale = scale_of(configs[0]) if configs else None
@@ -109,7 +109,14 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
         return 0.0
     formats = [config.model.sparsity for config in configs]
     like_recipe = sum(s.activation == "venom" and (s.w1 or s.w2_t) for s in formats)
-    return max(pooled(scale, column), (like_recipe / 2) ** 0.5 * drift(scale)[0])
+    return max(pooled(scale, column), apart(scale, column), (like_recipe / 2) ** 0.5 * drift(scale)[0])
+
+
+@lru_cache
+def apart(scale: str, column: str) -> float:
+    """Root mean square of what lies between the two runs of `reruns`, in nats; 0 if none ran twice."""
+    found = reruns(scale)
+    return float(np.sqrt(np.mean(np.square(found[LOSSES[column]])))) if len(found) else 0.0
 
 
 def reruns(scale: str) -> pd.DataFrame:
@@ -123,6 +130,5 @@ def reruns(scale: str) -> pd.DataFrame:
         for arm, again in recorded(scale, kind):
             if once := first.get((arm, again.seed)):
                 row = {"arm": arm, "seed": again.seed, "first on": once.device, "again on": again.device}
-                apart = {column: again.results[column] - once.results[column] for column in LOSSES}
-                rows.append(row | dict(zip(("training", "held-out"), apart.values())))
+                rows.append(row | {n: again.results[c] - once.results[c] for c, n in LOSSES.items()})
     return pd.DataFrame(rows)

@@ -18,10 +18,10 @@ def made(arm, seed, loss, kind="train", scale="laptop", **changes):
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing is remembered of other records."""
-    for function in (noise.recorded, noise.pooled, noise.drift):
+    for function in (noise.recorded, noise.pooled, noise.drift, noise.apart):
         function.cache_clear()
     yield monkeypatch
-    for function in (noise.recorded, noise.pooled, noise.drift):
+    for function in (noise.recorded, noise.pooled, noise.drift, noise.apart):
         getattr(function, "cache_clear", lambda: None)()
 
 
@@ -52,6 +52,8 @@ def test_the_floor_of_arms_that_drift_as_the_recipe_does(fresh):
     assert noise.floor([recipe, hard], "final_loss") == pytest.approx(0.01), "both are off"
     assert noise.floor([recipe, hard], "accuracy") == 0 == noise.floor([], "final_loss")
     assert noise.floor([train_preset("llama1b")], "final_loss") == 0
+    fresh.setattr(noise, "apart", lambda scale, column: 0.004)
+    assert noise.floor([dense, venom], "final_loss") == 0.004, "runs trained twice"
 
 
 @pytest.mark.parametrize("scale", ["laptop", "gpu", "gpu40m"])
@@ -71,11 +73,13 @@ def test_no_interval_of_the_study_is_narrower(scale):
 def test_runs_trained_again_are_set_beside_the_first(fresh, tmp_path):
     store = records.RecordStore(tmp_path / "own", tmp_path / "recorded")
     fresh.setattr(noise, "RecordStore", lambda: store)
-    assert noise.reruns("laptop").empty
+    assert noise.reruns("laptop").empty and noise.apart("laptop", "final_loss") == 0
     for record in (made("dense", 1, 2.0), made("w1", 1, 2.1), made("dense", 1, 2.004, "rerun-1")):
         store.put(record, recorded=True)
     store.put(made("w1", 2, 2.1, "rerun-1"), recorded=True)  # of a run that is not recorded
     noise.recorded.cache_clear()
+    noise.apart.cache_clear()
+    assert noise.apart("laptop", "valid_loss") == pytest.approx(0.004)
     (row,) = noise.reruns("laptop").to_dict("records")
     assert (row["arm"], row["seed"], row["first on"]) == ("dense", 1, row["again on"])
     assert np.allclose([row["training"], row["held-out"]], 0.004)
