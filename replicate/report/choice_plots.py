@@ -194,7 +194,7 @@ def by_size(found: Mapping[str, Mapping[str, Stats]]) -> Figure:
     Args:
         found: arm -> scale -> loss minus dense, see `study_tables.by_size`.
     """
-    fig, ax = plt.subplots(figsize=(9, 3.4))
+    fig, ax = plt.subplots(figsize=(9, 3.1))
     scales = list(dict.fromkeys(scale for each in found.values() for scale in each))
     sizes = {s: flops.param_count(study.arms(s, ["dense"])[0].model)["non_embedding"] for s in scales}
     for arm, each in found.items():
@@ -208,7 +208,7 @@ def by_size(found: Mapping[str, Mapping[str, Stats]]) -> Figure:
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1.4, label="dense")
     ticks = [f"{size / 1e6:.0f} million\n({scale})" for scale, size in sizes.items()]
     ax.set(xscale="log", xlabel="parameters without embedding (scale)")
-    ax.set_ylabel("held-out loss minus dense (nats)")
+    ax.set_ylabel("held-out loss\nminus dense (nats)")
     ax.set_xticks(list(sizes.values()), ticks)
     ax.set_xticks([], minor=True)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
