@@ -28,8 +28,9 @@ from replicate.settings.presets import train_preset
 from replicate.study import completion, gradients, results
 from replicate.training.flops import param_count
 
-_LOSS = re.compile(r"(held-out|training) (laptop|gpu|gpu40m|gpu100m): (.+)")
-_ZEROS = re.compile(r"zeros (laptop|gpu|gpu40m)")
+_SCALE = "|".join(tables.TRAINED)
+_LOSS = re.compile(rf"(held-out|training) ({_SCALE}): (.+)")
+_ZEROS = re.compile(rf"zeros ({_SCALE})")
 _BEFORE = re.compile(r"2503\.16672: (.+?)(?: - (.+))?")
 _COLUMN = {"held-out": tables.HELD, "training": tables.TRAIN}
 

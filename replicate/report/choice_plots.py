@@ -189,7 +189,7 @@ def open_questions(answers: Sequence[Answer]) -> Figure:
 
 
 def by_size(found: Mapping[str, Mapping[str, Stats]]) -> Figure:
-    """Loss minus dense over the parameters of a model, an arm of SIZED a line; one seed is a hollow mark.
+    """Loss minus dense over the parameters of dense, an arm of SIZED a line; one seed is a hollow mark.
 
     Args:
         found: arm -> scale -> loss minus dense, see `study_tables.by_size`.
@@ -200,14 +200,15 @@ def by_size(found: Mapping[str, Mapping[str, Stats]]) -> Figure:
     for arm, each in found.items():
         name, entry = SIZED[arm]
         colour = figures.PALETTE[entry]
-        ax.plot([sizes[s] for s in each], [x.mean for x in each.values()], color=colour, lw=1, alpha=0.6)
+        line = [(sizes[scale], x.mean) for scale, x in each.items() if x.n > 1]
+        ax.plot(*zip(*line), color=colour, lw=1, alpha=0.6)
         for scale, x in each.items():
             mark = {"fmt": figures.MARKERS[entry], "ms": 7, "mfc": colour if x.n > 1 else "white"}
             ax.errorbar(sizes[scale], x.mean, yerr=x.half, color=colour, capsize=3, label=name, **mark)
             name = None  # one entry of the legend
     ax.axhline(0, color=figures.PALETTE["dense"], lw=1.4, label="dense")
     ticks = [f"{size / 1e6:.0f} million\n({scale})" for scale, size in sizes.items()]
-    ax.set(xscale="log", xlabel="parameters without embedding (scale)")
+    ax.set(xscale="log", xlabel="parameters of the dense model, without embedding (scale)")
     ax.set_ylabel("held-out loss\nminus dense (nats)")
     ax.set_xticks(list(sizes.values()), ticks)
     ax.set_xticks([], minor=True)

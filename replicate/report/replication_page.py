@@ -52,12 +52,12 @@ def tables() -> dict[str, str]:
         "prize": study.prize(),
         "missing": study_coverage.missing(),
         "sizes": text(study.sizes()),
-        "largest": text(study.largest()),
+        "largest": text(study.size_table()),
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
         "english": study.english(study.runs("gpu", english=True)),
         "width": text(width.table(width.trade(study.runs("gpu")), width.times())),
-        "trained on": "\n".join(study_coverage.cards(scale) for scale in ("gpu", "gpu40m")),
+        "trained on": "\n".join(study_coverage.cards(scale) for scale in study.TRAINED[1:]),
         "trained again": study_coverage.trained_again(),
     }
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
@@ -73,8 +73,7 @@ def values() -> dict[str, str]:
     out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     runs = study.runs("gpu")
-    for arm in ("experts x4, 8 of 64", "experts x4, 16 of 64"):
-        out[f"gpu40m {arm}, one card"] = study.sentence(study.on_one_card("gpu40m", arm))
+    out["experts on one card"] = study.sentence(study.on_one_card("gpu40m", "experts x4, 8 of 64"))
     out["experts"] = width.peer(width.trade(runs), runs, width.times())
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}

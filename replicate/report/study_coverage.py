@@ -305,10 +305,10 @@ def trained_again() -> str:
         return "No run has been trained a second time yet, on either card."
     found["cards"] = np.where(found["first on"] == found["again on"], "the same", "another")
     parts = found.groupby(["scale", "arm", "cards"], sort=False)
-    apart, table = parts[["training", "held-out"]], pd.DataFrame({"n": parts.size()})
-    for loss, each in apart.agg(lambda x: float(np.sqrt(np.mean(np.square(x))))).items():
-        table[loss] = each.map("{:.4f}".format)
-        table[f"{loss}, mean"] = apart.mean()[loss].map("{:+.4f}".format)
+    table = pd.DataFrame({"n": parts.size()})
+    for loss in noise.LOSSES.values():
+        table[loss] = parts[loss].agg(lambda x: np.sqrt(np.mean(np.square(x)))).map("{:.4f}".format)
+        table[f"{loss}, mean"] = parts[loss].mean().map("{:+.4f}".format)
     return figures.markdown(table.reset_index())
 
 

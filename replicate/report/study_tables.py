@@ -4,6 +4,7 @@ Everything is taken from data/recorded/ as it is; nothing is trained. An arm may
 with one it has no interval.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -19,7 +20,7 @@ from replicate.study.results import contrast
 
 SCALES = ("laptop", "gpu")
 SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
-TRAINED = (*SIZES, "gpu100m")  # where a few arms were trained, with one seed
+TRAINED = (*SIZES, "gpu100m")  # and where a few arms were trained that no claim rests on
 TRAIN, HELD = "final_loss", "valid_loss"
 WEIGHTS = {  # contrasts of training losses
     "W1's transpose, over W1 read whole": ("w1+w1t", "w1"),
@@ -38,6 +39,7 @@ TOLD = {  # contrasts that sentences name
     "third, above none": (("recipe, 67% sparse first", "recipe"), HELD),
     "sparse to the end, above half": (("recipe", HALF), HELD),
     "folded, above not": (("recipe, folded, 50% sparse first", HALF), HELD),
+    "same, the end saves": (("recipe, same", f"recipe, same{HALF.removeprefix('recipe')}"), HELD),
     "finer clusters": (("venom16, 64 clusters", "venom16"), TRAIN),
 }
 BEYOND_FP8 = ("venom16, FP8", "venom16", "dense, FP8")
@@ -183,22 +185,28 @@ def sizes() -> pd.DataFrame:
 
 
 def on_one_card(scale: str, arm: str) -> statistics.Stats | None:
-    """Held-out loss of an arm above dense as trained again by `study run --rerun`."""
-    again = [record for name, record in noise.recorded(scale, "rerun-1") if name == "dense"]
-    frame = results.frame([(record, "recorded") for record in again], ["dense"] * len(again))
-    return contrast(pd.concat([runs(scale).query("arm == @arm"), frame]), (arm,), HELD)
+    """Held-out loss of an arm above dense as trained again (`study run --rerun`), of seeds for which both ran
+    on the same kind of card; None if there is none."""
+    again = {record.seed: record for name, record in noise.recorded(scale, "rerun-1") if name == "dense"}
+    found = runs(scale).query("arm == @arm")
+    same = [r.seed in again and r.device == again[r.seed].device for r in found["record"]]
+    dense = results.frame([(record, "recorded") for record in again.values()], ["dense"] * len(again))
+    return contrast(pd.concat([found[same], dense]), (arm,), HELD)
 
 
 def by_size() -> dict[str, dict[str, statistics.Stats]]:
-    """Arm -> scale -> held-out loss above dense of the arms at the last of TRAINED, on scales of a GPU."""
-    arms, scales = plans.AT_100M[1:], TRAINED[1:]
-    return {arm: {scale: contrast(runs(scale), (arm,), HELD) for scale in scales} for arm in arms}
+    """Arm -> scale -> held-out loss above dense, of the arms at the last of TRAINED, on scales of a GPU."""
+    out: dict[str, dict[str, statistics.Stats]] = {arm: {} for arm in plans.PARTLY[TRAINED[-1]][1:]}
+    for arm, scale in itertools.product(out, TRAINED[1:]):
+        if stats := contrast(runs(scale), (arm,), HELD):
+            out[arm][scale] = stats
+    return out
 
 
-def largest() -> pd.DataFrame:
+def size_table() -> pd.DataFrame:
     """`by_size` for the eye, one column a scale: mean, half of the 95 % interval, seeds."""
     table = pd.DataFrame({arm: {s: brief(x) for s, x in each.items()} for arm, each in by_size().items()})
-    return table.T.rename_axis("arm").reset_index()
+    return table.T.fillna("").rename_axis("arm").reset_index()
 
 
 def rates() -> pd.DataFrame:

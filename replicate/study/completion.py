@@ -16,8 +16,8 @@ from replicate.evaluate import evaluating
 from replicate.gpt import GPT
 
 # Put to a finished model, by scale: arguments of `completion_task`, under which its answers are recorded.
-# Where the wrong choices come from afar, a model of 10M parameters is right nineteen times of twenty; at the
-# largest scale they come from the very next lines.
+# Where the wrong choices come from afar, a model of 10M parameters is right nineteen times of twenty; above
+# it they come from the very next lines.
 QUESTION = {"n": 4000, "context": 56, "length": 8, "n_choices": 4}
 QUESTIONS = {
     "smoke": QUESTION | {"n": 400},

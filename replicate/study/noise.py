@@ -99,9 +99,10 @@ def drift(scale: str) -> tuple[float, float]:
 def floor(configs: Iterable[TrainConfig], column: str) -> float:
     """The least standard deviation, over seeds, of a difference between arms: one configuration of each.
 
-    The largest of `pooled`, `apart` and sqrt(k / 2) x `drift`, with k the arms that compute as the recipe
-    does, with 2:4 weights and Venom activations: each such run is off by drift / sqrt(2) on its own. 0 for a
-    column that is no loss, and for models of no recorded scale.
+    The largest of `pooled`, sqrt(n / 2) x `apart` with n the arms, and sqrt(k / 2) x `drift` with k those
+    that compute as the recipe does, with 2:4 weights and Venom activations: a run is off by apart / sqrt(2)
+    on its own, such a one by drift / sqrt(2). 0 for a column that is no loss, and for models of no recorded
+    scale.
     """
     configs = list(configs)
     scale = scale_of(configs[0]) if configs else None
@@ -109,7 +110,8 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
         return 0.0
     formats = [config.model.sparsity for config in configs]
     like_recipe = sum(s.activation == "venom" and (s.w1 or s.w2_t) for s in formats)
-    return max(pooled(scale, column), apart(scale, column), (like_recipe / 2) ** 0.5 * drift(scale)[0])
+    by_chance = (len(configs) / 2) ** 0.5 * apart(scale, column)
+    return max(pooled(scale, column), by_chance, (like_recipe / 2) ** 0.5 * drift(scale)[0])
 
 
 @lru_cache

@@ -123,6 +123,8 @@ def contrast(runs: pd.DataFrame, arms: Sequence[str], column: str) -> statistics
     None if no seed has all of them. The interval is `statistics.widened`: its standard deviation is at least
     `noise.floor`, and an accuracy has the error of its questions, which are the same for every seed.
     """
+    if runs.empty:
+        return None
     runs = of_one_text(runs[runs["arm"].isin([*arms, "dense"])])
     values = runs.pivot(index="seed", columns="arm", values=column)
     if not {*arms, "dense"} <= set(values):

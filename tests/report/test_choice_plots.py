@@ -1,5 +1,7 @@
 """The pictures of notebook 12: what is drawn is what was recorded or computed."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,14 @@ def test_numbers_of_the_text(gpu):
     assert values["printed venom16"] == f"{audit.table3_costs()['Venom']:.3f}" == "0.031"
     assert values["run active16x32"] in time_to_loss.frontier(gpu).table["times as fast"].str[:4].tolist()
     assert paper.number("venom_speedup_table2") == 8, "the arithmetic in notebook 08's text"
+
+
+def test_one_seed_is_a_hollow_mark_apart_from_the_line():
+    three, one = Stats(0.1, 0.01, 0.08, 0.12, 3), Stats(0.2, math.nan, math.nan, math.nan, 1)
+    (ax,) = choice_plots.by_size({"recipe": {"gpu": three, "gpu40m": three, "gpu100m": one}}).axes
+    line, *marks = (x for x in ax.lines if len(set(x.get_ydata())) < 3 and x.get_label() != "dense")
+    assert line.get_ydata().tolist() == [0.1, 0.1]
+    faces = [mark.get_markerfacecolor() for mark in marks if mark.get_marker() == "v"]
+    assert faces[2] == "white" and faces[0] == faces[1] != "white"
+    for bar in ax.collections[:2]:
+        assert bar.get_segments()[0][:, 1] == pytest.approx([0.08, 0.12])

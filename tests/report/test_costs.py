@@ -63,7 +63,7 @@ def test_what_the_prose_says_of_the_search():
     small, large = (plans.everything(scale, (1,))["dense"][0] for scale in ("gpu", "gpu40m"))
     assert large.lr * large.model.d_model == pytest.approx(small.lr * small.model.d_model)
     table = study_coverage.tried().set_index("setting")
-    assert table.loc["learning rate", "other runs, gpu40m"] == "0", "no search at the largest scale"
+    assert table.loc["learning rate", "other runs, gpu40m"] == "0", "no search there"
     assert table.loc["share of sparse steps", "used in Table 3"] == "1"
     others = [from_dict(record.config).lr != small.lr for record in study.every_run("gpu")["record"]]
     assert table.loc["learning rate", "other runs, gpu"] == str(sum(others))

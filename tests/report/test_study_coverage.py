@@ -18,7 +18,7 @@ def test_the_setting_covers_every_record():
     texts = {name: one["text, its checksum"] for name, one in found.items()}
     assert texts["laptop"] != texts["laptop, on a CPU"] and texts["gpu"] == texts["gpu40m"]
     assert found["laptop, on a CPU"]["device, torch, Python"].startswith("CPU")
-    assert "CPU" not in "".join(found[scale]["device, torch, Python"] for scale in study_tables.SIZES)
+    assert "CPU" not in "".join(found[scale]["device, torch, Python"] for scale in study_tables.TRAINED)
 
 
 def test_evaluated_tokens_are_fewer_than_those_held_out_but_in_short_texts():
@@ -28,7 +28,7 @@ def test_evaluated_tokens_are_fewer_than_those_held_out_but_in_short_texts():
         assert evaluated > 0 and (evaluated < held) == ("english" not in scale)
 
 
-@pytest.mark.parametrize("scale", study_tables.SIZES)
+@pytest.mark.parametrize("scale", study_tables.TRAINED)
 def test_what_is_missing_is_what_no_record_has(scale):
     store = records.RecordStore()
     plan = plans.everything(scale, plans.EVERY_SEED)

@@ -1,12 +1,14 @@
 """The study's tables from given runs: any number of seeds, paired, each arm above the dense model."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from replicate import study
 from replicate.report import study_tables
-from replicate.study import plans, results, statistics
+from replicate.study import plans, records, results, statistics
 
 
 def frame(**arms):
@@ -97,3 +99,30 @@ def test_arms_on_english_stand_above_the_dense_model_that_read_it():
     assert above["act24"].low < 0 < above["act24"].high and above["venom16"].low > 0
     train = {arm: study_tables.contrast(frame, (arm,), study_tables.TRAIN).mean for arm in above}
     assert all(train[arm] > above[arm].mean for arm in order[1:])
+
+
+def test_dense_again_counts_only_where_the_arm_ran_on_that_card(monkeypatch):
+    def run(arm, seed, loss, device, kind="train"):
+        (config,) = study.arms("gpu40m", [arm], [seed])
+        made = records.make_record(kind, config, {"final_loss": loss, "valid_loss": loss})
+        return replace(made, device=device)
+
+    first = [("recipe", run("recipe", seed, 1.5 + seed, f"card {seed}")) for seed in (1, 2, 3)]
+    again = tuple(("dense", run("dense", s, 1.0 + s, "card 1", "rerun-1")) for s in (1, 2))
+    named = [("recipe", (record, "recorded")) for _, record in first]
+    made = results.frame([found for _, found in named], [name for name, _ in named])
+    monkeypatch.setattr(study_tables, "runs", lambda scale: made)
+    monkeypatch.setattr(study_tables.noise, "recorded", lambda scale, kind="train": again)
+    found = study_tables.on_one_card("gpu40m", "recipe")
+    assert (found.n, found.mean) == (1, pytest.approx(0.5)), "seed 2 ran on another card, 3 has no dense"
+    assert study_tables.on_one_card("gpu40m", "w1") is None
+
+
+def test_arms_by_size_are_those_of_the_report():
+    found = study_tables.by_size()
+    assert list(found) == list(plans.AT_100M[1:])
+    for arm, each in found.items():
+        for scale, stats in each.items():
+            runs = study_tables.runs(scale).set_index(["arm", "seed"])["valid_loss"]
+            assert stats.mean == pytest.approx((runs[arm] - runs["dense"]).mean())
+    assert study_tables.size_table().set_index("arm").loc["recipe", "gpu"].endswith("(3)")

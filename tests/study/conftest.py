@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from replicate.study.records import RecordStore
 
@@ -7,7 +8,8 @@ from replicate.study.records import RecordStore
 def runs_dir(tmp_path, monkeypatch):
     """Runs are kept in a folder of the test's own, and there is no GPU."""
     monkeypatch.setenv("REPLICATE_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes; this one has counted already
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """How far runs are apart by chance, from records: pooled over arms, between runs that should be one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ def test_the_pooled_spread_by_hand(fresh):
 def test_the_floor_of_arms_that_drift_as_the_recipe_does(fresh):
     fresh.setattr(noise, "pooled", lambda scale, column: 0.003)
     fresh.setattr(noise, "drift", lambda scale: (0.01, 0.02))
+    fresh.setattr(noise, "apart", lambda scale, column: 0.0)
     dense, venom, recipe, hard = (
         plans.everything("gpu", (1,))[arm][0] for arm in ("dense", "venom16", "recipe", "recipe, hard")
     )
@@ -54,6 +56,7 @@ def test_the_floor_of_arms_that_drift_as_the_recipe_does(fresh):
     assert noise.floor([train_preset("llama1b")], "final_loss") == 0
     fresh.setattr(noise, "apart", lambda scale, column: 0.004)
     assert noise.floor([dense, venom], "final_loss") == 0.004, "runs trained twice"
+    assert noise.floor([dense, dense, dense, venom], "final_loss") == pytest.approx(0.004 * math.sqrt(2))
 
 
 @pytest.mark.parametrize("scale", ["laptop", "gpu", "gpu40m"])
@@ -74,12 +77,15 @@ def test_runs_trained_again_are_set_beside_the_first(fresh, tmp_path):
     store = records.RecordStore(tmp_path / "own", tmp_path / "recorded")
     fresh.setattr(noise, "RecordStore", lambda: store)
     assert noise.reruns("laptop").empty and noise.apart("laptop", "final_loss") == 0
-    for record in (made("dense", 1, 2.0), made("w1", 1, 2.1), made("dense", 1, 2.004, "rerun-1")):
+    again = made("dense", 1, 2.004, "rerun-1")
+    again = replace(again, results=again.results | {"valid_loss": 2.106})
+    for record in (made("dense", 1, 2.0), made("w1", 1, 2.1), again):
         store.put(record, recorded=True)
     store.put(made("w1", 2, 2.1, "rerun-1"), recorded=True)  # of a run that is not recorded
     noise.recorded.cache_clear()
     noise.apart.cache_clear()
-    assert noise.apart("laptop", "valid_loss") == pytest.approx(0.004)
+    assert noise.apart("laptop", "final_loss") == pytest.approx(0.004)
+    assert noise.apart("laptop", "valid_loss") == pytest.approx(0.006)
     (row,) = noise.reruns("laptop").to_dict("records")
     assert (row["arm"], row["seed"], row["first on"]) == ("dense", 1, row["again on"])
-    assert np.allclose([row["training"], row["held-out"]], 0.004)
+    assert np.allclose([row["training"], row["held-out"]], [0.004, 0.006])
