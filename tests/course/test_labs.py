@@ -105,6 +105,9 @@ def nbgrader(folder, *arguments):
         encoding="utf-8",
     )
     said = done.stdout + done.stderr
+    if done.returncode and "Address already in use" in said:
+        # Another program took a kernel's port between its choice and its use. What is graded is kept.
+        return nbgrader(folder, *arguments)
     assert done.returncode == 0, said
     return said
 
