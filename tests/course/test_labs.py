@@ -93,7 +93,7 @@ def submissions(lab):
     return students, {name: f"wrong{number}" for number, names in enumerate(shared) for name in names}
 
 
-def nbgrader(folder, *arguments):
+def nbgrader(folder, *arguments, tries=3):
     """Run it as where its environment is active: it starts `alembic` by name."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     done = subprocess.run(
@@ -105,9 +105,9 @@ def nbgrader(folder, *arguments):
         encoding="utf-8",
     )
     said = done.stdout + done.stderr
-    if done.returncode and "Address already in use" in said:
+    if done.returncode and tries > 1 and "Address already in use" in said:
         # Another program took a kernel's port between its choice and its use. What is graded is kept.
-        return nbgrader(folder, *arguments)
+        return nbgrader(folder, *arguments, tries=tries - 1)
     assert done.returncode == 0, said
     return said
 

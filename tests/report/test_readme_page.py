@@ -66,3 +66,13 @@ def test_no_loss_by_fp8_is_seen():
         for arms in (["dense, FP8"], ["venom16, FP8", "venom16"]):
             gap = results.contrast(runs, arms, column)
             assert gap.n >= 3 and gap.low < 0.001 and gap.high < 0.01
+
+
+def test_what_item_seven_says_of_larger_models():
+    arm = ("experts x4, 8 of 64",)
+    _, larger, largest = (
+        study_tables.contrast(study_tables.runs(scale), arm, study_tables.TRAIN)
+        for scale in study_tables.TRAINED[1:]
+    )
+    assert larger.n == 3 and larger.high < 0, "below dense, too"
+    assert largest.n == 1 and larger.mean < largest.mean < 0, "one seed, by less"
