@@ -99,7 +99,7 @@ def natural_sparsity(studies: Mapping[str, pd.DataFrame]) -> Figure:
         ax.axhline(0.9, color=figures.PALETTE["paper"], ls="-.", label="the paper: above 90 %")
         ax.axhline(0.5, color="0.4", ls=":", label="half: y1 is symmetric")
         size = param_count(from_dict(runs["record"].iloc[0].config).model)["non_embedding"] / 1e6
-        ax.set(xlabel="step", ylim=(0.3, 1), title=f"{scale} scale, {size:.1f}M parameters")
+        ax.set(xlabel="step", ylim=(0.3, 1), title=f"{scale} scale\n{size:.1f}M parameters")
     axes[0][0].set_ylabel("share of zeros in y2")
     handles, labels = axes[0][0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))

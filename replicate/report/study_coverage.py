@@ -307,7 +307,7 @@ def trained_again() -> str:
     parts = found.groupby(["scale", "arm", "cards"], sort=False)
     table = pd.DataFrame({"n": parts.size()})
     for loss in noise.LOSSES.values():
-        table[loss] = parts[loss].agg(lambda x: np.sqrt(np.mean(np.square(x)))).map("{:.4f}".format)
+        table[loss] = parts[loss].agg(noise.root_mean_square).map("{:.4f}".format)
         table[f"{loss}, mean"] = parts[loss].mean().map("{:+.4f}".format)
     return figures.markdown(table.reset_index())
 

@@ -5,7 +5,7 @@ it better (`pooled`), and so do runs that should be one and are not (`drift`, `a
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -93,7 +93,7 @@ def drifts(scale: str) -> list[tuple[float, bool]]:
 def drift(scale: str) -> tuple[float, float]:
     """(root mean square, largest) of `drifts` in nats; zeros where no runs part."""
     gaps = [gap for gap, _ in drifts(scale)] or [0.0]
-    return float(np.sqrt(np.mean(np.square(gaps)))), max(map(abs, gaps))
+    return root_mean_square(gaps), max(map(abs, gaps))
 
 
 def floor(configs: Iterable[TrainConfig], column: str) -> float:
@@ -101,8 +101,8 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
 
     The largest of `pooled`, sqrt(n / 2) x `apart` with n the arms, and sqrt(k / 2) x `drift` with k those
     that compute as the recipe does, with 2:4 weights and Venom activations: a run is off by apart / sqrt(2)
-    on its own, such a one by drift / sqrt(2). 0 for a column that is no loss, and for models of no recorded
-    scale.
+    on its own, such a one by drift / sqrt(2). Each of the three that a scale has no runs for is the next
+    smaller one's. 0 for a column that is no loss, and for models of no recorded scale.
     """
     configs = list(configs)
     scale = scale_of(configs[0]) if configs else None
@@ -110,15 +110,25 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
         return 0.0
     formats = [config.model.sparsity for config in configs]
     like_recipe = sum(s.activation == "venom" and (s.w1 or s.w2_t) for s in formats)
-    by_chance = (len(configs) / 2) ** 0.5 * apart(scale, column)
-    return max(pooled(scale, column), by_chance, (like_recipe / 2) ** 0.5 * drift(scale)[0])
+    ascending = list(PRESET_OF)
+    scales = ascending[ascending.index(scale) :: -1]  # it and the smaller ones
+    spread, rerun, parted = (
+        next(filter(None, map(known, scales)), 0.0)
+        for known in (lambda s: pooled(s, column), lambda s: apart(s, column), lambda s: drift(s)[0])
+    )
+    return max(spread, (len(configs) / 2) ** 0.5 * rerun, (like_recipe / 2) ** 0.5 * parted)
 
 
 @lru_cache
 def apart(scale: str, column: str) -> float:
     """Root mean square of what lies between the two runs of `reruns`, in nats; 0 if none ran twice."""
     found = reruns(scale)
-    return float(np.sqrt(np.mean(np.square(found[LOSSES[column]])))) if len(found) else 0.0
+    return root_mean_square(found[LOSSES[column]]) if len(found) else 0.0
+
+
+def root_mean_square(values: Sequence[float]) -> float:
+    """Square root of the mean of the squares; NaN for no values."""
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def reruns(scale: str) -> pd.DataFrame:

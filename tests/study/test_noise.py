@@ -42,6 +42,18 @@ def test_the_pooled_spread_by_hand(fresh):
     assert noise.pooled("smoke", "final_loss") == 0 and noise.drift("smoke") == (0, 0)
 
 
+def test_a_scale_without_runs_to_tell_takes_the_floor_of_the_next_smaller(fresh):
+    pooled, apart, drift = {"laptop": 0.009, "gpu": 0.003}, {"gpu": 0.002, "gpu40m": 0.005}, {"gpu40m": 0.02}
+    fresh.setattr(noise, "pooled", lambda scale, column: pooled.get(scale, 0.0))
+    fresh.setattr(noise, "apart", lambda scale, column: apart.get(scale, 0.0))
+    fresh.setattr(noise, "drift", lambda scale: (drift.get(scale, 0.0), 0.0))
+    names = ("dense", "experts x4, 8 of 64", "recipe")
+    largest = [plans.everything("gpu100m", (1,))[arm][0] for arm in names]
+    assert noise.floor(largest[:2], "valid_loss") == 0.005, "gpu40m's, though smaller scales' are larger"
+    assert noise.floor(largest[1:], "valid_loss") == pytest.approx(0.02 / math.sqrt(2))
+    assert noise.floor(plans.everything("gpu", (1,))["dense"] * 2, "valid_loss") == 0.003, "no larger one"
+
+
 def test_the_floor_of_arms_that_drift_as_the_recipe_does(fresh):
     fresh.setattr(noise, "pooled", lambda scale, column: 0.003)
     fresh.setattr(noise, "drift", lambda scale: (0.01, 0.02))
