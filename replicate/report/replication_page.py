@@ -4,6 +4,7 @@ Losses come from data/recorded/, the paper's numbers from data/paper.json, verdi
 figures/, where the claim table and notebook 08 keep them.
 """
 
+import itertools
 from functools import cache, partial
 
 import pandas as pd
@@ -20,6 +21,7 @@ from replicate.study.records import RecordStore
 from replicate.system import paths
 from replicate.training import flops
 
+MIXTURE = "experts x4, 8 of 64"  # whose 1B step takes about as long as dense
 PAIRS = [name for arm in plans.TABLE3[1:] for name in (arm, f"{arm}, same")]
 TABLE3 = tuple(name for name in PAIRS if name in plans.TABLE3 + plans.SAME)
 
@@ -73,12 +75,16 @@ def values() -> dict[str, str]:
     out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     runs = study.runs("gpu")
-    out["experts on one card"] = study.sentence(study.on_one_card("gpu40m", "experts x4, 8 of 64"))
+    out["experts on one card"] = study.sentence(study.on_one_card("gpu40m", MIXTURE))
     out["experts"] = width.peer(width.trade(runs), runs, width.times())
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
     largest = study.TRAINED[-1]
-    out |= {f"{largest} {name}": text for name, text in study_coverage.setting(largest).items()}
+    few = study.runs(largest)
+    alone = study.contrast(few.query("seed == 1"), (MIXTURE,), study.HELD)
+    out[f"{largest} {MIXTURE}, first seed"] = study.sentence(alone)
+    few = study_coverage.setting(largest) | _losses(few)
+    out |= {f"{largest} {name}": text for name, text in few.items()}
     for model in step_table.MODELS:
         out |= {f"{model} {name}": text for name, text in _speed_values(model).items()}
         out |= {f"H100 {model} {name}": text for name, text in _layer_values(model, step_table.CARD).items()}
@@ -90,12 +96,19 @@ def values() -> dict[str, str]:
     return out
 
 
+def _losses(frame: pd.DataFrame) -> dict[str, str]:
+    """ "ARM, training" and "ARM, held-out" -> loss above dense, of every arm of runs of a scale."""
+    columns = {"training": study.TRAIN, "held-out": study.HELD}
+    return {
+        f"{arm}, {word}": study.sentence(study.contrast(frame, (arm,), column))
+        for arm, (word, column) in itertools.product(frame["arm"].unique(), columns.items())
+    }
+
+
 def _study_values(scale: str) -> dict[str, str]:
     """Losses of the study at a scale, what was trained there, and how much alike its runs are."""
-    frame, out = study.runs(scale), study_coverage.setting(scale)
-    for arm in frame["arm"].unique():
-        for word, column in (("training", study.TRAIN), ("held-out", study.HELD)):
-            out[f"{arm}, {word}"] = study.sentence(study.contrast(frame, (arm,), column))
+    frame = study.runs(scale)
+    out = study_coverage.setting(scale) | _losses(frame)
     for label, arms in study.WEIGHTS.items():
         out[label] = study.sentence(study.contrast(frame, arms, study.TRAIN))
     for _, arm, _, found in study.open_questions():
@@ -104,7 +117,8 @@ def _study_values(scale: str) -> dict[str, str]:
     out["dense end"] = str(half.steps - half.dense_warmup - sparse_steps(half))
     for label, (arms, column) in study.TOLD.items():
         out[label] = study.sentence(study.contrast(frame, arms, column))
-    out["pooled"] = f"{noise.pooled(scale, study.TRAIN):.3f} nats"
+    for name, estimate in (("pooled", noise.pooled), ("apart", noise.apart)):
+        out[name] = f"{estimate(scale, study.TRAIN):.3f} nats"
     out["act24, at most"] = f"{study.contrast(frame, ('act24',), study.TRAIN).high:.3f} nats"
     if scale != "laptop":  # on its GPUs equal runs end equal
         out["drift"], out["drift, largest"] = (f"{x:.3f} nats" for x in noise.drift(scale))

@@ -20,7 +20,7 @@ from replicate.study.results import contrast
 
 SCALES = ("laptop", "gpu")
 SIZES = (*SCALES, "gpu40m")  # where only the recipe and what bears on it were trained
-TRAINED = (*SIZES, "gpu100m")  # and where a few arms were trained that no claim rests on
+TRAINED = (*SIZES, "gpu100m")  # and where four arms were trained, two of them with one seed
 TRAIN, HELD = "final_loss", "valid_loss"
 WEIGHTS = {  # contrasts of training losses
     "W1's transpose, over W1 read whole": ("w1+w1t", "w1"),
