@@ -83,8 +83,8 @@ def values() -> dict[str, str]:
     few = study.runs(largest)
     alone = study.contrast(few.query("seed == 1"), (MIXTURE,), study.HELD)
     out[f"{largest} {MIXTURE}, first seed"] = study.sentence(alone)
-    few = study_coverage.setting(largest) | _losses(few)
-    out |= {f"{largest} {name}": text for name, text in few.items()}
+    there = study_coverage.setting(largest) | _losses(few)
+    out |= {f"{largest} {name}": text for name, text in there.items()}
     for model in step_table.MODELS:
         out |= {f"{model} {name}": text for name, text in _speed_values(model).items()}
         out |= {f"H100 {model} {name}": text for name, text in _layer_values(model, step_table.CARD).items()}
@@ -97,7 +97,7 @@ def values() -> dict[str, str]:
 
 
 def _losses(frame: pd.DataFrame) -> dict[str, str]:
-    """ "ARM, training" and "ARM, held-out" -> loss above dense, of every arm of runs of a scale."""
+    """Loss above dense of every arm of a scale's runs, by "ARM, training" and "ARM, held-out"."""
     columns = {"training": study.TRAIN, "held-out": study.HELD}
     return {
         f"{arm}, {word}": study.sentence(study.contrast(frame, (arm,), column))

@@ -5,7 +5,7 @@ it better (`pooled`), and so do runs that should be one and are not (`drift`, `a
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -101,8 +101,8 @@ def floor(configs: Iterable[TrainConfig], column: str) -> float:
 
     The largest of `pooled`, sqrt(n / 2) x `apart` with n the arms, and sqrt(k / 2) x `drift` with k those
     that compute as the recipe does, with 2:4 weights and Venom activations: a run is off by apart / sqrt(2)
-    on its own, such a one by drift / sqrt(2). Each of the three that a scale has no runs for is the next
-    smaller one's. 0 for a column that is no loss, and for models of no recorded scale.
+    on its own, such a one by drift / sqrt(2). Each of the three that is 0 at a scale, as where no runs
+    tell, is the next smaller one's. 0 for a column that is no loss, and for models of no recorded scale.
     """
     configs = list(configs)
     scale = scale_of(configs[0]) if configs else None
@@ -126,9 +126,9 @@ def apart(scale: str, column: str) -> float:
     return root_mean_square(found[LOSSES[column]]) if len(found) else 0.0
 
 
-def root_mean_square(values: Sequence[float]) -> float:
-    """Square root of the mean of the squares; NaN for no values."""
-    return float(np.sqrt(np.mean(np.square(values))))
+def root_mean_square(values: Iterable[float]) -> float:
+    """Square root of the mean of the squares of one value or more."""
+    return float(np.sqrt(np.mean(np.square(list(values)))))
 
 
 def reruns(scale: str) -> pd.DataFrame:

@@ -49,7 +49,9 @@ def test_a_scale_without_runs_to_tell_takes_the_floor_of_the_next_smaller(fresh)
     fresh.setattr(noise, "drift", lambda scale: (drift.get(scale, 0.0), 0.0))
     names = ("dense", "experts x4, 8 of 64", "recipe")
     largest = [plans.everything("gpu100m", (1,))[arm][0] for arm in names]
-    assert noise.floor(largest[:2], "valid_loss") == 0.005, "gpu40m's, though smaller scales' are larger"
+    assert noise.floor(largest[:2], "valid_loss") == 0.005, "what gpu40m's equal runs are apart by"
+    apart["gpu40m"] = 0.001
+    assert noise.floor(largest[:2], "valid_loss") == 0.003, "gpu's pooled, not laptop's, which is larger"
     assert noise.floor(largest[1:], "valid_loss") == pytest.approx(0.02 / math.sqrt(2))
     assert noise.floor(plans.everything("gpu", (1,))["dense"] * 2, "valid_loss") == 0.003, "no larger one"
 
