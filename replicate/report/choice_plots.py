@@ -194,7 +194,7 @@ def by_size(found: Mapping[str, Mapping[str, Stats]]) -> Figure:
     Args:
         found: arm -> scale -> loss minus dense, see `study_tables.by_size`.
     """
-    fig, ax = plt.subplots(figsize=(9, 3.1))
+    fig, ax = plt.subplots(figsize=(9, 2.7))
     scales = list(dict.fromkeys(scale for each in found.values() for scale in each))
     sizes = {s: flops.param_count(study.arms(s, ["dense"])[0].model)["non_embedding"] for s in scales}
     for arm, each in found.items():
