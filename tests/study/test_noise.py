@@ -103,3 +103,10 @@ def test_runs_trained_again_are_set_beside_the_first(fresh, tmp_path):
     (row,) = noise.reruns("laptop").to_dict("records")
     assert (row["arm"], row["seed"], row["first on"]) == ("dense", 1, row["again on"])
     assert np.allclose([row["training"], row["held-out"]], [0.004, 0.006])
+    for record in (made("dense", 2, 2.0), made("dense", 2, 1.988, "rerun-1"), made("dense", 3, 2.0)):
+        store.put(record, recorded=True)
+    store.put(made("dense", 3, 2.001, "rerun-1"), recorded=True)
+    noise.recorded.cache_clear()
+    noise.apart.cache_clear()
+    root = math.sqrt((0.004**2 + 0.012**2 + 0.001**2) / 3)
+    assert noise.apart("laptop", "final_loss") == pytest.approx(root), "of squares, of either sign"
