@@ -220,7 +220,7 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
         for kind in ("all neurons", *kinds):
             look = {"fmt": figures.MARKERS[KINDS[kind]], "color": figures.PALETTE[KINDS[kind]], "ms": 7}
             for i, row in enumerate(found[found["kind"] == kind].itertuples()):
-                label = kind if i == 0 and kind != "all neurons" else None
+                label = f"chosen by {kind}" if i == 0 and kind != "all neurons" else None
                 ax.errorbar(row.FLOPs, row.loss.mean, yerr=row.loss.half, elinewidth=1, label=label, **look)
                 names.append((row.label, row.FLOPs, row.loss.mean))
                 if row.loss.n > 1:
@@ -230,6 +230,7 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
         ax.legend(loc="upper right")
         labels.append((names, lines))
     axes[0].set_ylabel(f"held-out loss minus dense (nats), {scale} scale")
+    fig.suptitle("Below the line multiplications are well spent (bars: 95 % intervals)")
     for ax, (names, lines) in zip(axes, labels, strict=True):  # now that the layout is final
         study_plots.label_points(ax, names, avoid=lines)
     return fig

@@ -341,3 +341,24 @@ def test_what_the_prose_says_of_width():
     assert all(rows[one].low < rows[arm].mean < rows[one].high for arm in ours), "one is wider"
     narrow = found[(found["d_ff"] == 1)]["loss"]
     assert (narrow.map(lambda loss: loss.low) > 0).all(), "those that were to save time"
+
+
+def test_what_the_report_says_of_the_largest_models():
+    sized, mixture = study.by_size(), "experts x4, 8 of 64"
+    scales = [sized[mixture][scale] for scale in study.TRAINED[1:]]
+    assert [each["gpu100m"].n for each in sized.values()] == [1, 1, 3], "two of them with one seed"
+    assert scales[0].high < 0 and scales[1].high < 0 and scales[2].mean < 0 < scales[2].high
+    assert max(x.mean for x in scales[:2]) < -0.03 < scales[2].mean, "short of the aim there"
+    table = shipped_table()
+    judged = {claim for claim in table.index if table.loc[claim, "scale"] == "gpu100m"}
+    assert judged == {"relu2-init", "relu2-trained", "relu2-rises", "warmup-steps", "beyond-experts"}
+    assert table.loc["beyond-experts", "verdict"] == "not testable here"
+
+
+def test_what_the_report_says_of_runs_trained_again():
+    same, other = noise.reruns("gpu"), noise.reruns("gpu40m")
+    assert set(same["arm"]) == set(other["arm"]) == {"dense"} and len(same) == len(other) == 3
+    assert (same["first on"] == same["again on"]).all() and (other["first on"] != other["again on"]).all()
+    for column in noise.LOSSES:
+        assert 0.5 < noise.apart("gpu", column) / noise.apart("gpu40m", column) < 2, "about as large"
+        assert 0.5 < noise.apart("gpu", column) / noise.pooled("gpu", column) < 2, "by about as much"
