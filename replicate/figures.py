@@ -31,8 +31,9 @@ PALETTE: dict[str, str] = {
     "recipe": "#D55E00",
     "control": "#56B4E9",
     "paper": "#CC79A7",
+    "mixture": "#6A3D9A",  # of experts
 }
-MARKERS: dict[str, str] = dict(zip(PALETTE, "osD^vXP", strict=True))
+MARKERS: dict[str, str] = dict(zip(PALETTE, "osD^vXPp", strict=True))
 LINES = ("-", "--", ":", "-.")
 
 Formats = Mapping[str, Callable[[Any], str]]  # by column

@@ -81,8 +81,9 @@ def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
             ax.axhline(0, color="0.4", lw=1)
             ax.axvline(config.dense_warmup, color="0.5", ls=":", lw=1.2, label="sparse steps begin")
             cost = results.differences(runs, base, "final_loss", [arm])[arm]
-            ax.set_title(f"{name}, {scale} scale: last steps {cost.mean:+.2g} nats, n = {cost.n}")
-        row[0].set_ylabel("loss without minus with\nmask reuse (nats)")
+            last = f"mean of the last {config.final_window} steps {cost.mean:+.2g} nats"
+            ax.set_title(f"{name}, {scale} scale, n = {cost.n}\n{last}")
+        row[0].set_ylabel("training loss without\nminus with mask reuse (nats)")
         row[0].legend()
     for ax in axes[-1]:
         ax.set_xlabel("step")

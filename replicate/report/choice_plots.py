@@ -44,7 +44,7 @@ SWITCHES = {  # -> what it is called, entry of the palette
 SIZED = {  # -> what it is called, entry of the palette
     "recipe": ("recipe, as printed", "recipe"),
     "active16, 64 clusters": ("by activations, 16 of 64", "control"),
-    "experts x4, 8 of 64": ("mixture: experts x4, 8 of 64", "paper"),
+    "experts x4, 8 of 64": ("mixture: experts x4, 8 of 64", "mixture"),
 }
 Answer = tuple[str, str, str, Mapping[str, Any]]  # one of `results.open_questions`
 _SCALES = {"laptop": "venom", "gpu": "2:4 activations", "gpu40m": "recipe"}

@@ -41,7 +41,7 @@ def shares(panels: Mapping[str, pd.DataFrame]) -> Figure:
     axes[0, 0].set_ylabel("share of a step's FLOPs (%)")
     handles, labels = axes[0, -1].get_legend_handles_labels()
     fig.legend(handles[::-1], labels[::-1], loc="outside right center")
-    fig.suptitle("The FFN's share grows with the model, but is smaller than the formula says")
+    fig.suptitle("By the complete count the FFN's share is smaller, and grows with each model")
     return fig
 
 
@@ -110,8 +110,8 @@ def ceilings(
         right.plot(parts, [flops.run_speedup(x, step) for x in parts], **look, label=label)
     free = [min(flops.run_speedup(x, math.inf), 5) for x in parts]
     right.plot(parts, free, "0.3", lw=1.2, ls=(0, (1, 1)), label="sparse steps take no time")
-    for ax, points in ((left, steps), (right, runs)):
-        for mark, (name, (x, y)) in zip("XP", points.items(), strict=False):
+    for ax, points, marks in ((left, steps, "XP"), (right, runs, "ds")):
+        for mark, (name, (x, y)) in zip(marks, points.items(), strict=False):
             ax.plot(x, y, mark, color=_PAPER, ms=10, mec="black", ls="none", label=name)
     left.set(xlabel="speed-up v of a Venom product", ylabel="speed-up of a sparse step", ylim=(0.9, 2.55))
     left.set_title("A step has a ceiling, however fast Venom is")

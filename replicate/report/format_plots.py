@@ -15,17 +15,26 @@ from replicate.sparsity import prune24, soft_threshold24, sparsity, venom_mask
 
 
 def matrices(
-    named: Mapping[str, Tensor], *, m: int, v: int | None = None, below: Sequence[str] = (), title: str = ""
+    named: Mapping[str, Tensor],
+    *,
+    m: int,
+    v: int | None = None,
+    axes: tuple[str, str] = ("", ""),
+    below: Sequence[str] = (),
+    title: str = "",
 ) -> Figure:
     """Matrices [R, C] side by side, zeros white, cut into blocks of v rows x m columns.
 
     Args:
-        named: title -> matrix. below: a line under each. title: of the figure.
+        named: title -> matrix. axes: what R and C are, for the first. below: a line under each.
+        title: of the figure.
     """
-    fig, axes = plt.subplots(1, len(named), figsize=(12, 3.1), squeeze=False)
-    for i, (ax, (name, matrix)) in enumerate(zip(axes[0], named.items(), strict=True)):
+    fig, places = plt.subplots(1, len(named), figsize=(12, 3.3), squeeze=False)
+    rows, columns = axes
+    for i, (ax, (name, matrix)) in enumerate(zip(places[0], named.items(), strict=True)):
         draw_matrix(ax, matrix, v=v, m=m, title=name)
-        ax.set_xlabel(below[i] if below else "", fontsize=10)
+        ax.set_xlabel("\n".join([columns if i == 0 else "", *below[i : i + 1]]), fontsize=10)
+    places[0, 0].set_ylabel(rows, fontsize=10)
     if title:
         fig.suptitle(title)
     return fig

@@ -24,7 +24,7 @@ KINDS = {  # who chooses a token's neurons -> entry of the palette
     "all neurons": "dense",
     "the router": "venom",
     "own activations": "control",
-    PEER: "paper",
+    PEER: "mixture",
     "the router, 2:4 weights": "recipe",
 }
 PANELS = (("the router", PEER), ("own activations", "the router, 2:4 weights"))
