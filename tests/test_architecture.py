@@ -15,7 +15,7 @@ from replicate.system.paths import ROOT
 
 PACKAGE = ROOT / "replicate"
 METHOD = ("config", "sparsity", "router", "ffn", "gpt", "data", "schedule", "train", "evaluate", "figures")
-BUDGETS = (2285, 10500, 26000)  # lines: the method files; root, kernels and training; all
+BUDGETS = (2300, 10620, 26200)  # lines: the method files; root, kernels and training; all
 # From the lowest to the highest: a module imports from its own folder, from lower ones and from the root.
 FOLDERS = (
     "system",
