@@ -137,7 +137,7 @@ def gains() -> Figure:
                 for bar in bars:
                     middle, height = bar.get_x() + bar.get_width() / 2, bar.get_height()
                     y, colour = (0.05, ink) if height > 0.3 else (height + 0.05, "black")
-                    ax.text(middle, y, f"{height:.1f}", ha="center", color=colour, fontsize=8)
+                    ax.text(middle, y, f"{height:.2f}", ha="center", color=colour, fontsize=7)
             ax.set_xticks(range(len(MEASURED)), list(MEASURED.values()), rotation=0)
             ax.axhline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense")
             if batch == 1:

@@ -33,7 +33,8 @@ def matrices(
     rows, columns = axes
     for i, (ax, (name, matrix)) in enumerate(zip(places[0], named.items(), strict=True)):
         draw_matrix(ax, matrix, v=v, m=m, title=name)
-        ax.set_xlabel("\n".join([columns if i == 0 else "", *below[i : i + 1]]), fontsize=10)
+        named_axis = [columns if i == 0 else ""] if columns else []
+        ax.set_xlabel("\n".join([*named_axis, *below[i : i + 1]]), fontsize=10)
     places[0, 0].set_ylabel(rows, fontsize=10)
     if title:
         fig.suptitle(title)

@@ -134,7 +134,7 @@ def layer(record: Record) -> Figure:
         draw_rows(ax, rows, shades, marks=theirs if column == "x" else {}, mark="the paper's arithmetic")
         ax.axvline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense")
     axes[0].set(xlabel="times as fast as dense", title="Speed, everything counted")
-    axes[1].set(xlabel="times the dense layer's", title="Peak memory: less is better")
+    axes[1].set(xlabel="times the compiled dense layer's", title="Peak memory: less is better")
     axes[0].legend(loc="lower right", fontsize=9)
     return fig
 

@@ -111,7 +111,7 @@ def draw_amdahl(
     ax.set(xscale="log", xlim=(1, ticks[-1]), ylim=(1, None))
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="the FFN layer: times as fast as dense", ylabel=STEP_AXIS)
+    ax.set(xlabel="the FFN layer: times as fast as dense (logarithmic)", ylabel=STEP_AXIS)
 
 
 def draw_frontier(
@@ -172,7 +172,6 @@ def parts(records: Mapping[str, Record]) -> Figure:
         dense = next(part for part in step_table.parts(record) if part["arm"] == "dense")
         left = dense["step"] - dense["ffn"]
         ax.set_title(f"{label}: a dense step whose FFN took no time would still take {left:.0f} ms")
-    axes[0].set_xlabel("")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     return fig
 
