@@ -83,8 +83,8 @@ def mask_reuse(studies: Mapping[str, pd.DataFrame]) -> Figure:
             cost = results.differences(runs, base, "final_loss", [arm])[arm]
             last = f"mean of the last {config.final_window} steps {cost.mean:+.2g} nats"
             ax.set_title(f"{name}, {scale} scale, n = {cost.n}\n{last}")
-        row[0].set_ylabel("training loss without\nminus with mask reuse (nats)")
         row[0].legend()
     for ax in axes[-1]:
         ax.set_xlabel("step")
+    fig.supylabel("training loss without minus with mask reuse (nats)", fontsize=12)
     return fig

@@ -136,8 +136,9 @@ def gains() -> Figure:
             for bars, ink in zip(ax.containers, ("black", "white", "white"), strict=True):
                 for bar in bars:
                     middle, height = bar.get_x() + bar.get_width() / 2, bar.get_height()
-                    y, colour = (0.05, ink) if height > 0.3 else (height + 0.05, "black")
-                    ax.text(middle, y, f"{height:.2f}", ha="center", color=colour, fontsize=7)
+                    y, colour = (0.06, ink) if height > 0.6 else (height + 0.06, "black")
+                    look = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 9}
+                    ax.text(middle, y, f"{height:.2f}", color=colour, **look)
             ax.set_xticks(range(len(MEASURED)), list(MEASURED.values()), rotation=0)
             ax.axhline(1, color=PALETTE["dense"], lw=1.2, ls="--", label="dense")
             if batch == 1:
