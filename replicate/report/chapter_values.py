@@ -158,7 +158,8 @@ def _switches() -> dict[str, str]:
 def _mixes() -> dict[str, str]:
     """The second reading in a sentence, speeds of a run that is sparse to the end, Table 4's last average."""
     out = {"second reading": second_reading()}
-    out["experts on one card"] = tables.brief(tables.on_one_card("gpu40m", "experts x4, 8 of 64"))
+    for arm in width.ON_ONE_CARD:
+        out[f"on one card: {arm}"] = tables.brief(tables.on_one_card("gpu40m", arm))
     out |= {f"all sparse, {name}": f"{found['recipe']:.2f}" for name, found in mix_tables.speeds().items()}
     out["Table 4, last average"] = f"{paper.rows(4)[-1]['avg']:.3f}"
     return out | {"Table 4, last recomputed": f"{mix_tables.averages()['recipe']:.3f}"}

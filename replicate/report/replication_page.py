@@ -58,10 +58,11 @@ def tables() -> dict[str, str]:
         "planned": text(study.losses(study.runs("gpu"), plans.PLANNED).drop(columns="paper")),
         "cards": short(layer_tables.cards()),
         "english": study.english(study.runs("gpu", english=True)),
-        "width": text(width.table(width.trade(study.runs("gpu")), width.times())),
         "trained on": "\n".join(study_coverage.cards(scale) for scale in study.TRAINED[1:]),
         "trained again": study_coverage.trained_again(),
     }
+    for scale in study.SIZES[1:]:
+        out[f"width-{scale}"] = text(width.table(width.trade(study.runs(scale)), width.times()))
     out |= {f"table3-{scale}": text(study.losses(study.runs(scale), TABLE3)) for scale in study.SCALES}
     out |= {f"mixes-{scale}": text(study.mixes(scale)) for scale in study.SIZES}
     return out | study_coverage.tables()
@@ -75,7 +76,8 @@ def values() -> dict[str, str]:
     out |= _paper_values() | study_coverage.values()
     out["overlap"] = f"{RecordStore().latest('overlap', corpus='stdlib', window=64).results['share']:.1%}"
     runs = study.runs("gpu")
-    out["experts on one card"] = study.sentence(study.on_one_card("gpu40m", MIXTURE))
+    for arm in width.ON_ONE_CARD:
+        out[f"{arm}, on one card"] = study.sentence(study.on_one_card("gpu40m", arm))
     out["experts"] = width.peer(width.trade(runs), runs, width.times())
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}

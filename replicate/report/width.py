@@ -20,6 +20,7 @@ from replicate.training import flops
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
 PEER = "a learned router"
+ON_ONE_CARD = ("experts x4, 8 of 64", "wide x4, 8 of 64 by activations")  # dense was trained again for these
 KINDS = {  # who chooses a token's neurons -> entry of the palette
     "all neurons": "dense",
     "the router": "venom",

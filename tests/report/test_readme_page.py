@@ -77,5 +77,9 @@ def test_what_item_seven_says_of_larger_models():
         )
     )  # fmt: skip
     assert larger.n == trained.n == held.n == 3
-    assert larger.high < 0 and trained.high < 0, "below dense, too"
-    assert held.mean < 0 < held.high, "not clearly"
+    assert larger.high < 0 and trained.high < 0, "the mixture is"
+    assert held.mean < 0 < held.high, "not even it"
+    wide = study_tables.contrast(
+        study_tables.runs("gpu40m"), ("wide x4, 8 of 64 by activations",), study_tables.TRAIN
+    )
+    assert wide.n == 3 and wide.low < 0 < wide.high, "only the mixture"

@@ -355,6 +355,18 @@ def test_what_the_report_says_of_the_largest_models():
     assert table.loc["beyond-experts", "verdict"] == "not testable here"
 
 
+def test_what_the_report_says_of_wide_layers_at_the_second_size():
+    small, large = (width.trade(study.runs(scale)).set_index("arm")["loss"] for scale in study.SIZES[1:])
+    eighth, sixteenth = "wide x4, 8 of 64 by activations", "wide x4, 4 of 64 by activations"
+    assert small[eighth].n == large[eighth].n == large[sixteenth].n == 3
+    assert small[eighth].high < 0 and large[eighth].low < 0 < large[eighth].high
+    assert 0.4 < large[eighth].mean / small[eighth].mean < 0.7, "about half"
+    assert abs(large[sixteenth].mean) < 0.005 and width.times()[sixteenth][0] < 1.07, "level"
+    assert "wide x4, 16 of 64" not in large, "did not run"
+    judged = shipped_table().loc["beyond-width"]
+    assert (judged["scale"], judged["verdict"]) == ("gpu40m", "not testable here")
+
+
 def test_what_the_report_says_of_runs_trained_again():
     same, other = noise.reruns("gpu"), noise.reruns("gpu40m")
     assert set(same["arm"]) == set(other["arm"]) == {"dense"} and len(same) == len(other) == 3
