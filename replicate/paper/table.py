@@ -192,10 +192,12 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def verdict_counts(table: pd.DataFrame) -> str:
-    """One line: how many claims got which verdict."""
+    """One line: how many claims got which verdict, and how many are not the paper's."""
     counts = table["verdict"].value_counts()
     parts = [f"{counts[name]} {_SEVERAL.get(name, name)}" for name in (*VERDICTS, NOT_RUN) if name in counts]
-    return f"{len(table)} claims: {', '.join(parts)}"
+    own = (table["place"] == "Beyond the paper").sum()
+    of_ours = f", {own} of them our own" if 0 < own < len(table) else ""
+    return f"{len(table)} claims{of_ours}: {', '.join(parts)}"
 
 
 def spared(table: pd.DataFrame) -> list[str]:
