@@ -217,7 +217,7 @@ def test_the_claim_files_are_written_and_say_the_counts(store, monkeypatch, tmp_
     table = claims.claim_table(store=store, shipped=None)
     written = claims.write_claims(table)
     markdown = written[0].read_text(encoding="utf-8")
-    assert markdown.startswith(f"{len(claims.claims())} claims: 1 hold")
+    assert markdown.startswith(f"{len(claims.claims())} claims, 10 of them our own: 1 hold")
     assert markdown.count("\n") == len(claims.claims()) + 4
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
