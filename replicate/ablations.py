@@ -187,7 +187,7 @@ def transposable_patterns() -> Tensor:
         found += [(*a, *b) for a in (top, top[::-1]) for b in (bottom, bottom[::-1])]
     none_shared = [(0, 2), (0, 3), (1, 2), (1, 3), (0, 1), (2, 3)]
     found += [(a, rest[a], b, rest[b]) for a in none_shared for b in none_shared]
-    patterns = torch.zeros(len(found), 4, 4)
+    patterns = torch.zeros(len(found), 4, 4, device="cpu")
     for pattern, rows in zip(patterns, found, strict=True):
         for r, columns in enumerate(rows):
             pattern[r, list(columns)] = 1

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from replicate import ablations, fp8, router
-from replicate.config import SparsityConfig
+from replicate.config import BACKENDS, SparsityConfig
 from replicate.experts import LearnedRouter, mixture
+from replicate.settings.checks import one_of
 from replicate.sparsity import mask24, prune24, soft_threshold24
 from replicate.system.once import once
 from replicate.training.device import autocast_on
@@ -55,7 +56,8 @@ class SparseFFN(LayerState):
     def __init__(
         self, d_model: int, d_ff: int, sparsity: SparsityConfig | None = None, *, backend: str | None = None
     ) -> None:
-        super().__init__(sparsity or SparsityConfig())
+        super().__init__(SparsityConfig() if sparsity is None else sparsity)
+        one_of("backend", backend or "auto", BACKENDS)
         self.backend = backend
         self.config.check_shape(d_model, d_ff)
         self.w1 = new_weight(d_model, d_ff)
@@ -182,12 +184,12 @@ class SparseFFN(LayerState):
         """
         settle(self)
         n, k, w1 = self.config.n_clusters, self.config.top_k, whole(self.w1)
+        x = None if sample is None else router.tokens_of(sample, w1)
         perm = agreed(router.cluster_neurons(w1, n, seed=seed).argsort(stable=True), self.w1)
         for weight, axis in ((self.w1, 1), (self.w2, 0), (self.score, 0)):
             if weight is not None:
                 write(weight, whole(weight).index_select(axis, perm))
-        if sample is not None:
-            x = sample.reshape(-1, sample.shape[-1]).to(w1.dtype)
+        if x is not None:
             strength = router.energy(relu2(x @ whole(self.w1)), n).mean(0)
             self.static_clusters.copy_(agreed(strength.argsort(descending=True, stable=True)[:k], self.w1))
         self.clustered.fill_(n)

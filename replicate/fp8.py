@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from replicate.config import BACKENDS
+from replicate.settings.checks import one_of
 from replicate.system.once import once
 from replicate.system.tracing import constant
 
@@ -112,6 +114,7 @@ def dense_ffn(x: Tensor, w1: Tensor, w2: Tensor, *, backend: str | None = None) 
             where there are any. None and "auto" leave it to REPLICATE_BACKEND.
     """
     asked = backend if backend not in (None, "auto") else os.environ.get("REPLICATE_BACKEND")
+    one_of("backend" if asked == backend else "REPLICATE_BACKEND", asked or "auto", BACKENDS)
     on_cores = asked != "reference" and not why_not(x.device, x.dtype, *w1.shape)
     y3, _, y2 = _DenseProducts.apply(x.reshape(-1, x.shape[-1]), w1, w2, on_cores)
     return y3.view(x.shape), y2.view(*x.shape[:-1], y2.shape[-1])

@@ -117,6 +117,13 @@ def scores(x: Tensor, means: Tensor, metric: str = "dot") -> Tensor:
     return 2 * dot - means.square().sum(1) if metric == "l2" else dot
 
 
+def tokens_of(sample: Tensor, w1: Tensor) -> Tensor:
+    """A sample of inputs [..., D] as tokens [T, D] in w1's dtype; ValueError if w1 is not [D, F]."""
+    if sample.shape[-1:] != w1.shape[:1]:
+        raise ValueError(f"sample is of shape {tuple(sample.shape)}; give inputs [..., d_model = {len(w1)}]")
+    return sample.reshape(-1, len(w1)).to(w1.dtype)
+
+
 def route(x: Tensor, means: Tensor, top_k: int, *, metric: str = "dot") -> Tensor:
     """Each token's top-k clusters (algorithm 3, step 2), from that token alone.
 

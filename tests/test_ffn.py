@@ -591,6 +591,15 @@ def test_static_clusters_are_the_strongest_of_the_sample():
     compare_with_reference(ffn, normal(T, D, seed=3), normal(T, D, seed=4))
 
 
+@pytest.mark.parametrize("shape", [(T, D + 1), (D, T + 1), ()])
+def test_a_sample_of_another_width_changes_nothing(shape):
+    ffn = make("static16", phase="dense")
+    before = copy.deepcopy(ffn.state_dict())
+    with pytest.raises(ValueError, match=rf"sample is of shape \(.*\); give inputs \[..., d_model = {D}\]"):
+        ffn.make_clusters(0, torch.zeros(shape))
+    assert all(torch.equal(t, before[name]) for name, t in ffn.state_dict().items())
+
+
 @pytest.mark.parametrize("config", [replace(RECIPE, weight_scale=True, selection="learned"), RECIPE])
 def test_state_dict_round_trip(config):
     ffn = make(config)
@@ -975,6 +984,13 @@ def test_venom_needs_clusters_first(name):
 def test_impossible_shapes(name, d_model, d_ff, pattern):
     with pytest.raises(ValueError, match=pattern):
         SparseFFN(d_model, d_ff, SPARSITY_PRESETS[name])
+
+
+@pytest.mark.parametrize("name", ["dense", "act24", "fp8"])
+def test_a_backend_that_is_none(name):
+    with pytest.raises(ValueError, match="backend is 'referense'; choose one of auto, reference, triton"):
+        SparseFFN(64, 256, SPARSITY_PRESETS[name], backend="referense")
+    assert SparseFFN(64, 256, SPARSITY_PRESETS[name], backend="reference").backend == "reference"
 
 
 @pytest.mark.parametrize("tokens", [32, 65])

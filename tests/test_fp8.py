@@ -241,6 +241,17 @@ def test_who_multiplies(monkeypatch):
         assert torch.equal(ffn(x), plain[0]) and len(seen) == 4
 
 
+def test_a_backend_that_is_none(monkeypatch):
+    ffn, x = make(), normal(T, D)
+    with pytest.raises(ValueError, match=r"^backend is 'referense'; choose one of auto, reference"):
+        fp8.dense_ffn(x, ffn.w1, ffn.w2, backend="referense")
+    monkeypatch.setenv("REPLICATE_BACKEND", "referense")
+    with pytest.raises(ValueError, match=r"^REPLICATE_BACKEND is 'referense'; choose one of auto, reference"):
+        ffn(x)
+    ffn.backend = "reference"  # the layer's own comes first
+    assert ffn(x).shape == x.shape
+
+
 @pytest.mark.parametrize(
     "found, reason", [((8, 0), "FP8 needs compute capability 8.9, not 8.0"), ((9, 0), "")]
 )

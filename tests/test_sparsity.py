@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from replicate import ablations
 from replicate import sparsity as sp
 from replicate.ablations import mvue24, select24, transposable_mask
 from replicate.sparsity import (
@@ -493,6 +494,13 @@ def test_transposable_mask_is_the_best_of_90(data):
         tile = w[i : i + 4, j : j + 4].abs()
         kept = tile[mask[i : i + 4, j : j + 4]].sum()
         assert kept == max(tile[p].sum() for p in PATTERNS)
+
+
+def test_patterns_that_were_made_on_the_meta_device_have_values():
+    ablations.transposable_patterns.cache_clear()
+    with torch.device("meta"):
+        assert transposable_mask(torch.empty(8, 8)).is_meta
+    assert ablations.transposable_patterns().sum() == 90 * 8
 
 
 def test_transposable_mask_by_hand():

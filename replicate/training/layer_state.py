@@ -27,7 +27,7 @@ class LayerState(nn.Module):
     """Phase, clusters, fixed clusters and scales of a layer with the formats of `config`.
 
     `load_state_dict` takes the phase from the state. It raises RuntimeError for a sparse state of other
-    formats, or without the clusters or scales it needs.
+    formats, or without the clusters or scales it needs. A dense one gives its weights to any formats.
     Averages must begin after `make_clusters`, which changes the order of the neurons. Under
     DistributedDataParallel on a GPU, `broadcast_buffers=False` spares a look at the phase in every pass.
     Of weights that `fully_shard` has sharded, what needs whole matrices gathers them, see `sharded`: every
@@ -60,6 +60,8 @@ class LayerState(nn.Module):
 
     @config.setter
     def config(self, config: SparsityConfig) -> None:
+        if not isinstance(config, SparsityConfig):
+            raise ValueError(f"sparsity is {config!r:.50}; give a SparsityConfig or one of SPARSITY_PRESETS")
         self._config = config
         self.formats = json.dumps(vars(config), sort_keys=True)  # as operators and compiled code know them
 
@@ -180,6 +182,7 @@ class LayerState(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool, *lists: list[str]
     ) -> None:
+        self._keep_own(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
         if prefix + "sparse" not in state_dict or self.sparse.is_meta:
             return
@@ -195,6 +198,19 @@ class LayerState(nn.Module):
             self.sparse.zero_()
             lists[-1].append(f"{prefix}sparse: the state is sparse, but {wrong}")
         self._follow()
+
+    def _keep_own(self, state: dict, prefix: str) -> None:
+        """Give a dense state of other formats what this layer has by its own: clusters, scores, experts."""
+        if self.sparse.is_meta or _on(state.get(prefix + "sparse", torch.ones(()))):
+            return
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        for name in ("static_clusters", "score", "experts.weight", "experts.bias"):
+            given = state.pop(prefix + name, None)
+            if name in own:
+                fits = given is not None and given.shape == own[name].shape
+                state[prefix + name] = given if fits else own[name]
+                if not fits and (name, self.config.routing) == ("static_clusters", "static"):
+                    state[prefix + "clustered"] = torch.zeros_like(self.clustered)
 
 
 def _on(flag: Tensor) -> bool:

@@ -115,6 +115,42 @@ def test_weights_go_to_other_formats_in_the_dense_phase():
         ffn.phase = "sparse"
 
 
+OTHERS = {
+    "venom32": SPARSITY_PRESETS["venom32"],
+    "recipe": CONFIGS["recipe"],
+    "act24": CONFIGS["act24"],
+    "learned": CONFIGS["learned"],
+    "experts": SparsityConfig(activation="venom", routing="learned", inner=False),
+    "static": replace(CONFIGS["static16"], top_k=2),
+}
+
+
+@pytest.mark.parametrize("to", OTHERS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_weights_go_from_any_formats_to_any_in_the_dense_phase(name, to):
+    """Within a model too, and the state handed in stays as it is."""
+    source, ours = (torch.nn.Sequential(layer(OTHERS[n], "dense", seed)) for n, seed in ((name, 0), (to, 1)))
+    state = source.state_dict()
+    keys, fixed, scores = list(state), ours[0].fixed_clusters(), copy.deepcopy(ours[0].score)
+    ours.load_state_dict(state)
+    assert list(state) == keys and torch.equal(ours[0].w1, source[0].w1) and ours[0].phase == "dense"
+    if OTHERS[name].top_k != OTHERS[to].top_k:
+        assert torch.equal(ours[0].fixed_clusters(), fixed)
+    if name != to and scores is not None:
+        assert torch.equal(ours[0].score, scores)
+    anew = to == "static" and OTHERS[name].top_k != 2  # neurons are sorted once more, with a sample
+    assert ours[0].clustered == (16 if OTHERS[name].activation == "venom" and not anew else 0)
+
+
+@pytest.mark.parametrize("config", ["act24", {"activation": "24"}, SPARSITY_PRESETS, ""])
+def test_formats_are_a_configuration(config):
+    with pytest.raises(ValueError, match=r"sparsity is .*; give a SparsityConfig or one of SPARSITY_PRESETS"):
+        SparseFFN(64, 256, config)
+    ffn = SparseFFN(64, 256)
+    with pytest.raises(ValueError, match="sparsity is "):
+        ffn.config = config
+
+
 # Copies, casts and devices
 
 
