@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -86,19 +86,18 @@ def shared_stats(model: GPT, idx: Tensor, rows: int, group: parallel.Alone) -> l
 
 
 @torch.no_grad()
-def ffn_inputs(model: GPT, idx: Tensor) -> list[Tensor]:
-    """What each layer's FFN reads for the batch `idx`: [B, S, D] per layer."""
-    inputs: list[Tensor] = []
-    hooks = [
-        block.ffn.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in model.blocks
-    ]
+def ffn_inputs(model: nn.Module, idx: Tensor, ffns: Sequence[nn.Module] | None = None) -> list[Tensor | None]:
+    """What each layer's FFN, or each of `ffns`, reads for the batch `idx`: [B, S, D], None if not run."""
+    ffns = [block.ffn for block in model.blocks] if ffns is None else ffns
+    inputs: dict[nn.Module, Tensor] = {}
+    hooks = [ffn.register_forward_pre_hook(lambda ffn, x: inputs.update({ffn: x[0]})) for ffn in ffns]
     try:
         with evaluating(model):
-            model(idx.to(model.embed.weight.device))
+            model(idx.to(next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
-    return inputs
+    return [inputs.get(ffn) for ffn in ffns]
 
 
 def stats_rows(config: TrainConfig) -> int:

@@ -11,17 +11,19 @@ A bias of the first map is a row of W1 that reads a constant 1, so the kernels n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from replicate.config import SparsityConfig
+from replicate.evaluate import ffn_inputs
 from replicate.ffn import SparseFFN, relu2
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.training.sharded import whole
-from replicate.training.step import permute_moments
+from replicate.training.step import moments, permute_moments
 
 LAYOUTS = (  # first and second map, activation: GPT-2, GPT-NeoX, Nemotron, OPT
     ("c_fc", "c_proj", "act"),
@@ -72,7 +74,7 @@ class BlockFFN(nn.Module):
         one = torch.zeros(pad, device=w1.device)
         one[:1] = 1
         self.register_buffer("one", one, persistent=False)
-        self.replaced = first.to("meta"), second.to("meta"), act  # a tuple: no modules of the model
+        self.replaced = first, second, act  # a tuple: no modules of the model
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_model] to the same shape."""
@@ -116,6 +118,7 @@ def swap_ffn(model: nn.Module, sparsity: str | SparsityConfig = "act24", *, acti
         )
     new = [BlockFFN(*(getattr(block, part) for part in parts), sparsity) for _, block, parts in found]
     for (_, block, (up, down, act)), ffn in zip(found, new, strict=True):
+        nn.ModuleList(ffn.replaced[:2]).to("meta")  # once no block can be refused any more
         setattr(block, up, ffn)
         setattr(block, down, nn.Identity())
         setattr(block, act, nn.Identity())
@@ -125,17 +128,33 @@ def swap_ffn(model: nn.Module, sparsity: str | SparsityConfig = "act24", *, acti
     return Swap(tuple(name for name, *_ in found), ", ".join(sorted(others)), biases)
 
 
-def start_sparse(model: nn.Module, seed: int = 1, optimizer: torch.optim.Optimizer | None = None) -> None:
+def start_sparse(
+    model: nn.Module, seed: int = 1, optimizer: optim.Optimizer | None = None, sample: Tensor | None = None
+) -> None:
     """Enter the sparse phase: sort neurons into clusters where the formats have them, then switch.
 
     Args:
         seed: of the clustering. optimizer: whose moments follow the neurons.
+        sample: what the model reads, `model(sample)`; routing "static" fixes its clusters by it.
+
+    Raises ValueError, before it changes anything, for a model without SparseFFN, an optimiser without the
+    weights, and routing "static" without a sample.
     """
-    for ffn in (module for module in model.modules() if isinstance(module, SparseFFN)):
-        if ffn.config.activation == "venom" and not ffn.clustered:
-            perm = ffn.make_clusters(seed)
-            if optimizer is not None:
-                permute_moments(optimizer, ffn, perm)
+    ffns = [module for module in model.modules() if isinstance(module, SparseFFN)]
+    if not ffns:
+        raise ValueError(f"{type(model).__name__} has no SparseFFN; call swap_ffn first")
+    new = [ffn for ffn in ffns if ffn.config.activation == "venom" and not ffn.clustered]
+    samples = [None] * len(new) if sample is None else ffn_inputs(model, sample, new)
+    for ffn, x in zip(new, samples, strict=True):
+        if ffn.config.routing == "static" and x is None:
+            raise ValueError("routing is 'static', whose clusters are fixed by a sample; give sample=")
+        if optimizer is not None:
+            moments(optimizer, ffn)
+    for ffn, x in zip(new, samples, strict=True):
+        perm = ffn.make_clusters(seed, x)
+        if optimizer is not None:
+            permute_moments(optimizer, ffn, perm)
+    for ffn in ffns:
         ffn.phase = "sparse"
 
 
@@ -174,7 +193,7 @@ class ReLU2(nn.Module):
 def weight_of(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     """(weight [in, out], bias [out] or None) of a linear map, `nn.Linear` or GPT-2's transposed `Conv1D`."""
     weight = linear.weight.T if isinstance(linear, nn.Linear) else linear.weight
-    return weight, linear.bias
+    return weight, getattr(linear, "bias", None)
 
 
 def _set(linear: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -200,12 +219,22 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, str, str]
     if not found:
         known = "; ".join(", ".join(layout) for layout in LAYOUTS)
         raise ValueError(f"{type(model).__name__} has no block of two matrices with these parts: {known}")
+    for name, module, parts in found:
+        *maps, act = (getattr(module, part) for part in parts)
+        first, second = (tuple(weight_of(m)[0].shape) if hasattr(m, "weight") else () for m in maps)
+        if len(first) != 2 or second != first[::-1] or not callable(act):
+            raise ValueError(
+                f"{name or type(module).__name__} has weights {first} and {second}, activation {act!r:.60}; "
+                "only maps [D, F] and [F, D] with a function between can be swapped"
+            )
     return found
 
 
 def _is_relu2(act: Any) -> bool:
     t = torch.linspace(-3, 3, 13)
-    return torch.equal(act(t), relu2(t))
+    with suppress(Exception):  # it takes no such tensor
+        return torch.equal(act(t), relu2(t))
+    return False
 
 
 def _name(act: Any) -> str:

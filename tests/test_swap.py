@@ -1,6 +1,7 @@
 """Feed-forward blocks of other people's models: swapped, trained, restored."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from replicate import SparsityConfig
 from replicate.ffn import relu2
+from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.swap import ReLU2, restore_ffn, start_sparse, swap_ffn
 
 VENOM = SparsityConfig(activation="venom", n_clusters=4, top_k=2)
@@ -159,3 +161,91 @@ def test_copies_and_states():
     swap_ffn(fresh, VENOM)
     fresh.load_state_dict(net.state_dict())
     torch.testing.assert_close(fresh(x), net(x))
+
+
+def test_a_block_refused_after_others_leaves_these_their_weights():
+    net, x = nn.Sequential(Block(d_ff=64), Block(d_ff=36)), torch.randn(2, 8)
+    before, ids = net(x), [id(p) for p in net.parameters()]
+    with pytest.raises(ValueError, match="d_ff is 36"):
+        swap_ffn(net, VENOM)
+    assert torch.equal(net(x), before) and [id(p) for p in net.parameters()] == ids
+
+
+class Mapped(nn.Module):
+    """Parts by the names of OPT's, whatever they are."""
+
+    def __init__(self, fc1, fc2, act):
+        super().__init__()
+        self.fc1, self.fc2, self.activation_fn = fc1, fc2, act
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "act", "message"),
+    [
+        (
+            nn.Conv2d(8, 32, 1),
+            nn.Conv2d(32, 8, 1),
+            ReLU2(),
+            r"0 has weights \(32, 8, 1, 1\) and \(8, 32, 1, 1\)",
+        ),
+        (nn.Linear(8, 32), nn.Linear(32, 4), ReLU2(), r"weights \(8, 32\) and \(32, 4\)"),
+        (nn.Linear(8, 32), nn.Linear(64, 8), ReLU2(), r"weights \(8, 32\) and \(64, 8\)"),
+        (nn.Identity(), nn.Linear(32, 8), ReLU2(), r"weights \(\) and \(32, 8\)"),
+        (nn.Linear(8, 32), nn.Linear(32, 8), "relu", r"activation 'relu'; only maps \[D, F\] and \[F, D\]"),
+        (nn.Linear(8, 32), nn.Linear(32, 8), nn.PReLU(32), "these blocks compute PReLU, not squared ReLU"),
+        (nn.Linear(8, 32), nn.Linear(32, 8), lambda x, gate: x, "compute <lambda>, not squared ReLU"),
+    ],
+)
+def test_blocks_that_match_by_name_alone_are_refused(first, second, act, message):
+    net = nn.Sequential(Mapped(first, second, act))
+    with pytest.raises(ValueError, match=message):
+        swap_ffn(net, "act24")
+    assert (net[0].fc1, net[0].fc2, net[0].activation_fn) == (first, second, act)
+
+
+def test_an_activation_of_one_width_is_replaced():
+    net = nn.Sequential(Mapped(nn.Linear(8, 32), nn.Linear(32, 8), nn.PReLU(32)))
+    assert swap_ffn(net, "act24", activation="relu2").activation == "PReLU"
+
+
+def test_to_start_needs_a_layer():
+    with pytest.raises(ValueError, match="Sequential has no SparseFFN; call swap_ffn first"):
+        start_sparse(model())
+
+
+def test_static_clusters_are_fixed_by_a_sample():
+    net, x = model(d_ff=64), torch.randn(3, 5, 8)
+    swap_ffn(net, replace(VENOM, routing="static"))
+    ffns = [block.up_proj.ffn for block in net]
+    with pytest.raises(ValueError, match="routing is 'static', whose clusters are fixed by a sample"):
+        start_sparse(net)
+    assert [ffn.phase for ffn in ffns] == ["dense"] * 2 and not any(ffn.clustered for ffn in ffns)
+    dense, read = net(x), [x, net[0](x)]
+    start_sparse(net, sample=x)
+    for ffn, inputs in zip(ffns, read, strict=True):
+        inputs = torch.cat([inputs.view(-1, 8), torch.ones(15, 1), torch.zeros(15, 63)], 1)
+        strength = relu2(inputs @ ffn.w1).view(15, 4, 16).sum((0, 2))
+        assert ffn.fixed_clusters().tolist() == strength.argsort(descending=True)[:2].tolist()
+    assert not torch.equal(net(x), dense) and net.training and not ffns[0]._forward_pre_hooks
+    start_sparse(net)  # they are fixed
+
+
+def test_an_optimiser_of_other_weights_is_refused_before_anything_changes():
+    net = model(d_ff=64)
+    old = torch.optim.AdamW(net.parameters())
+    swap_ffn(net, VENOM)
+    ffn = net[1].up_proj.ffn
+    half = torch.optim.AdamW(net[0].parameters())
+    for optimizer in (old, half):
+        with pytest.raises(ValueError, match="AdamW lacks w1 of this FFN; make it after swap_ffn"):
+            start_sparse(net, optimizer=optimizer)
+        assert not any(block.up_proj.ffn.clustered for block in net)
+    for parameter in net[1].parameters():
+        parameter.requires_grad_(False)  # frozen: nobody trains it
+    start_sparse(net, optimizer=half)
+    assert ffn.phase == "sparse"
+
+
+def test_sparsity_is_one_of_the_formats():
+    with pytest.raises(ValueError, match=r"sparsity is {'dense': .*; give a SparsityConfig"):
+        swap_ffn(model(), SPARSITY_PRESETS)

@@ -24,7 +24,7 @@ from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.kernels import backend as engines
 from replicate.training import parallel
-from replicate.training.sharded import as_sharded, shard, whole, write
+from replicate.training.sharded import as_sharded, settle, shard, whole, write
 
 CLIP_EPS = 1e-6  # torch's: clip_grad_norm_ multiplies by min(1, clip / (norm + CLIP_EPS))
 WARM = 2  # steps launched before one is captured: they compile, tune and allocate
@@ -58,15 +58,27 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def permute_moments(optimizer: torch.optim.Optimizer, ffn: SparseFFN, perm: Tensor) -> None:
-    """Let AdamW's moments follow the neurons of an FFN in the order [F] that `make_clusters` gave them."""
-    for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
-        if parameter is None:
+    """Let `moments` follow the neurons of an FFN in the order [F] that `make_clusters` gave them."""
+    for moment, axis in moments(optimizer, ffn):
+        write(moment, whole(moment).index_select(axis, perm))
+
+
+def moments(optimizer: torch.optim.Optimizer, ffn: SparseFFN) -> list[tuple[Tensor, int]]:
+    """(tensor, axis of the neurons) of what an optimiser keeps of an FFN's weights in their own shapes.
+
+    Raises ValueError for an optimiser without a weight of the FFN that is to be trained.
+    """
+    settle(ffn)
+    found, held = [], {p for group in optimizer.param_groups for p in group["params"]}
+    for name, axis in (("w1", 1), ("w2", 0), ("score", 0)):
+        if (parameter := getattr(ffn, name)) is None:
             continue
-        state = optimizer.state.get(parameter) or optimizer.state.get(shard(parameter), {})
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in state:
-                moment = as_sharded(state[name], parameter)
-                write(moment, whole(moment).index_select(axis, perm))
+        own = parameter if parameter in held else shard(parameter)
+        if own not in held and parameter.requires_grad:
+            raise ValueError(f"{type(optimizer).__name__} lacks {name} of this FFN; make it after swap_ffn")
+        kept = [t for t in optimizer.state.get(own, {}).values() if getattr(t, "shape", None) == own.shape]
+        found += [(as_sharded(t, parameter), axis) for t in kept]
+    return found
 
 
 def layer_tensors(ffns: Sequence[SparseFFN], optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

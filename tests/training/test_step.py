@@ -8,6 +8,7 @@ import torch
 
 from replicate.config import ModelConfig, SparsityConfig, TrainConfig
 from replicate.data import TokenData
+from replicate.ffn import SparseFFN
 from replicate.gpt import GPT
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
 from replicate.settings.text import with_changes
@@ -17,6 +18,7 @@ from replicate.training.step import (
     OptimizerStep,
     clipped_step,
     make_optimizer,
+    permute_moments,
     set_rate,
     why_not_captured,
 )
@@ -345,3 +347,30 @@ def test_a_launched_step_reports_loss_and_norm(tmp_path):
     torch.testing.assert_close(found, norm)
     torch.testing.assert_close(loss, expected)
     assert not torch.equal(before, trainer.model.embed.weight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW(p, amsgrad=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9),
+    ],
+)
+def test_all_of_a_weights_shape_that_an_optimiser_keeps_follows_the_neurons(make):
+    formats = SparsityConfig(activation="venom", selection="learned", n_clusters=4, top_k=2)
+    ffn = SparseFFN(16, 64, formats)
+    ffn.make_clusters(1)
+    ffn.phase = "sparse"  # where scores have gradients
+    optimizer = make(ffn.parameters())
+    ffn(torch.randn(32, 16)).square().sum().backward()
+    optimizer.step()
+    before = {p: {k: copy.deepcopy(t) for k, t in optimizer.state[p].items()} for p in ffn.parameters()}
+    perm = torch.randperm(64)
+    permute_moments(optimizer, ffn, perm)
+    for parameter, axis in ((ffn.w1, 1), (ffn.w2, 0), (ffn.score, 0)):
+        for name, old in before[parameter].items():
+            new = optimizer.state[parameter][name]
+            follows = isinstance(old, torch.Tensor) and old.shape == parameter.shape
+            assert torch.equal(new, old.index_select(axis, perm)) if follows else new == old, name
