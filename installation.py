@@ -21,7 +21,7 @@ PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 EXTRAS = ("notebooks", "test")
 MORE = ("course", "site", "hf", "browser")  # what only teaching, publishing and some tests need
 INPUTS = ("pyproject.toml", "requirements.txt", "constraints.txt")
-STAMP = "replicate-install.json"  # in a VENV made here; holds inputs_hash() once it is complete
+STAMP = "replicate-install.json"  # in a VENV made here; holds inputs_hash() and ROOT once it is complete
 MORE_STAMP = "replicate-more.json"  # in the same VENV; holds the hash of requirements-more.txt
 GPU_SIGNS = ("/dev/nvidia0", "/proc/driver/nvidia")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -51,8 +51,11 @@ def ready(extras):
     if not (inside and stamp.exists()) and has_packages(extras):
         return Path(sys.executable)
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == inputs_hash() and python.exists():
+    made = stamp.read_text(encoding="utf-8").splitlines() if stamp.exists() else []
+    if made[:1] == [inputs_hash()] and python.exists():
         return python
+    if made[1:] and Path(made[1]) != ROOT and Path(made[1]).exists() and ROOT not in VENV.parents:
+        raise Stop(f"{VENV} belongs to the checkout {made[1]}; let REPLICATE_VENV name a folder of its own.")
     index = torch_index()
     print(f"Installing packages into {VENV}; this takes minutes the first time.", flush=True)
     if inside:
@@ -61,7 +64,7 @@ def ready(extras):
         make_venv()
     pip_install(python, base_steps(index))
     if stamp.exists():
-        stamp.write_text(inputs_hash(), encoding="utf-8")
+        stamp.write_text(f"{inputs_hash()}\n{ROOT}\n", encoding="utf-8")
     return python
 
 

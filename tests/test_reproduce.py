@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -163,6 +164,23 @@ def test_foreign_folder_is_left_alone(checkout):
     with pytest.raises(Stop, match="in the way"):
         installation.ready(["notebooks"])
     assert (checkout.venv / "thesis.txt").exists() and not checkout.pip
+
+
+def test_an_environment_of_another_checkout_is_left_alone(checkout, tmp_path_factory, monkeypatch):
+    shared, other = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("other")
+    checkout.venv = shared / "venv"
+    monkeypatch.setattr(installation, "VENV", checkout.venv)
+    python = installation.ready(["notebooks"])
+    assert installation.ready(["notebooks"]) == python and len(checkout.pip) == 2
+    for name in installation.INPUTS:
+        (other / name).write_text((checkout.root / name).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(installation, "ROOT", other)
+    with pytest.raises(Stop, match=f"belongs to the checkout {re.escape(str(checkout.root))}"):
+        installation.ready(["notebooks"])
+    assert len(checkout.pip) == 2 and python.exists()
+    shutil.rmtree(checkout.root)
+    installation.ready(["notebooks"])
+    assert len(checkout.pip) == 4, "the other checkout is gone"
 
 
 CPU = ["--extra-index-url", installation.CPU_INDEX]

@@ -1,6 +1,7 @@
 """What the tests of lab L1 call: each function takes an answer, tries it, and names its mistake."""
 
 import marking
+import numpy as np
 import torch
 from marking import NotYet, right, show
 
@@ -17,7 +18,7 @@ def is24(answer, cases):
             raise NotYet(
                 f"is24 returns a tensor of shape {list(got.shape)}. It should be one answer for all groups."
             )
-        if not isinstance(got, bool | torch.Tensor):
+        if not isinstance(got, bool | np.bool_ | torch.Tensor):
             raise NotYet(f"is24 returns a {type(got).__name__}. It should be True or False.")
         if bool(got) != wanted:
             raise NotYet(f"is24({_matrix(rows)}, dim={dim}) is {bool(got)}. It should be {wanted}: {why}")

@@ -45,7 +45,7 @@ def number(name, got, wanted, hints=(), tolerance=1e-4):
 
 def pair(name, got, parts):
     """Raises NotYet unless got is a pair of numbers. parts: (what it is, wanted, hints) for each."""
-    if not isinstance(got, tuple | list) or len(got) != 2:
+    if not isinstance(got, tuple | list | np.ndarray) or len(got) != 2:
         raise NotYet(f"{name} should return two numbers: {parts[0][0]}, {parts[1][0]}.")
     for value, (what, wanted, hints) in zip(got, parts, strict=True):
         number(f"{name}: {what}", value, wanted, hints)
@@ -163,7 +163,7 @@ def unpaired(answer, ours, base, mean, errors):
 def interval(answer, mean, error, n, t, t_n):
     """Task 3. t: the quantile for n - 1 degrees of freedom, t_n: that for n."""
     got = marking.run(answer, mean, error, n)
-    if not isinstance(got, tuple | list) or len(got) != 2:
+    if not isinstance(got, tuple | list | np.ndarray) or len(got) != 2:
         raise NotYet("interval should return two numbers: its lower and its upper end.")
     if float(got[0]) > float(got[1]):
         raise NotYet("The ends are in the wrong order: the lower one comes first.")

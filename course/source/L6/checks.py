@@ -307,7 +307,7 @@ def z_score(answer, a, b, n, wanted):
 def paired_items(answer, ours, base, difference, error):
     """Task 7."""
     got = marking.run(answer, ours.copy(), base.copy())
-    if not isinstance(got, tuple | list) or len(got) != 2:
+    if not isinstance(got, tuple | list | np.ndarray) or len(got) != 2:
         raise NotYet("paired_items should return two numbers: the difference and its standard error.")
     n = len(ours)
     hints = [

@@ -39,6 +39,22 @@ def venom_mask(x, v, m, n=2):
 """
 
 WRONG = {
+    "zeros are outside the four columns": (
+        "venom",
+        """
+def venom_mask(x, v, m, n=2):
+    mask = torch.zeros_like(x, dtype=torch.bool)
+    for i in range(0, x.shape[0], v):
+        for j in range(0, x.shape[1], m):
+            block = x[i : i + v, j : j + m].abs()
+            columns = block.sum(0).argsort(descending=True, stable=True)[:4]
+            others = torch.ones(m, dtype=torch.bool).index_fill(0, columns, False)
+            places = block.masked_fill(others, 0).argsort(dim=1, descending=True, stable=True)[:, :n]
+            mask[i : i + v, j : j + m].scatter_(1, places, True)
+    return mask
+""",
+        "keeps",
+    ),
     "overlapping groups": (
         "is24",
         """

@@ -246,6 +246,12 @@ WRONG = {
              "            break\n        found[rank] = True"),
         "Put each back to its place",
     ),
+    "the bar itself is no find": (
+        "holm",
+        holm("for rank, i in enumerate(order):\n        if p_values[i] >= alpha / (m - rank):\n"
+             "            break\n        found[i] = True"),
+        "0.05",
+    ),
     "goes on after a failure": (
         "holm",
         holm("for rank, i in enumerate(order):\n        found[i] = p_values[i] <= alpha / (m - rank)"),
