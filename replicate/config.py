@@ -123,8 +123,8 @@ class SparsityConfig:
     def _check_experts(self) -> None:
         """Raise ValueError for what a mixture of experts does not have."""
         plain = {"activation": ("venom",), "inner": (False,), "mask_reuse": (True,), "wgrad": ("dense",)}
-        dense = dict.fromkeys(("w1", "w2_t"), (False,))
-        alone(self, "routing 'learned', which has dense experts,", **plain, **dense)
+        plain |= {"w1": (False,), "w2_t": (False,), "refresh_every": (0,)}
+        alone(self, "routing 'learned', which has dense experts,", **plain)
 
     @property
     def any(self) -> bool:
@@ -201,6 +201,7 @@ class SparsityConfig:
     def check_shape(self, d_model: int, d_ff: int) -> None:
         """Raise ValueError if an FFN of this shape cannot carry these formats."""
         for name, value in (("d_model", d_model), ("d_ff", d_ff)):
+            at_least(name, value, 1)
             if self.any and value % 4:
                 raise ValueError(f"{name} is {value}, no multiple of 4; try {near(value, 4)}")
         if self.activation != "venom":

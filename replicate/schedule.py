@@ -31,6 +31,15 @@ def sparse_steps(cfg: TrainConfig) -> int:
     return math.floor(cfg.sparse_share * _after_warmup(cfg) + 0.5)
 
 
+def check(cfg: TrainConfig) -> None:
+    """Raise ValueError for a run that asks for sparse steps and has none."""
+    if cfg.model.sparsity.any and cfg.sparse_share and not sparse_steps(cfg):
+        raise ValueError(
+            f"no step is sparse: dense_warmup is {cfg.dense_warmup}, steps {cfg.steps}, sparse_share "
+            f"{cfg.sparse_share}; set a smaller dense_warmup, more steps, or sparse_share=0"
+        )
+
+
 def phase_at(step: int, cfg: TrainConfig) -> str:
     """Phase of `step`, "dense" or "sparse"."""
     return "sparse" if sparse_before(step + 1, cfg) > sparse_before(step, cfg) else "dense"

@@ -74,8 +74,8 @@ class Trainer:
 
     Raises:
         ValueError: if run_dir holds checkpoints of another configuration or corpus, or the backend that
-            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here; if the
-            kernel that config.attention names cannot; for a bfloat16 residual in another precision.
+            config.backend or REPLICATE_BACKEND names is none, or sparse steps cannot run on it here; if
+            config.attention's kernel cannot; for a bfloat16 residual elsewhere, or see `schedule.check`.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Trainer:
         self.device = pick_device(self.group.device(config.device))
         self.dtype = pick_dtype(config.dtype, self.device)
         engines.requested(config.backend)
+        schedule.check(config)
         self.backend = None  # the engine of sparse steps, if there are any
         if schedule.sparse_steps(config):
             self.backend = engines.select(self.device, config.backend, self.dtype)

@@ -235,6 +235,15 @@ def test_suggested_d_ff_always_works(n, k, d_ff, block):
     assert d_ff % (4 * n) == 0
 
 
+SIZES = ((0, 8, "d_model is 0"), (-4, 8, "d_model is -4"), (8, 0, "d_ff is 0"), (8, -8, "d_ff is -8"))
+
+
+@pytest.mark.parametrize(("d_model", "d_ff", "pattern"), SIZES)
+@pytest.mark.parametrize("name", ["dense", "act24", "venom16"])
+def test_a_layer_has_a_size(name, d_model, d_ff, pattern):
+    refuses(f"{pattern}; choose 1 or more", SPARSITY_PRESETS[name].check_shape, d_model, d_ff)
+
+
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [

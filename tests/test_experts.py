@@ -72,7 +72,9 @@ def test_training_evens_the_load():
     assert before > 1.3 > 1.1 > load()
 
 
-@pytest.mark.parametrize("name, value", [("inner", True), ("w1", True), ("activation", "24")])
+@pytest.mark.parametrize(
+    "name, value", [("inner", True), ("w1", True), ("activation", "24"), ("refresh_every", 5)]
+)
 def test_only_dense_experts(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value!r}; routing"):
         SparsityConfig(**{**vars(FORMATS), name: value})

@@ -492,6 +492,14 @@ def test_baselines_train_without_sparse_layers(data):
     assert "y2_sparsity" not in result["stats"][0]
 
 
+@pytest.mark.parametrize("changes", [{"dense_warmup": 24}, {"dense_warmup": 99}, {"sparse_share": 0.01}])
+def test_a_sparse_run_without_a_sparse_step_is_refused(changes, data):
+    with pytest.raises(ValueError, match=r"no step is sparse: dense_warmup is .*, steps 24, sparse_share"):
+        Trainer(replace(RUN, **changes), data=data, progress=False)
+    for dense in ({"sparse_share": 0.0}, {"model": MODEL}):
+        Trainer(replace(RUN, **changes | dense), data=data, progress=False)
+
+
 def test_train_returns_the_record_and_calls_back(tmp_path):
     seen = []
     config = replace(RUN, steps=6, dense_warmup=3)

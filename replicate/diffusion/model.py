@@ -51,7 +51,8 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("channels", "frames", "size", "patch", "frame_patch", "n_classes", "n_layer", "n_head"):
+        counts = ("channels", "frames", "size", "patch", "frame_patch", "n_classes")
+        for name in (*counts, "n_layer", "d_model", "d_ff", "n_head"):
             at_least(name, getattr(self, name), 1)
         for whole, part in (("size", "patch"), ("frames", "frame_patch"), ("d_model", "n_head")):
             if getattr(self, whole) % getattr(self, part):

@@ -24,6 +24,7 @@ from replicate.diffusion.glyphs import Glyphs, seed_of
 from replicate.diffusion.model import Attention, DiT, DiTConfig, between, flow_loss, run_block
 from replicate.evaluate import evaluating
 from replicate.kernels import layer
+from replicate.settings.checks import alone
 from replicate.settings.presets import SPARSITY_PRESETS
 from replicate.settings.text import with_changes
 from replicate.swap import start_sparse
@@ -35,6 +36,10 @@ from replicate.training.step import OptimizerStep, make_optimizer
 
 BINS = 8  # of times, in which the held-out loss is split
 WINDOWS = 100  # of a run, each with its mean training loss in the record
+NO_EFFECT = {  # settings of texts, at the only value that they have here
+    "corpus": ("glyphs",), "grad_accum": (1,), "residual": ("float32",), "stats_every": (20,),
+    "eval_every": (0,), "checkpoint_every": (0,), "attention": ("auto",), "parallel": ("auto",),
+}  # fmt: skip
 CHOSEN_TOGETHER = ("block16", "tile24")  # tokens choose together, which a text forbids
 
 
@@ -51,6 +56,7 @@ class DiffusionConfig(TrainConfig):
         super().__post_init__()
         if not 0 <= self.class_drop < 1:
             raise ValueError(f"class_drop is {self.class_drop}; choose 0 up to, but not, 1")
+        alone(self, "a diffusion run, where it has no effect,", **NO_EFFECT)
 
     @property
     def kind(self) -> str:
@@ -105,8 +111,10 @@ def train(config: DiffusionConfig, *, progress: bool = True) -> tuple[DiT, dict[
         attention (its kernel), cuda_graph.
 
     Raises:
-        RuntimeError: the loss or the gradient is not finite. ValueError: a device that is not here.
+        RuntimeError: the loss or the gradient is not finite. ValueError: a device that is not here, or see
+            `schedule.check`.
     """
+    schedule.check(config)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
 

@@ -83,6 +83,9 @@ def test_shapes_that_do_not_fit_are_refused(tiny):
         tiny(d_ff=48, sparsity=SPARSITY_PRESETS["venom16"])
     with pytest.raises(ValueError, match="sparsity needs activation='relu2'"):
         tiny(activation="gelu", sparsity=SPARSITY_PRESETS["act24"])
+    for name in ("d_model", "d_ff"):
+        with pytest.raises(ValueError, match=f"{name} is 0; choose 1 or more"):
+            tiny(**{name: 0})
     model = DiT(tiny())
     with pytest.raises(ValueError, match=r"shape \(1, 8, 8\)"):
         model(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))

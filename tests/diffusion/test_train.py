@@ -92,6 +92,11 @@ def test_compiled_blocks_train_as_they_are(arm, monkeypatch):
     assert 1 <= len(graphs) <= (6 if arm == "tile24" else 2), "a block a phase, not a block a layer"
 
 
+def test_a_sparse_arm_has_sparse_steps():
+    with pytest.raises(ValueError, match="no step is sparse: dense_warmup is 4, steps 4"):
+        train(small("act24", dense_warmup=4), progress=False)
+
+
 def test_runs_repeat_and_seeds_differ():
     first, again, other = (train(small("act24", seed=s), progress=False)[1]["losses"] for s in (1, 1, 2))
     assert first == again and first != other
@@ -171,6 +176,12 @@ def test_configurations_are_checked_and_hashed():
         DiffusionConfig(class_drop=1.0)
     with pytest.raises(ValueError, match="blocks of v rows"):
         small("block16", batch_size=3)
+    for name, value in (
+        ("grad_accum", 2), ("residual", "bfloat16"), ("stats_every", 5), ("eval_every", 5),
+        ("checkpoint_every", 5), ("corpus", "stdlib"), ("attention", "torch"), ("parallel", "ddp"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} is {value!r}; a diffusion run, .* no effect, needs"):
+            small("dense", **{name: value})
     configs = [
         config_of(kind, "gpu", arm, seed) for kind in ("image", "video") for arm in ARMS for seed in (1, 2)
     ]
