@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from replicate.settings.checks import at_least
+
 if TYPE_CHECKING:
     from replicate.gpt import GPT
 
@@ -160,16 +162,20 @@ def generate(
     graph: bool = False,
 ) -> Tensor:  # fmt: skip
     """What `GPT.generate` says."""
-    if temperature < 0 or idx.shape[-1] < 1:
-        raise ValueError(f"temperature {temperature}, {idx.shape[-1]} tokens: choose 0 or more, 1 or more")
+    for name, value, low in (("n", n, 0), ("temperature", temperature, 0), ("top_k", top_k, 1)):
+        at_least(name, low if value is None else value, low)
+    if idx.dim() != 2 or not idx.shape[1]:
+        raise ValueError(f"idx has shape {tuple(idx.shape)}; give [B, S], S at least 1")
+    for c in (ffn.config for ffn in model.ffns() if ffn.phase == "sparse" and not ffn.config.causal):
+        how = f"routing {c.routing!r} and selection {c.selection!r}"
+        raise ValueError(f"tokens choose together by {how}; for texts call set_phase('dense')")
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
     limit = model.config.seq_len
-    apart = all(ffn.config.causal or ffn.phase == "dense" for ffn in model.ffns())
     caches, unread = [KVCache() for _ in model.blocks], idx
     step = TokenStep(model, min(limit, idx.shape[-1] + n)) if graph else None
     with held(model):
         for _ in range(n):
-            if apart and idx.shape[-1] <= limit:
+            if idx.shape[-1] <= limit:
                 logits = model.extend(unread, caches) if step is None else step(unread)
             else:
                 logits = model(idx[:, -limit:])[0][:, -1]

@@ -115,8 +115,7 @@ class GPT(SparseModel):
         """Continue `idx` by `n` tokens drawn from the model, the same ones for the same seed.
 
         Keys and values of earlier tokens are kept, so a further token costs one token's work, until the text
-        is longer than seq_len: then all of the window moves, and is read again. So it is for every token if
-        tokens see each other in the FFN (see `SparsityConfig.causal`). The weights are held meanwhile.
+        is longer than seq_len: then all of the window moves, and is read again. Weights are held meanwhile.
 
         Args:
             idx: token ids [B, S], S at least 1. Only the last seq_len tokens are read.
@@ -130,7 +129,8 @@ class GPT(SparseModel):
             ids [B, S + n].
 
         Raises:
-            ValueError: temperature is negative, or idx has no token.
+            ValueError: n or temperature is negative, top_k below 1, idx without a token or no [B, S]; tokens
+                choose together in the sparse phase (see `SparsityConfig.causal`).
         """
         return generate(self, idx, n, temperature, top_k, seed, graph)
 

@@ -208,7 +208,7 @@ def token_permutation(clusters: Tensor, n_clusters: int) -> TokenLists:
         clusters: [T, k] cluster ids. n_clusters: of all clusters; some may get no token.
 
     Raises:
-        ValueError: clusters is no matrix, or names a cluster beyond the last.
+        ValueError: clusters is no matrix, or names a cluster that does not exist.
     """
     if clusters.dim() != 2:
         raise ValueError(f"clusters must be [T, k], got shape {tuple(clusters.shape)}")
@@ -236,8 +236,10 @@ def permuted_venom(y: Tensor, lists: TokenLists, v: int) -> tuple[Tensor, Tensor
         (matrix [R, F], row [T k] of each entry of lists.tokens in the matrix).
 
     Raises:
-        ValueError: F does not divide into n groups of a multiple of four.
+        ValueError: F does not divide into n groups of a multiple of four, or v is below 1.
     """
+    if v < 1:
+        raise ValueError(f"v is {v}; choose 1 or more rows of a block")
     n = len(lists.offsets) - 1
     d_ff = y.shape[1]
     if d_ff % (4 * n):
@@ -272,12 +274,10 @@ def _chosen(clusters: Tensor, n_clusters: int) -> Tensor:
 
 def _counts(clusters: Tensor, n_clusters: int) -> Tensor:
     """Choices [n] each cluster got."""
-    counts = torch.bincount(clusters.flatten(), minlength=n_clusters)
-    if len(counts) > n_clusters:
-        raise ValueError(
-            f"clusters name cluster {len(counts) - 1}, but n_clusters = {n_clusters} ends before it"
-        )
-    return counts
+    wrong = clusters[(clusters < 0) | (clusters >= n_clusters)]
+    if len(wrong):
+        raise ValueError(f"clusters name cluster {wrong[0]}; n_clusters = {n_clusters} counts from 0")
+    return torch.bincount(clusters.flatten(), minlength=n_clusters)
 
 
 def _spread_start(points: Tensor, n: int, seed: int) -> Tensor:

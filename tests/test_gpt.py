@@ -191,10 +191,26 @@ def test_bad_input_is_named():
     model = make()
     with pytest.raises(ValueError, match=r"17 tokens; seq_len is 16"):
         model(ids(1, 17))
-    with pytest.raises(ValueError, match="temperature -1"):
-        model.generate(ids(1, 2), 1, temperature=-1)
-    with pytest.raises(ValueError, match="0 tokens"):
-        model.generate(ids(1, 0), 1)
+    for arguments, message in (
+        ({"temperature": -1}, "temperature is -1; choose 0 or more"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0; choose 1 or more"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"n": -1}, "n is -1; choose 0 or more"),
+        ({"idx": ids(1, 0)}, r"idx has shape \(1, 0\); give \[B, S\]"),
+        ({"idx": ids(1, 4)[0]}, r"idx has shape \(4,\); give \[B, S\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**({"idx": ids(1, 2), "n": 1} | arguments))
+
+
+@pytest.mark.parametrize(("name", "way"), [("block16", "oracle-block"), ("tile24", "tile")])
+def test_no_text_is_written_where_tokens_choose_together(name, way):
+    model, prompt = sparse_model(name), ids(1, 5)
+    with pytest.raises(ValueError, match=rf"choose together by .*{way}.*set_phase\('dense'\)"):
+        model.generate(prompt, 2)
+    model.set_phase("dense")
+    assert torch.equal(model.generate(prompt, 4, temperature=0), windowed(model, prompt, 4))
 
 
 def test_baselines_have_no_sparse_ffn():

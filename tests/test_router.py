@@ -305,6 +305,8 @@ def test_permutation_and_inverse_restore_the_order(choice):
 def test_an_cluster_beyond_the_last_raises(function):
     with pytest.raises(ValueError, match=r"cluster 4.*n_clusters = 4"):
         function(torch.tensor([[1], [4]]), 4)
+    with pytest.raises(ValueError, match="cluster -1; n_clusters = 4 counts from 0"):
+        function(torch.tensor([[1], [-1]]), 4)
     with pytest.raises(ValueError, match=r"\[T, k\].*\(2,\)"):
         token_permutation(torch.tensor([0, 1]), 2)
 
@@ -336,6 +338,9 @@ def test_permuted_venom_arguments():
     lists = token_permutation(torch.tensor([[0], [1]]), 2)
     with pytest.raises(ValueError, match="d_ff is 12, no multiple of 4 n = 8"):
         permuted_venom(torch.ones(2, 12), lists, 4)
+    for v in (0, -3):
+        with pytest.raises(ValueError, match=f"v is {v}; choose 1 or more"):
+            permuted_venom(torch.ones(2, 8), lists, v)
 
 
 # Load

@@ -116,8 +116,10 @@ def select(device: torch.device | str, backend: str | None = None, dtype: torch.
 
 
 def report(device: torch.device | str | None = None) -> str:
-    """One line: the device, the engine selected for it, and why."""
+    """One line: the device, the engine selected for it, and why; ValueError for a GPU that is not here."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    here = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    check(here, f"device is {str(device)!r}, and there are {torch.cuda.device_count()} GPUs; choose 'cpu'")
     asked = requested()
     why = "by capability" if asked == "auto" else f"REPLICATE_BACKEND={asked}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -158,8 +158,11 @@ def run_speedup(share: float, step: float) -> float:
 def step_needed(run: float, share: float) -> float | None:
     """The step speed-up with which a run with this share of sparse steps is `run` times as fast.
 
-    None if no speed-up is enough: even free sparse steps give only 1 / (1 - share).
+    None if no speed-up is enough: even free sparse steps give only 1 / (1 - share). Raises ValueError as
+    `run_speedup` does.
     """
+    if not run > 0:
+        raise ValueError(f"run is {run}; a speed-up is positive")
     left = 1 / run - (1 - _share("share", share))
     return share / left if left > 0 else None
 
@@ -173,13 +176,15 @@ def share_needed(run: float, step: float) -> float | None:
 
 
 def venom_needed(step: float, r: float) -> float | None:
-    """The Venom speed-up v with which a step is `step` times as fast; None if none is.
+    """The Venom speed-up v with which a step is `step` times as fast; None if none is, or r is 0.
 
     Two products stay 2:4, so the FFN gains at most 3 TWO_FOUR, and r bounds the rest.
     """
     if not step >= 1:
         raise ValueError(f"step is {step}; need 1 or more")
-    ffn_time = 1 - (1 - 1 / step) / _share("r", r)  # of the dense FFN's
+    if not _share("r", r):
+        return None
+    ffn_time = 1 - (1 - 1 / step) / r  # of the dense FFN's
     left = 6 * ffn_time - 2 / TWO_FOUR
     return 4 / left if left > 1e-12 else None
 

@@ -126,6 +126,7 @@ def test_what_cannot_be_reached_is_none():
     assert flops.step_needed(1.387, 10 / 48) is None
     assert flops.share_needed(3.0, 2.2) is None
     assert flops.venom_needed(4.2, 0.82) is None
+    assert flops.venom_needed(1.5, 0) is None
     assert flops.step_speedup(1.0, math.inf, math.inf) == math.inf
 
 
@@ -151,6 +152,9 @@ def test_a_recipe_is_counted_by_its_products():
         (lambda: flops.step_speedup(1.2, 8), "r is 1.2"),
         (lambda: flops.run_speedup(-0.1, 2), "share is -0.1"),
         (lambda: flops.run_speedup(0.5, 0), "step is 0"),
+        (lambda: flops.step_needed(0, 0.5), "run is 0; a speed-up is positive"),
+        (lambda: flops.step_needed(-1, 0.5), "run is -1"),
+        (lambda: flops.step_needed(math.nan, 0.5), "run is nan"),
         (lambda: flops.share_needed(1.5, 1.0), "step is 1.0"),
         (lambda: flops.venom_needed(0.5, 0.8), "step is 0.5"),
         (lambda: flops.shares(ModelConfig(), attention="half"), "attention is 'half'"),

@@ -105,6 +105,8 @@ def test_backend_selection(monkeypatch):
     monkeypatch.delenv("REPLICATE_BACKEND", raising=False)
     assert engines.select("cpu") == "reference"
     assert "reference on cpu (by capability" in report("cpu")
+    with pytest.raises(ValueError, match=r"device is 'cuda:99', and there are .* choose 'cpu'"):
+        report("cuda:99")
     with pytest.raises(ValueError, match="'cusparselt' cannot run on cpu"):
         engines.select("cpu", "cusparselt")
     with pytest.raises(ValueError, match="backend is 'cuda'"):
