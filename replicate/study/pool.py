@@ -8,6 +8,7 @@ their parent, however that ends. All workers of a computer share its cores: see 
 """
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -132,6 +133,7 @@ class Worker(threading.Thread):
         self.config: TrainConfig | None = None  # that it is at
         self.share: Share = (0.0, 0.0)
         self.process: subprocess.Popen | None = None
+        self.stopped, self.lock = False, threading.Lock()  # of `stopped` and of starting a process
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process it logs
 
     def run(self) -> None:
@@ -147,20 +149,27 @@ class Worker(threading.Thread):
                 self.answers.put((config, answer))
 
     def stop(self) -> None:
-        """End the process: at once if it is at work, else by closing its input."""
-        if self.process is None:
-            return
+        """End the process, at once if it is at work, else by closing its input; none starts after that."""
+        with self.lock:
+            self.stopped = True
         if self.is_alive():
-            self.process.kill()
-        try:
-            self.process.stdin.close()
-            self.process.wait(timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
+            if process := self.process:
+                process.kill()
+            self.join(timeout=10)
+        if self.is_alive():
+            return
+        if self.process:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+            self._post_mortem()
+        self.log.close()
 
     def _train(self, config: TrainConfig, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.process = self.process or self._spawn()
+            with self.lock:
+                if self.stopped:
+                    raise OSError
+                self.process = self.process or self._spawn()
             self.share, self.config = (0.0, 0.0), config
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -183,6 +192,9 @@ class Worker(threading.Thread):
         except subprocess.TimeoutExpired:
             process.kill()
             status = "late"
+        for stream in (process.stdin, process.stdout) if process else ():
+            with contextlib.suppress(OSError):
+                stream.close()
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").strip().splitlines()
         return f"(status {status}){': ' + lines[-1] if lines else ''}"

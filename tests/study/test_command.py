@@ -1,6 +1,11 @@
 """The study in portions: order, budget, what is stored, and the table of what is missing."""
 
+import collections
 import os
+import queue
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -168,6 +173,63 @@ def test_fewer_than_one_process_is_refused(capsys, workers):
     assert capsys.readouterr().err == f"replicate: workers is {workers}; choose 1 or more\n"
     with pytest.raises(ValueError, match=f"workers is {workers}; choose 1 or more"):
         next(pool.train_all([RUN], int(workers)))
+
+
+class Sleeper(pool.Worker):
+    """Its process sleeps, and takes `delay` to start."""
+
+    delay = 0.0
+
+    def _spawn(self):
+        self.spawns = True
+        time.sleep(self.delay)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
+        self.made = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(60)"], text=True, **pipes
+        )
+        return self.made
+
+
+def sleeper(delay):
+    found = Sleeper(collections.deque([(RUN, {})]), queue.Queue(), ["slot"], lambda config: True, {})
+    found.spawns, found.made, found.delay = False, None, delay
+    found.start()
+    return found
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+def test_no_process_outlives_its_worker(delay):
+    """Neither one that trains nor one that is just starting."""
+    worker = sleeper(delay)
+    while not (worker.spawns if delay else worker.config):
+        time.sleep(0.01)
+    worker.stop()
+    worker.join(5)
+    assert worker.made.wait(5) and worker.process is None
+    assert worker.log.closed and worker.made.stdin.closed and worker.made.stdout.closed
+    assert "error" in worker.answers.get_nowait()[1]
+
+
+def test_no_process_starts_after_the_end(monkeypatch):
+    asked = threading.Event()
+    monkeypatch.setattr(Sleeper, "start", lambda worker: None)
+    worker = sleeper(0.0)
+    worker.admit = lambda config: asked.set() or time.sleep(0.5) or True  # the end comes in this moment
+    threading.Thread.start(worker)
+    asked.wait(5)
+    worker.stop()
+    worker.join(5)
+    assert not worker.spawns and worker.log.closed
+
+
+def test_workers_leave_nothing_open(monkeypatch):
+    made, init = [], pool.Worker.__init__
+    monkeypatch.setattr(pool.Worker, "__init__", lambda self, *a: made.append(self) or init(self, *a))
+    streams, spawn = [], pool.Worker._spawn
+    monkeypatch.setattr(pool.Worker, "_spawn", lambda self: streams.append(spawn(self)) or streams[-1])
+    ((_, answer),) = pool.train_all([RUN], 1)
+    assert "results" in answer and streams[0].returncode is not None
+    assert made[0].log.closed and streams[0].stdin.closed and streams[0].stdout.closed
 
 
 def test_records_of_long_runs_are_small():
