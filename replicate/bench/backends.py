@@ -15,7 +15,7 @@ import pandas as pd
 
 from replicate.config import TrainConfig
 from replicate.settings.presets import SPARSITY_PRESETS, train_preset
-from replicate.settings.text import from_dict, to_dict
+from replicate.settings.text import from_dict, refuse, to_dict
 from replicate.study import pool, records, worker
 from replicate.training import checkpoint
 
@@ -25,11 +25,13 @@ SEEDS = (1, 2)
 BACKENDS = ("reference", "auto")
 SPREADS = ("seeds", "final_seeds")
 WINDOW = 20
+GIVEN = {"model.sparsity": "use --arms", "seed": f"they are {SEEDS}", "backend": f"they are {BACKENDS}"}
 Run = tuple[str, int, str]  # arm, seed, backend
 
 
 def config(arms: Sequence[str] = ARMS, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """What identifies a run: laptop shapes, an early sparse start and bfloat16, but for `changes`."""
+    refuse(changes or {}, GIVEN)
     base = {"steps": 400, "dense_warmup": 50, "stats_every": 0, "dtype": "bfloat16"} | (changes or {})
     train = train_preset("laptop", arms[0], backend=BACKENDS[0], seed=0, **base)
     c = {"what": "backends", "arms": list(arms), "seeds": list(SEEDS), "window": WINDOW}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from replicate.config import TrainConfig
 from replicate.settings.presets import train_preset
-from replicate.settings.text import from_dict, to_dict
+from replicate.settings.text import from_dict, refuse, to_dict
 from replicate.study import records
 from replicate.text.synthetic import MOST_SYMBOLS
 from replicate.train import Trainer
@@ -21,11 +21,20 @@ KIND = "bench-train"
 # How a plain loop may be compiled: as torch.compile does by default, and for the least launches.
 MODES = ("default", "reduce-overhead")
 
+GIVEN = {
+    "steps": "use --turn and --repeats", "lr_warmup": "it is 0 for a steady rate",
+    "eval_every": "it is 0: training alone is timed", "model.sparsity": "the model is dense",
+}  # fmt: skip
+
 
 def config(
     preset: str = "smoke", changes: dict[str, Any] | None = None, repeats: int = 15, turn: int = 20
 ) -> dict[str, Any]:
-    """What identifies a run: a dense training configuration, and `repeats` turns of `turn` steps."""
+    """What identifies a run: a dense training configuration, and `repeats` turns of `turn` steps.
+
+    Raises ValueError for changes of what is GIVEN, or unknown.
+    """
+    refuse(changes or {}, GIVEN)
     train = train_preset(preset, **(changes or {}))
     # One step more than is run, so that there is no final evaluation.
     train = replace(train, steps=turn * (repeats + 1) + 1, lr_warmup=0, eval_every=0)

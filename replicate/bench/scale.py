@@ -29,7 +29,7 @@ from replicate.bench import timing
 from replicate.config import TrainConfig
 from replicate.gpt import GPT
 from replicate.settings.presets import train_preset
-from replicate.settings.text import from_dict, to_dict
+from replicate.settings.text import from_dict, refuse, to_dict
 from replicate.study import records
 from replicate.training import attention, parallel
 from replicate.training.compiled import compiled_loss
@@ -42,6 +42,10 @@ SPARSITY = ("dense", "recipe")
 ENGINES = ("ddp", "fsdp")
 WARM = 4  # steps of each case before any is timed: they compile, tune, allocate, and one is captured
 LR = 1e-6
+GIVEN = {
+    "grad_accum": "use --micro", "model.n_layer": "use --layers", "model.sparsity": "use --sparsity",
+    "lr": f"it is {LR}", "lr_warmup": "it is 0", "parallel": "both ways are measured",
+}  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -62,11 +66,12 @@ def config(
         micro: micro-batches a step. repeats: timed steps of a case.
         changes: of the training preset, as `--set` gives them.
 
-    Raises ValueError for several depths, or something unknown.
+    Raises ValueError for several depths, a change of what is GIVEN, or something unknown.
     """
     count = torch.cuda.device_count() if processes is None else processes
     if len(layers) != 1 or layers[0] < 1:
         raise ValueError(f"layers {list(layers)}: scale measures one depth, such as 6")
+    refuse(changes or {}, GIVEN)
     train = train_preset(preset, **{"dtype": "bfloat16", "compile": True, **(changes or {})})
     model = replace(train.model, n_layer=layers[0])
     train = replace(train, model=model, grad_accum=micro, lr=LR, lr_warmup=0)

@@ -22,8 +22,9 @@ from replicate.diffusion.model import DiT, sample
 from replicate.diffusion.score import Judge, pack
 from replicate.diffusion.train import ARMS, PRESETS, DiffusionConfig, config_of, train
 from replicate.evaluate import evaluating
+from replicate.settings.text import refuse
 from replicate.study.records import Record, RecordStore, make_record
-from replicate.system.console import changes, check_folder, say
+from replicate.system.console import changes, check_folder, check_minutes, say
 from replicate.training.device import pick_device, pick_dtype, reproducible
 
 KIND = "diffusion"
@@ -34,6 +35,9 @@ JUDGED: dict[tuple[str, str], dict[str, int]] = {  # by kind and profile, see `J
     ("image", "smoke"): _QUICK, ("video", "smoke"): _QUICK | {"n": 36},
     ("image", "gpu"): {"n": 2304}, ("video", "gpu"): {"n": 1152},
 }  # fmt: skip
+# Settings that options give.
+GIVEN = {"seed": "use --seeds", "device": "use --device"}
+GIVEN |= dict.fromkeys(("model.sparsity", "model.activation"), "use --arms")
 
 Run = tuple[str, DiffusionConfig]
 
@@ -41,10 +45,12 @@ Run = tuple[str, DiffusionConfig]
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score the missing runs, a record each; returns the exit status."""
     args = _parser().parse_args(argv)
-    changed = changes(args.set) | {"device": args.device}
+    refuse(changed := changes(args.set), GIVEN)
+    check_minutes(args.minutes)
+    kinds, seeds, arms = (dict.fromkeys(names) for names in (args.kind, args.seeds, args.arms or ARMS))
     runs = [
-        (arm, config_of(kind, args.profile, arm, seed, **changed))
-        for kind in args.kind for seed in args.seeds for arm in args.arms or ARMS
+        (arm, config_of(kind, args.profile, arm, seed, device=args.device, **changed))
+        for kind in kinds for seed in seeds for arm in arms
     ]  # fmt: skip
     store = RecordStore(root=args.out)
     if args.status:

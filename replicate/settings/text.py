@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -53,6 +54,14 @@ def with_changes(config: Any, changes: dict[str, Any]) -> Any:
             )
         flat[head] = with_changes(part, inner)
     return replace(config, **flat)
+
+
+def refuse(changes: Iterable[str], instead: Mapping[str, str]) -> None:
+    """Raise ValueError for a change of a setting, or of its parts, that `instead` names; it says why."""
+    for key in changes:
+        for own, way in instead.items():
+            if f"{key}.".startswith(f"{own}."):
+                raise ValueError(f"{key} cannot be changed here; {way}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from replicate.config import TrainConfig
 from replicate.settings.presets import PRESET_OF
-from replicate.settings.text import config_hash, with_changes
+from replicate.settings.text import config_hash, refuse, with_changes
 from replicate.study import completion, estimate, plans, pool
 from replicate.study.progress import clock
 from replicate.study.records import RecordStore
 from replicate.study.runs import Outcome, Study, look_up
-from replicate.system.console import again, changes, check_folder
+from replicate.system.console import again, changes, check_folder, check_minutes
 
 Runs = Sequence[tuple[str, TrainConfig]]
 
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pool.check_workers(args.workers)
     if args.profile not in PRESET_OF:
         raise ValueError(f"profile is {args.profile!r}; choose one of {', '.join(PRESET_OF)}")
-    changed = changes(args.set)
+    refuse(changed := changes(args.set), {"seed": "use --seeds"})
+    check_minutes(args.minutes)
     runs = [(n, with_changes(c, changed)) for n, c in plans.queue(args.profile, args.seeds, args.arms)]
     if args.rerun < 0:
         raise ValueError(f"--rerun is {args.rerun}; choose 1 or more, or leave it out for the study itself")
@@ -74,11 +75,12 @@ def status(runs: Runs, store: RecordStore, kind: str = "train") -> str:
     """A table: an arm a line with its tokens a run and, a seed a column, recorded, cached or missing."""
     found = look_up({config_hash(config): config for _, config in runs}, store, kind)
     states = {name: {} for name, _ in runs}
-    tokens, missing = {}, 0
+    tokens, missing = {}, {}  # missing: by hash, since two arms may have one run
     for name, config in runs:
         _, state = found.get(config_hash(config), (None, "missing"))
         states[name][config.seed], tokens[name] = state, config.steps * config.tokens_per_step
-        missing += tokens[name] * (state == "missing")
+        if state == "missing":
+            missing[config_hash(config)] = tokens[name]
     seeds, width = sorted({config.seed for _, config in runs}), max(map(len, states))
     lines = [f"{'arm':{width}}  {'tokens':>8}  " + "  ".join(f"{f'seed {seed}':8}" for seed in seeds)]
     for name, by_seed in states.items():
@@ -86,7 +88,7 @@ def status(runs: Runs, store: RecordStore, kind: str = "train") -> str:
         lines.append(f"{name:{width}}  {tokens[name] / 1e6:7.1f}M  {cells}".rstrip())
     every = [state for by_seed in states.values() for state in by_seed.values()]
     total = ", ".join(f"{every.count(state)} {state}" for state in ("recorded", "cached", "missing"))
-    lines.append(f"{total}: {missing / 1e6:,.1f}M tokens to train")
+    lines.append(f"{total}: {sum(missing.values()) / 1e6:,.1f}M tokens to train")
     texts = {record.corpus["sha256"][:8] for record, _ in found.values() if record.corpus}
     if len(texts) > 1:
         lines.append(f"careful: their texts differ ({', '.join(sorted(texts))})")

@@ -72,6 +72,12 @@ def changes(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def check_minutes(minutes: float | None) -> None:
+    """Raise ValueError for a time limit that is none."""
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes is {minutes:g}; choose a positive number, or leave it out for no limit")
+
+
 def check_folder(option: str, folder: Path) -> None:
     """Make `folder` if it is missing. Raises ValueError, with the option, if nothing can be written there."""
     try:

@@ -21,6 +21,7 @@ import numpy as np
 import tiktoken
 
 from replicate.system import paths
+from replicate.system.console import check_file
 from replicate.system.files import write_atomic
 from replicate.text.corpora import load_corpus
 
@@ -213,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--vocab-size", type=int, default=RANKS)
     command.add_argument("--out", type=Path, help=f"default: {RANK_FILE.name}, for its own corpus only")
     args = parser.parse_args(argv)
+    if args.out:
+        check_file("--out", args.out)
     start = time.perf_counter()
     corpus = load_corpus(args.corpus)
     if args.out is None and (corpus.sha256, args.vocab_size) != (TRAINED_ON, RANKS):

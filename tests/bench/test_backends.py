@@ -36,6 +36,12 @@ def test_a_row_is_within_the_spread_of_seeds_pooled_over_arms(gap, within):
     assert ("False" in bench.table(record)) != within
 
 
+@pytest.mark.parametrize("name", ["seed", "backend", "model.sparsity.w1"])
+def test_what_the_benchmark_sets_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} cannot be changed here; "):
+        bench.config(changes={name: "1"})
+
+
 def test_both_backends_of_a_cpu_train_the_same_curve():
     changes = {"steps": 6, "dense_warmup": 2, "lr_warmup": 2, "final_window": 4, "dtype": "float32"}
     c = bench.config(("act24",), changes | {"model.n_layer": 1, "batch_size": 2})

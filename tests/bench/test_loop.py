@@ -48,6 +48,20 @@ def test_plain_loops_are_compiled_two_ways_and_large_vocabularies_drawn(monkeypa
     assert torch.equal(inputs[:, 1:], targets[:, :-1]) and inputs.max() > 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("steps", "use --turn and --repeats"),
+        ("lr_warmup", "it is 0"),
+        ("eval_every", "it is 0"),
+        ("model.sparsity.w1", "the model is dense"),
+    ],
+)
+def test_what_the_benchmark_sets_is_refused(name, why):
+    with pytest.raises(ValueError, match=f"{name} cannot be changed here; {why}"):
+        loop.config(changes={name: "5"})
+
+
 @pytest.mark.parametrize("changes", [{"model.dff": 3}, {"lr": "fast"}])
 def test_unknown_fields_and_values_are_refused(changes):
     with pytest.raises(ValueError):

@@ -48,6 +48,17 @@ def test_rows_compare_with_one_process_and_with_the_dense_case():
     [
         ({"layers": [1, 2]}, r"layers \[1, 2\]: scale measures one depth"),
         ({"sparsity": ["none"]}, "unknown sparsity preset 'none'"),
+        *(
+            ({"changes": TINY | {name: value}}, f"{name} cannot be changed here; {way}")
+            for name, value, way in (
+                ("grad_accum", 2, "use --micro"),
+                ("model.n_layer", 2, "use --layers"),
+                ("lr", 1e-3, "it is"),
+                ("lr_warmup", 5, "it is 0"),
+                ("model.sparsity.top_k", 2, "use --sparsity"),
+                ("parallel", "fsdp", "both ways"),
+            )
+        ),
     ],
 )
 def test_refuses(changes, message):

@@ -93,6 +93,20 @@ def test_bad_input_ends_in_one_line(capsys):
     for arguments, expected in (
         (["--arms", "w9"], "arm is 'w9'; choose of dense"),
         (["--part", "3/2"], "--part is '3/2'"),
+        (["--set", "seed=9"], "seed cannot be changed here; use --seeds"),
+        (["--set", "device=cuda"], "device cannot be changed here; use --device"),
+        (["--set", "model.sparsity.top_k=8"], "model.sparsity.top_k cannot be changed here; use --arms"),
+        (["--set", "model.activation=gelu"], "model.activation cannot be changed here; use --arms"),
+        (["--minutes", "-1"], "--minutes is -1; choose a positive number"),
+        (["--minutes", "nan"], "--minutes is nan"),
     ):
         status, _, err = run(capsys, *arguments)
         assert status == 2 and err.count("\n") == 1 and expected in err
+
+
+def test_what_is_named_twice_is_trained_once(capsys, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(command, "work", lambda runs, *_, **options: seen.extend(runs))
+    twice = ["--kind", "image", "image", "--seeds", "1", "1", "--arms", "dense", "act24", "dense"]
+    assert run(capsys, *twice, "--fresh", "--out", str(tmp_path))[0] == 0
+    assert [(arm, config.seed) for arm, config in seen] == [("dense", 1), ("act24", 1)]

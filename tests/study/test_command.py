@@ -175,6 +175,28 @@ def test_fewer_than_one_process_is_refused(capsys, workers):
         next(pool.train_all([RUN], int(workers)))
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        (["--minutes", "-1"], "--minutes is -1; choose a positive number"),
+        (["--minutes", "nan"], "--minutes is nan"),
+        (["--minutes", "0"], "--minutes is 0"),
+        (["--set", "seed=7"], "seed cannot be changed here; use --seeds"),
+    ],
+)
+def test_bad_options_end_in_one_line(capsys, monkeypatch, option, expected):
+    monkeypatch.setattr(command, "run", lambda *_, **__: pytest.fail("began"))
+    assert commands.main(["study", "run", *option]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"replicate: {expected}") and err.count("\n") == 1
+
+
+def test_tokens_of_a_run_with_two_names_are_counted_once(store):
+    one = replace(RUN, steps=10**6, lr_warmup=0)
+    table = command.status(named("dense", *seeds_of(one, 1, 2)) + named("again", one), store)
+    assert table.splitlines()[-1] == "0 recorded, 0 cached, 3 missing: 64.0M tokens to train"
+
+
 class Sleeper(pool.Worker):
     """Its process sleeps, and takes `delay` to start."""
 

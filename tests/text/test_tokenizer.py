@@ -171,6 +171,13 @@ def test_train_command_repeats_itself_byte_for_byte(tmp_path, capsys):
     assert "280 ranks in" in capsys.readouterr().out
 
 
+def test_train_command_looks_first_where_it_will_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "load_corpus", lambda name: pytest.fail("began"))
+    for out, why in ((tmp_path, "it is a folder"), (tmp_path / "none" / "x", "No such file")):
+        with pytest.raises(ValueError, match=rf"--out .* cannot be written \({why}"):
+            tokenizer.main(["train", "--out", str(out)])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
