@@ -228,7 +228,7 @@ def test_set_may_be_repeated():
 def test_claims_print_and_write(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("REPLICATE_FIGURES", str(tmp_path))
     status, out, _ = run(capsys, "claims", "--write")
-    assert status == 0 and "verdict" in out.splitlines()[0] and "claims:" in out
+    assert status == 0 and "verdict" in out.splitlines()[0] and "of them our own:" in out
     assert {path.name for path in tmp_path.iterdir()} == {"claims.md", "claims.csv"}
     status, out, _ = run(capsys, "claims")  # nothing was run here: the shipped verdicts
     assert status == 0 and "not run" not in out
@@ -267,7 +267,7 @@ def test_a_run_ends_with_the_claims_and_says_what_failed(capsys, monkeypatch, tm
     monkeypatch.setattr(runner, "run", fake)
     code, out, _ = run(capsys, "notebooks", "run", "--seed", "3", "--only", "01", "--keep-going", "--fresh")
     assert code == status and seen == [(("smoke", 3, ["01"], True), {"fresh": True})]
-    assert "claims:" in out and (tmp_path / "claims.md").exists()
+    assert "of them our own:" in out and (tmp_path / "claims.md").exists()
     assert ("failed: 01_x" in out) == (status == 1)
 
 
