@@ -23,6 +23,19 @@ def of_seeds(kind, arms, seeds):
     return [(kind, arm, seed) for arm in arms for seed in seeds]
 
 
+def test_what_the_chapter_says_of_venom_on_pictures():
+    by_arm = diffusion_plots.runs("image")
+    for split in ("poses", "fonts"):
+        found, whole = (
+            diffusion_values.above(by_arm, split),
+            diffusion_values.losses(by_arm).loc["dense", split],
+        )
+        for arm in ("venom16", "active16", "block16"):
+            gap = found[arm]
+            assert gap.n == 3 and 0.0295 < gap.mean / whole < 0.05, "three to five per cent"
+            assert 0.02 < gap.half / whole < 0.03, "give or take two and a half"
+
+
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
 def test_no_difference_is_called_from_one_or_two_seeds(tmp_path, seeds):
     store = stored(tmp_path, of_seeds("image", ("dense", "act24", "tile24"), seeds))

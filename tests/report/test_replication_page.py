@@ -63,7 +63,9 @@ def test_what_the_prose_says_of_weights():
         assert gap(scale, "w1+w1t", "w1, same").mean > 0 and gap(scale, "w2+w2t", "w2, same").low > 0
         assert gap(scale, "w1+w2", "w1", "w2").mean > 0.2
         assert gap(scale, "recipe", "venom16").low > 0
-        assert abs(gap(scale, "w1+w2, same", "w1, same", "w2, same").mean) < 0.025, "they nearly add up"
+        more = gap(scale, "w1+w2, same", "w1, same", "w2, same")
+        assert 0 < more.mean < 0.025, "on average more than the sum"
+        assert (more.low > 0) == (scale != "gpu"), "by the whole interval"
         assert abs(gap(scale, "w1+w2+t", "w1+w1t", "w2+w2t").mean) < 0.02
     for scale in study.SIZES[1:]:
         for arm, row in (("w1", "W1"), ("w2", "W2"), ("w1+w2", "W1, W2")):
@@ -125,6 +127,9 @@ def test_what_the_prose_says_of_mixes_and_rates():
     assert worst.low > 0, "changing back and forth is worst"
     assert all(gap("gpu", f"dense, lr x {x}").mean > 0 for x in ("0.5", "2"))
     arms = ("act24", "venom16", "recipe", "w1+w2")
+    assert 2.5 < gap("laptop", "w1+w2, lr x 0.5").mean / gap("laptop", "w1+w2, lr x 2").mean < 3.5, (
+        "threefold"
+    )
     for rate in (", lr x 0.5", "", ", lr x 2"):
         costs = [gap("laptop", arm + rate).mean for arm in arms]
         assert costs == sorted(costs)
@@ -242,6 +247,9 @@ def test_what_the_prose_says_of_the_speed_by_activations():
     step, ranges = step_table.speeds("llama1b"), step_table.speed_ranges("llama1b")
     whole = study.runs("gpu")
     sparse = 1 - plans.everything("gpu")["active16x32"][0].dense_warmup / 3000
+    runs = {arm: flops.run_speedup(sparse, x) for arm, x in step.items() if arm in set(whole["arm"])}
+    above = {arm: time_to_loss.above_stopped(whole, arm, x).mean for arm, x in runs.items()}
+    assert {arm for arm in above if above[arm] < 0} == {"act24", "active16x32"}, "the only one with Venom"
     speed, *between = (flops.run_speedup(sparse, x) for x in (step["active16x32"], *ranges["active16x32"]))
     assert time_to_loss.side(whole, "active16x32", speed, between)[1].startswith("on it"), "level"
     assert 0.96 < step["active16x32"] / step["recipe"] < 1
@@ -258,6 +266,8 @@ def test_what_the_prose_says_of_memory():
     layers = report.layers().set_index("layer")
     memory = layers[["memory, 1B", "memory, 7B"]]
     assert (memory.loc["2:4 activations"] < 1).all()
+    by_hand = memory.loc["2:4 activations"] / memory.loc["dense, by hand"]
+    assert ((by_hand > 0.9) & (by_hand <= 1)).all(), "little or nothing"
     assert (memory.loc["2:4 activations, weight gradients too"] > 1).all()
     assert (layers.filter(like="4 of", axis=0)[["memory, 1B", "memory, 7B"]] < 1).all(axis=None)
 
@@ -315,7 +325,7 @@ def test_what_the_prose_says_of_a_second_gpu():
     table = layer_tables.cards().set_index("layer")
     table = table[~table.index.str.startswith("dense")]
     first, second = (table.filter(like=card).to_numpy() for card in ("H200", "H100"))
-    assert (second <= first * 1.005).all() and (second > 0.85 * first).all(), "a little smaller"
+    assert (second <= first).all() and (second > 0.85 * first).all(), "a little smaller"
     for one, other in zip(first.T, second.T, strict=True):
         assert np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1] > 0.99, "same order"
 
@@ -339,6 +349,10 @@ def test_what_the_prose_says_of_width():
     assert third == "wide x4, 8 of 64" and rows[third].low < 0 < rows[third].high, "not told from dense"
     assert max(times[third]) < 1, "a little less time"
     assert all(rows[one].low < rows[arm].mean < rows[one].high for arm in ours), "one is wider"
+    for arm in ours:
+        beside = study.contrast(study.runs("gpu"), (arm, one), study.HELD)
+        assert beside.low < 0 < beside.high and abs(times[arm][0] - times[one][0]) < 0.02, "not told from it"
+        assert 1.15 < times[arm][0] < 1.25, "a fifth more"
     narrow = found[(found["d_ff"] == 1)]["loss"]
     assert (narrow.map(lambda loss: loss.low) > 0).all(), "those that were to save time"
 

@@ -139,6 +139,11 @@ def venom_mask(answer, x, wanted, v, m, n=2):
             f"{_row(i, j, r, v, m)} venom_mask keeps {count} entries. It should keep n = {n}.{extra}"
         )
     i, j, r, c = (got & ~right_one).nonzero()[0].tolist()
+    if c not in size[i, j].sum(0).argsort(descending=True, stable=True)[:4].tolist():
+        raise NotYet(
+            f"{_row(i, j, r, v, m)} venom_mask keeps column {j * m + c}, which is none of the 4 that stay. "
+            "Choose among these only, also where they hold zeros."
+        )
     other = (right_one & ~got)[i, j, r].nonzero()[0].item()
     equal = size[i, j, r, c] == size[i, j, r, other]
     why = (

@@ -39,22 +39,6 @@ def venom_mask(x, v, m, n=2):
 """
 
 WRONG = {
-    "zeros are outside the four columns": (
-        "venom",
-        """
-def venom_mask(x, v, m, n=2):
-    mask = torch.zeros_like(x, dtype=torch.bool)
-    for i in range(0, x.shape[0], v):
-        for j in range(0, x.shape[1], m):
-            block = x[i : i + v, j : j + m].abs()
-            columns = block.sum(0).argsort(descending=True, stable=True)[:4]
-            others = torch.ones(m, dtype=torch.bool).index_fill(0, columns, False)
-            places = block.masked_fill(others, 0).argsort(dim=1, descending=True, stable=True)[:, :n]
-            mask[i : i + v, j : j + m].scatter_(1, places, True)
-    return mask
-""",
-        "keeps",
-    ),
     "overlapping groups": (
         "is24",
         """
@@ -230,17 +214,7 @@ def venom_mask(x, v, m, n=2):
     ),
     "the largest entry chooses the columns": (
         "venom",
-        """
-def venom_mask(x, v, m, n=2):
-    mask = torch.zeros_like(x, dtype=torch.bool)
-    for i in range(0, x.shape[0], v):
-        for j in range(0, x.shape[1], m):
-            block = x[i : i + v, j : j + m].abs()
-            columns = block.amax(0).argsort(descending=True, stable=True)[:4].sort().values
-            places = block[:, columns].argsort(dim=1, descending=True, stable=True)[:, :n]
-            mask[i : i + v, j : j + m].scatter_(1, columns[places], True)
-    return mask
-""",
+        VENOM.format(columns="block.amax(0).argsort(descending=True, stable=True)[:4].sort().values", n="n"),
         "does not decide",
     ),
     "a plain sum": (
@@ -286,6 +260,13 @@ def venom_mask(x, v, m, n=2):
             n="n",
         ),
         "They are equal, and the first counts",
+    ),
+    "zeros outside of the four columns": (
+        "venom",
+        VENOM.format(columns="block.sum(0).argsort(descending=True, stable=True)[:4].sort().values", n="n")
+        .replace("block[:, columns]", "torch.zeros_like(block).index_copy(1, columns, block[:, columns])")
+        .replace("columns[places]", "places"),
+        "keeps column 0, which is none of the 4",
     ),
     "squares": (
         "venom",

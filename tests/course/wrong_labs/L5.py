@@ -250,7 +250,7 @@ WRONG = {
         "holm",
         holm("for rank, i in enumerate(order):\n        if p_values[i] >= alpha / (m - rank):\n"
              "            break\n        found[i] = True"),
-        "0.05",
+        "says False about p = 0.05",
     ),
     "goes on after a failure": (
         "holm",
