@@ -78,7 +78,13 @@ def values() -> dict[str, str]:
     runs = study.runs("gpu")
     for arm in width.ON_ONE_CARD:
         out[f"{arm}, on one card"] = study.sentence(study.on_one_card("gpu40m", arm))
-    out["experts"] = width.peer(width.trade(runs), runs, width.times())
+    traded = width.trade(runs)
+    out["experts"] = width.peer(traded, runs, width.times())
+    finer = [pair.mean for pair in width.finer(traded, runs).values()]
+    out["finer, lower"] = f"{sum(mean < 0 for mean in finer)} of {len(finer)}"
+    out["finer, by"] = f"{-max(finer):.3f} to {-min(finer):.3f} nats"
+    for row in traded.itertuples():
+        out[f"{row.arm}, multiplications"] = f"{row.FLOPs:.2f} times"
     for scale in study.SIZES:
         out |= {f"{scale} {name}": text for name, text in _study_values(scale).items()}
     largest = study.TRAINED[-1]

@@ -1,5 +1,6 @@
 """Width instead of time: wider layers of which each token uses a share, at the FLOPs of a dense run."""
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from replicate.schedule import sparse_steps
 from replicate.settings.text import from_dict
 from replicate.study import results
 from replicate.study.records import CARD, Record, RecordStore
+from replicate.study.statistics import Stats
 from replicate.training import flops
 
 BESIDE = ("venom16", "venom16, 64 clusters", "active16x32", "active16, 64 clusters")  # as wide as dense
@@ -173,6 +175,16 @@ def peer(found: pd.DataFrame, runs: pd.DataFrame, times: Mapping[str, tuple[floa
     return f"Here {_lowest(best)}.{against}{_clock(best, times)}"
 
 
+def finer(found: pd.DataFrame, runs: pd.DataFrame) -> dict[tuple[str, str], Stats | None]:
+    """(coarser, finer) -> held-out loss of the finer above the other, of wider layers of ours that differ in
+    the number of clusters alone."""
+    ours, pairs = found[(found["d_ff"] > 1) & ~found["kind"].isin(["all neurons", PEER])], []
+    for _, alike in ours.groupby(["kind", "d_ff", "active"]):
+        arms = sorted(zip(alike["label"].str.split().str[-1].map(int), alike["arm"], strict=True))
+        pairs += itertools.pairwise(arm for _, arm in arms)
+    return {(one, other): study_tables.contrast(runs, (other, one), "valid_loss") for one, other in pairs}
+
+
 def _best(found: pd.DataFrame, kinds: Sequence[str]) -> Any | None:
     """The row with the lowest loss of those wider than dense with at most a fifth more FLOPs; None for none.
 
@@ -201,37 +213,45 @@ def _lowest(row: Any) -> str:
 
 
 def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
-    """Held-out loss minus dense over the FLOPs of a run, beside a line of dense runs, cut short and wider."""
+    """Held-out loss minus dense over the FLOPs of a run, beside a line of dense runs, cut short and wider.
+
+    Arms with one seed are hollow marks, without a name if they are sparse, and not on the line.
+    """
     fig, axes = plt.subplots(1, 2, figsize=(11, 5), sharex=True, sharey=True)
     speed, lost = time_to_loss.stopped_early(runs)
-    full = found[found["kind"] == "all neurons"]
-    line = [*zip(1 / speed[::-1], lost[::-1]), *((row.FLOPs, row.loss.mean) for row in full.itertuples())]
+    sure = found["loss"].map(lambda loss: loss.n > 1)
+    dense = found[sure & (found["kind"] == "all neurons")]
+    line = [*zip(1 / speed[::-1], lost[::-1]), *((row.FLOPs, row.loss.mean) for row in dense.itertuples())]
     ends = [0.0, *(end for s in found["loss"] for end in ((s.low, s.high) if s.n > 1 else (s.mean, s.mean)))]
     room, labels = max(ends) - min(ends), []
-    what = "dense: stopped early" + (", and wider" if len(full) else "")
+    what = "dense: stopped early" + (", and wider" if len(dense) else "")
     for ax, kinds in zip(axes, PANELS, strict=True):
         ax.plot(*zip(*line), color=figures.PALETTE["dense"], lw=1.4, label=what)
         ax.plot(1, 0, "o", color=figures.PALETTE["dense"], ms=7)
         ax.set(xscale="log", ylim=(min(ends) - 0.1 * room, max(ends) + 0.15 * room))
-        ax.set_xlim(0.8 * min(0.7, *found["FLOPs"]), 1.3 * max(1, *found["FLOPs"]))
+        ax.set_xlim(0.65 * min(0.7, *found["FLOPs"]), 1.15 * max(1.2, *found["FLOPs"]))
         ticks = [tick for tick in (0.6, 0.8, 1, 1.2, 1.5, 2, 3, 4) if tick < ax.get_xlim()[1]]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         ax.set_xticks([], minor=True)
         names, lines = [("dense", 1.0, 0.0)], [line]
         for kind in ("all neurons", *kinds):
-            look = {"fmt": figures.MARKERS[KINDS[kind]], "color": figures.PALETTE[KINDS[kind]], "ms": 7}
-            for i, row in enumerate(found[found["kind"] == kind].itertuples()):
-                label = f"chosen by {kind}" if i == 0 and kind != "all neurons" else None
-                ax.errorbar(row.FLOPs, row.loss.mean, yerr=row.loss.half, elinewidth=1, label=label, **look)
-                names.append((row.label, row.FLOPs, row.loss.mean))
-                if row.loss.n > 1:
-                    lines.append([(row.FLOPs, row.loss.low), (row.FLOPs, row.loss.high)])
+            mark, colour = figures.MARKERS[KINDS[kind]], figures.PALETTE[KINDS[kind]]
+            label = None if kind == "all neurons" else f"chosen by {kind}"
+            for row in found[found["kind"] == kind].itertuples():
+                at, full = (row.FLOPs, row.loss.mean), row.loss.n > 1
+                look = {"ms": 7, "mfc": colour, "zorder": 3} if full else {"ms": 6, "mfc": "white"}
+                ax.errorbar(*at, row.loss.half, fmt=mark, color=colour, elinewidth=1, label=label, **look)
+                bar = (row.loss.low, row.loss.high) if full else at[1:] * 2
+                lines.append([(row.FLOPs, end) for end in bar])
+                names += [(row.label, *at)] if full or kind == "all neurons" else []
+                label = None  # one entry of the legend
         ax.axhline(0, color="0.6", lw=0.8)
         ax.set_xlabel("multiplications of the run over those of the dense run")
         ax.legend(loc="upper right")
         labels.append((names, lines))
     axes[0].set_ylabel(f"held-out loss minus dense (nats), {scale} scale")
-    fig.suptitle("Below the line multiplications are well spent (bars: 95 % intervals)")
+    hollow = "" if sure.all() else "; hollow: one seed"
+    fig.suptitle(f"Below the line multiplications are well spent (bars: 95 % intervals{hollow})")
     for ax, (names, lines) in zip(axes, labels, strict=True):  # now that the layout is final
         study_plots.label_points(ax, names, avoid=lines)
     return fig

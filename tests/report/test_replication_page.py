@@ -357,6 +357,27 @@ def test_what_the_prose_says_of_width():
     assert (narrow.map(lambda loss: loss.low) > 0).all(), "those that were to save time"
 
 
+def test_what_the_report_says_of_the_other_combinations():
+    runs = study.runs("gpu")
+    found = width.trade(runs).set_index("arm")
+    screened = [arm for arm in found.index if "wide" in arm and found.loc[arm, "loss"].n == 1]
+    assert {found.loc[arm, "d_ff"] for arm in screened} == {2, 4, 8} and len(screened) > 10
+    chosen = [arm for arm in found.index if "wide" in arm and found.loc[arm, "loss"].n >= 3]
+    dates = {arm: [record.date for record in part["record"]] for arm, part in runs.groupby("arm")}
+    last = max(max(dates[arm]) for arm in chosen)
+    assert sum(dates[arm][0] > last for arm in screened) > 0.8 * len(screened), "most of them after"
+    finer = width.finer(found.reset_index(), runs)
+    assert len(finer) > 4 and all(pair.mean < 0 for pair in finer.values()), "more clusters end lower"
+    assert {pair.n for pair in finer.values()} == {1}, "one seed"
+    for arm in screened:
+        if arm.endswith(", 2:4 weights"):
+            assert study.contrast(runs, (arm, arm.removesuffix(", 2:4 weights")), study.HELD).mean > 0
+    lowest, dense = found["loss"].map(lambda loss: loss.mean).idxmin(), "dense, wide x4"
+    assert lowest == "wide x8, 16 of 128 by activations" and {lowest, dense} <= set(screened)
+    assert abs(found.loc[lowest, "loss"].mean - found.loc[dense, "loss"].mean) < 0.01, "close to it"
+    assert found.loc[dense, "FLOPs"] > found.loc[lowest, "FLOPs"] > 1.5, "far more than dense"
+
+
 def test_what_the_report_says_of_the_largest_models():
     sized, mixture = study.by_size(), "experts x4, 8 of 64"
     scales = [sized[mixture][scale] for scale in study.TRAINED[1:]]
@@ -376,7 +397,10 @@ def test_what_the_report_says_of_wide_layers_at_the_second_size():
     assert small[eighth].high < 0 and large[eighth].low < 0 < large[eighth].high
     assert 0.4 < large[eighth].mean / small[eighth].mean < 0.7, "about half"
     assert abs(large[sixteenth].mean) < 0.005 and width.times()[sixteenth][0] < 1.07, "level"
-    assert "wide x4, 16 of 64" not in large, "did not run"
+    quarter = "wide x4, 16 of 64"
+    assert small[quarter].high < 0 and large[quarter].n == 3 and large[quarter].low < 0 < large[quarter].high
+    ours = [arm for arm in large.index if arm.startswith("wide")]
+    assert not any(large[arm].high < 0 and small[arm].high < 0 for arm in ours), "none gains at both sizes"
     judged = shipped_table().loc["beyond-width"]
     assert (judged["scale"], judged["verdict"]) == ("gpu40m", "not testable here")
 

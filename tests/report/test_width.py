@@ -94,11 +94,43 @@ def test_the_peer_is_no_layer_of_ours():
     assert re.search(r"Seed by seed that is -0\.200 ± 0\.0\d+ \(3\) minus `wide x4, 16 of 64`\.", said)
 
 
-def test_one_seed_has_a_point_without_a_bar():
-    every = runs(**{"wide x4, 16 of 64": ("venom16", WIDE, 0.1)})
-    every = every[(every["arm"] != "wide x4, 16 of 64") | (every["seed"] == 1)]
-    assert width.trade(every).set_index("arm").loc["wide x4, 16 of 64", "loss"].n == 1
-    width.draw(width.trade(every), every, "gpu")
+def test_one_seed_is_a_hollow_mark_without_a_bar():
+    """It has no name, unless it is dense, and the line does not reach it."""
+    wider = {"wide x4, 16 of 64": ("venom16", WIDE, 0.1)}
+    wider |= {"dense, wide x2": ("dense", {"model.d_ff": 3072}, 0.03)}
+    wider |= {"dense, wide x4": ("dense", {"model.d_ff": 6144}, 0.07)}
+    every = runs(**wider)
+    alone = ["wide x4, 16 of 64", "dense, wide x4"]
+    every = every[~every["arm"].isin(alone) | (every["seed"] == 1)]
+    found = width.trade(every)
+    assert all(found.set_index("arm").loc[arm, "loss"].n == 1 for arm in alone)
+    figure = width.draw(found, every, "gpu")
+    left, right = figure.axes
+    named = {text.get_text() for ax in (left, right) for text in ax.texts}
+    assert {"dense x4", "dense x2", "dense"} <= named and "x4, 16 of 64" not in named
+    hollow = [line for line in left.lines if line.get_marker() != "None" and line.get_mfc() == "white"]
+    assert len(hollow) == 2 and "hollow: one seed" in figure.get_suptitle()
+    assert left.lines[0].get_xdata()[-1] == pytest.approx(
+        found.set_index("arm").loc["dense, wide x2", "FLOPs"]
+    )
+    for ax in (left, right):
+        low, high = ax.get_ylim()
+        assert all(low < x.mean < high for x in found["loss"]), "no point is cut off"
+
+
+def test_finer_pairs_differ_in_the_clusters_alone():
+    fine = {"model.sparsity.n_clusters": 128, "model.sparsity.top_k": 32}
+    every = runs(**{
+        "wide x4, 16 of 64": ("venom16", WIDE, 0.1),
+        "wide x4, 8 of 64": ("venom16", WIDE | {"model.sparsity.top_k": 8}, 0.2),
+        "wide x4, 32 of 128": ("venom16", WIDE | fine, 0.3),
+        "wide x4, 16 of 64 by activations": ("venom16", WIDE | BY_ACTIVATIONS, 0.4),
+        "wide x2, 16 of 64": ("venom16", WIDE | {"model.d_ff": 3072}, 0.5),
+    })  # fmt: skip
+    pairs = width.finer(width.trade(every), every)
+    assert list(pairs) == [("wide x4, 16 of 64", "wide x4, 32 of 128")]
+    (pair,) = pairs.values()
+    assert pair.n == 3 and pair.mean == pytest.approx(-0.2)
 
 
 def test_names_do_not_cover_each_other(ax):
