@@ -229,7 +229,7 @@ def draw(found: pd.DataFrame, runs: pd.DataFrame, scale: str) -> Figure:
         ax.plot(*zip(*line), color=figures.PALETTE["dense"], lw=1.4, label=what)
         ax.plot(1, 0, "o", color=figures.PALETTE["dense"], ms=7)
         ax.set(xscale="log", ylim=(min(ends) - 0.1 * room, max(ends) + 0.15 * room))
-        ax.set_xlim(0.65 * min(0.7, *found["FLOPs"]), 1.15 * max(1.2, *found["FLOPs"]))
+        ax.set_xlim(0.65 * min(0.7, *found["FLOPs"]), 1.15 * max(1.6, *found["FLOPs"]))
         ticks = [tick for tick in (0.6, 0.8, 1, 1.2, 1.5, 2, 3, 4) if tick < ax.get_xlim()[1]]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
         ax.set_xticks([], minor=True)
