@@ -350,6 +350,8 @@ def test_what_the_prose_says_of_width():
     unlearned = [row.arm for row in timed.itertuples() if row.kind in ("the router", "own activations")]
     ours = [arm for arm in unlearned if rows[arm].high < 0]
     assert len(ours) == 2, "two end below dense"
+    assert max(row.FLOPs for row in timed.itertuples() if row.arm in ours) < 1.2, "at most a fifth more"
+    assert -0.005 < rows["wide x4, 16 of 64"].high < 0, "only just leaves out zero"
     (third,) = set(unlearned) - set(ours)
     assert third == "wide x4, 8 of 64" and rows[third].low < 0 < rows[third].high, "not told from dense"
     assert max(times[third]) < 1, "a little less time"
